@@ -91,7 +91,7 @@ impl<S: SocketPort> TcpFlow<S> {
         }
         self.machine.set_receive_limit(io.receive_limit());
         let verdict = self.machine.on_segment(now, segment, actions);
-        self.perform(now, payload, io, actions);
+        self.perform(payload, io, actions);
         if self.wants_read() {
             self.read(now, io, actions);
         }
@@ -118,7 +118,7 @@ impl<S: SocketPort> TcpFlow<S> {
                 return Err(ConnectFailure(error));
             }
             self.machine.on_host_reset(actions);
-            self.perform(now, &[], io, actions);
+            self.perform(&[], io, actions);
             return Ok(());
         }
         self.readable |= ready.readable;
@@ -127,10 +127,10 @@ impl<S: SocketPort> TcpFlow<S> {
             self.writable = true;
             if connecting {
                 self.machine.on_connected(now, actions);
-                self.perform(now, &[], io, actions);
+                self.perform(&[], io, actions);
             }
             self.flush_backlog(io, actions);
-            self.perform(now, &[], io, actions);
+            self.perform(&[], io, actions);
         }
         if self.readable {
             self.read(now, io, actions);
@@ -146,7 +146,7 @@ impl<S: SocketPort> TcpFlow<S> {
         actions: &mut Vec<Action>,
     ) {
         self.machine.on_deadline(now, actions);
-        self.perform(now, &[], io, actions);
+        self.perform(&[], io, actions);
         if self.wants_read() {
             self.read(now, io, actions);
         }
@@ -161,29 +161,27 @@ impl<S: SocketPort> TcpFlow<S> {
         actions: &mut Vec<Action>,
     ) {
         self.machine.on_path_mtu(now, mss, actions);
-        self.perform(now, &[], io, actions);
+        self.perform(&[], io, actions);
     }
 
     /// Sends the acknowledgment that is owed after a batch.
     pub(super) fn flush<F: FramePort>(
         &mut self,
-        now: Instant,
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
     ) {
         self.machine.flush(actions);
-        self.perform(now, &[], io, actions);
+        self.perform(&[], io, actions);
     }
 
     /// Ends the flow from our side: both ends are reset.
     pub(super) fn abort<F: FramePort>(
         &mut self,
-        now: Instant,
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
     ) {
         self.machine.abort(actions);
-        self.perform(now, &[], io, actions);
+        self.perform(&[], io, actions);
     }
 
     /// Gives every buffer back; the socket, if there still is one, is closed.
@@ -195,13 +193,12 @@ impl<S: SocketPort> TcpFlow<S> {
     /// Tells the guest that the connection is refused, and closes the machine.
     pub(super) fn refuse<F: FramePort>(
         &mut self,
-        now: Instant,
         with_reset: bool,
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
     ) {
         self.machine.on_connect_failed(with_reset, actions);
-        self.perform(now, &[], io, actions);
+        self.perform(&[], io, actions);
     }
 
     /// Reads from the host socket as far as the guest's window, the pool and fairness allow.
@@ -224,7 +221,7 @@ impl<S: SocketPort> TcpFlow<S> {
                     io.pool.give_back(slab);
                     self.readable = false;
                     self.machine.on_host_eof(now, actions);
-                    return self.perform(now, &[], io, actions);
+                    return self.perform(&[], io, actions);
                 }
                 Ok(len) => {
                     // A short read has emptied the socket (epoll(7)), unless EOF is behind it.
@@ -246,7 +243,7 @@ impl<S: SocketPort> TcpFlow<S> {
                         ErrorKind::Interrupted => continue,
                         _ => {
                             self.machine.on_host_reset(actions);
-                            self.perform(now, &[], io, actions);
+                            self.perform(&[], io, actions);
                         }
                     }
                     return;
@@ -280,7 +277,6 @@ impl<S: SocketPort> TcpFlow<S> {
     /// Performs `actions` in order; `payload` is that of the segment at hand.
     fn perform<F: FramePort>(
         &mut self,
-        now: Instant,
         payload: &[u8],
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
@@ -314,7 +310,6 @@ impl<S: SocketPort> TcpFlow<S> {
             }
         }
         actions.clear();
-        let _ = now;
     }
 
     /// A segment that is not fresh from the socket: without payload, or sent again.

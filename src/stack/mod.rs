@@ -5,5 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ip;
+pub mod link;
+pub mod services;
 pub mod tcp;
 pub mod wire;

@@ -139,6 +139,11 @@ impl Connection {
         self.retransmits
     }
 
+    /// Whether the host's bytes were read to their end.
+    pub fn host_read_ended(&self) -> bool {
+        self.host_eof
+    }
+
     /// Bytes sent to the guest that it has not acknowledged.
     pub fn in_flight(&self) -> u32 {
         self.transmit.in_flight()
