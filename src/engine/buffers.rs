@@ -49,6 +49,11 @@ impl Pool {
         }
     }
 
+    /// Whether [`Pool::take`] would refuse.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.in_use >= self.limit
+    }
+
     /// Whether [`Pool::trim`] would free something.
     pub(super) fn can_trim(&self) -> bool {
         !self.free.is_empty()

@@ -165,21 +165,24 @@ impl<S: SocketPort> TcpFlow<S> {
     }
 
     /// Sends the acknowledgment that is owed after a batch.
-    pub(super) fn flush<F: FramePort>(
-        &mut self,
-        io: &mut Io<F, S>,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(super) fn flush<F: FramePort>(&mut self, io: &mut Io<F, S>, actions: &mut Vec<Action>) {
         self.machine.flush(actions);
         self.perform(&[], io, actions);
     }
 
-    /// Ends the flow from our side: both ends are reset.
-    pub(super) fn abort<F: FramePort>(
+    /// Ends the flow for the host only: the guest has already gone on to another connection.
+    pub(super) fn abort_silently<F: FramePort>(
         &mut self,
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
     ) {
+        self.machine.abort(actions);
+        actions.retain(|action| !matches!(action, Action::Emit(_)));
+        self.perform(&[], io, actions);
+    }
+
+    /// Ends the flow from our side: both ends are reset.
+    pub(super) fn abort<F: FramePort>(&mut self, io: &mut Io<F, S>, actions: &mut Vec<Action>) {
         self.machine.abort(actions);
         self.perform(&[], io, actions);
     }
