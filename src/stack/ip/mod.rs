@@ -8,6 +8,9 @@
 //! Hostile input: all of it. Every length is checked against the bytes that are there.
 #![forbid(unsafe_code)]
 
+pub mod fragment;
+pub mod reassembly;
+
 use std::net::IpAddr;
 
 use crate::base::DropReason;
