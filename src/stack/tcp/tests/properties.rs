@@ -296,7 +296,10 @@ impl Model {
                     self.released += len;
                     assert!(len > 0 && self.released <= self.sent);
                 }
-                Action::ShutdownWrite => self.shut += 1,
+                Action::ShutdownWrite => {
+                    assert_eq!(self.took, self.delivered, "FIN before the backlog");
+                    self.shut += 1;
+                }
                 Action::CloseHost => {
                     assert!(self.shut == 1 && self.host_eof);
                     self.ended += 1;
