@@ -18,12 +18,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::mpsc;
+use std::thread;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{self, SigSet, Signal};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{Gid, Pid, Uid, User, chown};
@@ -36,8 +38,11 @@ const ACCOUNT: &str = "tapway-bench";
 /// One run at a time: two would measure each other.
 const LOCK: &str = "/run/tapway-bench.lock";
 
-/// Descriptors per process: 10,000 connections need one each in the client, two in a helper.
+/// Descriptors that a process may open, where the machine lets us choose.
 const DESCRIPTORS: u64 = 65_536;
+
+/// Descriptors without which 10,000 connections cannot be: one each in client, helper and server.
+const LEAST_DESCRIPTORS: u64 = 10_200;
 
 /// Names the working directory to the inner process; its presence is what makes it the inner one.
 const INSIDE: &str = "TAPWAY_E2E_INSIDE";
@@ -103,25 +108,36 @@ fn keep() -> Result<u8, Failure> {
         .tempdir()
         .map_err(|e| Failure::because("make a working directory", e))?;
 
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        if let (Ok(inner), Ok(_)) = (told.recv(), signals.wait()) {
+            // It may have ended by itself at this moment; then there is nothing to end.
+            let _ = signal::kill(inner, Signal::SIGKILL);
+        }
+    });
+    let path = dir.path().to_owned();
+    let status = thread::spawn(move || run_inner(&path, &tell)).join();
+    // The kernel reports the init's end only after it has ended all others of its namespace.
+    drop(account);
+    let status =
+        status.map_err(|_| Failure("the thread of the inner process panicked".into()))??;
+    Ok(exit_code(status))
+}
+
+/// Runs the inner process to its end, from a thread of its own: `CLONE_NEWPID` leaves a thread
+/// unable to make another thread, and, once that namespace is over, any process.
+fn run_inner(dir: &Path, tell: &mpsc::Sender<Pid>) -> Result<ExitStatus, Failure> {
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS)
         .map_err(|e| Failure::because("make a PID and a mount namespace", e))?;
     let executable = std::env::current_exe().map_err(|e| Failure::because("find myself", e))?;
     let mut inner = Command::new(executable)
         .args(std::env::args_os().skip(1))
-        .env(INSIDE, dir.path())
+        .env(INSIDE, dir)
         .spawn()
         .map_err(|e| Failure::because("start the inner process", e))?;
-    let inner_id = Pid::from_raw(inner.id().cast_signed());
-    std::thread::spawn(move || {
-        if signals.wait().is_ok() {
-            // It may have ended by itself at this moment; then there is nothing to end.
-            let _ = signal::kill(inner_id, Signal::SIGKILL);
-        }
-    });
-    let status = inner.wait().map_err(|e| Failure::because("wait for the inner process", e))?;
-    // The kernel lets `wait` return only after it has ended all other processes of the namespace.
-    drop(account);
-    Ok(exit_code(status))
+    // Nobody listens any more if a signal came before; then the wait is short.
+    let _ = tell.send(Pid::from_raw(inner.id().cast_signed()));
+    inner.wait().map_err(|e| Failure::because("wait for the inner process", e))
 }
 
 /// As a shell would say it: 128 + n for a signal n.
@@ -192,9 +208,7 @@ fn move_in(dir: PathBuf) -> Result<Premises, Failure> {
         .map_err(|e| Failure::because("open the TAP device to everyone", e))?;
     bind(Some(&node), "/dev/net/tun", None, MsFlags::MS_BIND)?;
 
-    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)
-        .map_err(|e| Failure::because("raise the limit of open files", e))?;
-
+    raise_descriptors()?;
     let user = find_account()?.ok_or_else(|| Failure(format!("no account {ACCOUNT}")))?;
     let account = Account { uid: user.uid, gid: user.gid };
     let home = dir.join("home");
@@ -204,4 +218,20 @@ fn move_in(dir: PathBuf) -> Result<Premises, Failure> {
     chown(&home, Some(account.uid), Some(account.gid))
         .map_err(|e| Failure::because("give the home directory away", e))?;
     Ok(Premises { dir, account })
+}
+
+/// Raises the limit of open files, at least as far as the hard limit goes.
+fn raise_descriptors() -> Result<(), Failure> {
+    let failed = |e| Failure::because("raise the limit of open files", e);
+    if setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).is_ok() {
+        return Ok(());
+    }
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    if hard < LEAST_DESCRIPTORS {
+        return Err(Failure(format!(
+            "the limit of open files is {hard}; {LEAST_DESCRIPTORS} are needed: raise it with \
+             `ulimit -Hn`"
+        )));
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed)
 }

@@ -217,8 +217,7 @@ const PAGE_BYTES: usize = 128;
 /// One process, no log, and no limit of requests per connection: the server is never what differs.
 const NGINX: &str = "\
 daemon off; master_process off; pid DIR/nginx.pid; error_log stderr error;
-worker_rlimit_nofile 65536;
-events { worker_connections 20000; }
+events { worker_connections 4096; }
 http {
     access_log off; keepalive_requests 1000000000; default_type text/plain;
     client_body_temp_path DIR/body; proxy_temp_path DIR/proxy; fastcgi_temp_path DIR/fastcgi;
