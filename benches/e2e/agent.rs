@@ -21,7 +21,9 @@ pub fn run(args: &[String]) -> Result<String, Failure> {
         ["whoami", port] => whoami(number(port)?),
         ["probe", server, seconds] => probe(address(server)?, number(seconds)?),
         ["hold", port] => hold(number(port)?),
-        ["connect", server, count] => connect(address(server)?, number(count)?),
+        ["connect", server, count, seconds] => {
+            connect(address(server)?, number(count)?, number(seconds)?)
+        }
         ["stamp"] => Ok(clock::now().as_nanos().to_string()),
         ["launch", count, command @ ..] => launch(number(count)?, command),
         _ => Err(Failure(format!("unknown agent: {}", words.join(" ")))),
@@ -101,11 +103,15 @@ fn hold(port: u16) -> Result<String, Failure> {
     Ok(String::new())
 }
 
-/// Opens `count` connections, each proved end to end by the server's greeting, says so, and on the
-/// next line of stdin tells how many of them are still open.
-fn connect(server: SocketAddr, count: usize) -> Result<String, Failure> {
+/// Opens `count` connections within `seconds`, each proved end to end by the server's greeting,
+/// says so, and on the next line of stdin tells how many of them are still open.
+fn connect(server: SocketAddr, count: usize, seconds: u64) -> Result<String, Failure> {
+    let start = clock::now();
     let mut open = Vec::with_capacity(count);
     for n in 0..count {
+        if clock::now().since(start) >= Duration::from_secs(seconds) {
+            return Err(Failure(format!("only {n} of {count} connections open after {seconds} s")));
+        }
         let one = || -> io::Result<TcpStream> {
             let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(5))?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -113,7 +119,9 @@ fn connect(server: SocketAddr, count: usize) -> Result<String, Failure> {
             stream.set_nonblocking(true)?;
             Ok(stream)
         };
-        open.push(one().map_err(|e| Failure::because(format_args!("connection {n}"), e))?);
+        open.push(one().map_err(|e| {
+            Failure::because(format_args!("with {n} connections open, one more"), e)
+        })?);
     }
     say("open")?;
     let mut go = String::new();

@@ -32,7 +32,7 @@ const NAME_WIDTH: usize = 90;
 const BAR_WIDTH: usize = 250;
 const BAR_STEP: usize = 22;
 const PANEL_HEAD: usize = 34;
-const PANEL_GAP: usize = 26;
+const PANEL_GAP: usize = 12;
 const MARGIN: usize = 24;
 const TITLE: usize = 40;
 

@@ -265,17 +265,18 @@ fn rootless_guest(lab: &Lab, host: &Host) -> Result<Namespace, Failure> {
 /// The way of a rootful engine: veth, bridge, forwarding, masquerade.
 fn bridge(lab: &Lab, host: &Host, mtu: u32) -> Result<Namespace, Failure> {
     let net = &host.net;
-    // A guest before this one may have left its bridge; then there is nothing more to set up.
+    // A guest before this one may have left its bridge, the last thing that the host gets.
     if net.ip("link show dev br0").is_err() {
-        net.ip("link add br0 type bridge")?;
-        net.ip("address add 10.88.0.1/24 dev br0")?;
         net.sysctl("net.ipv4.ip_forward", "1")?;
-        let rule = format!(
-            "table ip e2e {{ chain post {{ type nat hook postrouting priority srcnat; \
-             oifname {} masquerade; }} }}",
+        let rules = format!(
+            "add table ip e2e\n\
+             add chain ip e2e post {{ type nat hook postrouting priority srcnat; }}\n\
+             add rule ip e2e post oifname {} masquerade",
             Host::UPLINK
         );
-        output_of(net.command(None, Path::new("nft")).arg(rule))?;
+        output_of(net.command(None, Path::new("nft")).arg(rules))?;
+        net.ip("link add br0 address 02:00:00:00:00:01 type bridge")?;
+        net.ip("address add 10.88.0.1/24 dev br0")?;
     }
     let guest = Namespace::new(&lab.agent, Command::new("unshare").args(["--net", ENTERED]))?;
     // The device of the guest before goes away with its namespace, but not at once.

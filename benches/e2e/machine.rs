@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::base::output_of;
+use crate::base::{ENTERED, output_of};
 use crate::contenders::Programs;
 use crate::lab::{Lab, Namespace};
 
@@ -79,13 +79,15 @@ fn processor() -> String {
     model.map_or("unknown".into(), |(_, name)| name.trim().to_owned())
 }
 
-/// It is a setting of each network namespace; a new one starts with the machine's default.
+/// It is a setting of each network namespace: the server's, the helpers' and the guest clients'.
 fn congestion_control(lab: &Lab) -> String {
-    let of = |net: &Namespace| {
-        net.sysctl_value("net.ipv4.tcp_congestion_control").unwrap_or_else(|_| "unknown".into())
-    };
-    let host = lab.hosts.first().map_or("unknown".into(), |host| of(&host.net));
-    format!("server {}, hosts {host}; guests inherit the machine's default", of(&lab.ext))
+    let of = |net: Option<&Namespace>| net?.sysctl_value("net.ipv4.tcp_congestion_control").ok();
+    // Every guest is such a fresh namespace.
+    let guest = Namespace::new(&lab.agent, Command::new("unshare").args(["--net", ENTERED])).ok();
+    let [server, host, guest] =
+        [of(Some(&lab.ext)), of(lab.hosts.first().map(|h| &h.net)), of(guest.as_ref())]
+            .map(|name| name.unwrap_or_else(|| "unknown".into()));
+    format!("server {server}, host {host}, guest {guest}")
 }
 
 /// The versions of the load generators and of the web server.

@@ -186,6 +186,9 @@ impl Run<'_> {
         self.on_fresh_guests(round, MTU, connections.collect());
         if chosen.contains(&Workload::Start) {
             for (host, contender) in self.contenders() {
+                if !Workload::Start.suits(contender) {
+                    continue;
+                }
                 let figures = workloads::start(&self.lab, &self.programs, contender, host);
                 self.record(round, Workload::Start, contender, figures);
             }

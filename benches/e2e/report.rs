@@ -262,9 +262,11 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
 pub fn text(machine: &Machine, results: &Results) -> String {
     let mut out = machine.text();
     out.push('\n');
-    out.push_str(&table(&cells(results)));
-    out.push_str("\n↑ more is better, ↓ less is better. Medians (least–most of the rounds).\n");
-    out.push_str("The last columns are tapway's figure divided by the other's.\n");
+    if results.rows().next().is_some() {
+        out.push_str(&table(&cells(results)));
+        out.push_str("\n↑ more is better, ↓ less is better. Medians (least–most of the rounds).\n");
+        out.push_str("The columns behind tapway are its figure divided by the other's.\n");
+    }
     for missing in &results.missing {
         let Missing { contender, workload, round, why } = missing;
         let _ = writeln!(out, "no figure: {} {workload}, round {round}: {why}", contender.name());
