@@ -109,8 +109,10 @@ fn keep() -> Result<u8, Failure> {
         .map_err(|e| Failure::because("make a working directory", e))?;
 
     let (tell, told) = mpsc::channel();
+    let (interrupt, interrupted) = mpsc::channel();
     thread::spawn(move || {
-        if let (Ok(inner), Ok(_)) = (told.recv(), signals.wait()) {
+        if let (Ok(inner), Ok(signal)) = (told.recv(), signals.wait()) {
+            let _ = interrupt.send(signal);
             // It may have ended by itself at this moment; then there is nothing to end.
             let _ = signal::kill(inner, Signal::SIGKILL);
         }
@@ -121,7 +123,7 @@ fn keep() -> Result<u8, Failure> {
     drop(account);
     let status =
         status.map_err(|_| Failure("the thread of the inner process panicked".into()))??;
-    Ok(exit_code(status))
+    Ok(interrupted.try_recv().map_or_else(|_| exit_code(status), |signal| 128 + signal as u8))
 }
 
 /// Runs the inner process to its end, from a thread of its own: `CLONE_NEWPID` leaves a thread
