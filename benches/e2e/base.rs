@@ -1,4 +1,4 @@
-//! Words that the modules of this benchmark share: the failure, running commands, waiting, reading `/proc`.
+//! Words that the modules of this benchmark share: failing, running commands, waiting, `/proc`.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -31,7 +31,7 @@ impl fmt::Display for Failure {
 /// Runs `command` to its end and returns what it wrote to stdout.
 ///
 /// # Errors
-/// When it cannot be started or its exit status is not 0; the sentence carries its last line of stderr.
+/// When it cannot be started or its exit status is not 0; the sentence ends with its last words.
 pub fn output_of(command: &mut Command) -> Result<String, Failure> {
     let line = command_line(command);
     let out = command

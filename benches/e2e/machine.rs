@@ -1,4 +1,4 @@
-//! What the figures were measured on: absolutes do not travel, so the report says where they are from.
+//! What the figures were measured on: absolutes do not travel, so the report says where from.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -65,10 +65,10 @@ pub const ROWS: [Row; 24] = {
         row("latency/p99", "  its 99th percentile", "µs", Less, 1),
         row("idle/rss", "resident, idle", "MB", Less, 2),
         row("idle/anon", "  of it anonymous", "MB", Less, 2),
-        row("idle/wakeups", "wake-ups, idle", "1/s", Less, 2),
+        row("idle/wakeups", "wake-ups, idle", "per s", Less, 2),
         row("conns/rss", "resident, 10,000 idle connections", "MB", Less, 1),
         row("conns/cpu", "CPU, 10,000 idle connections", "% core", Less, 1),
-        row("conns/wakeups", "wake-ups, 10,000 idle connections", "1/s", Less, 2),
+        row("conns/wakeups", "wake-ups, 10,000 idle connections", "per s", Less, 2),
         row("start", "start to first instruction", "ms", Less, 1),
         row("start/total", "start to end of the command", "ms", Less, 1),
     ]

@@ -313,7 +313,7 @@ fn connections(lab: &Lab, guest: &Guest, seconds: u32) -> Result<Cell, Failure> 
     const PORT: u16 = 7001;
     /// Seconds to open them all. A helper whose work per packet grows with its connections may
     /// not get there; its cell then says how far it came.
-    const OPENING: u32 = 40;
+    const OPENING: u32 = 20;
     let program = lab.agent.to_string_lossy().into_owned();
     let _holder = lab.serve(&program, &["agent", "hold", "7001"], PORT, "hold.log")?;
     let (server, count) = (format!("{SERVER}:{PORT}"), IDLE_CONNECTIONS.to_string());
@@ -366,12 +366,12 @@ pub fn idle(lab: &Lab, guests: &[&Guest], seconds: u32) -> Vec<(Contender, Vec<F
     watch(guests, seconds).into_iter().map(|(who, interval)| (who, figures(interval))).collect()
 }
 
-/// Waits until no guest's device has moved a packet for two seconds, at most eight: a new guest
+/// Waits until no guest's device has moved a packet for two seconds, at most five: a new guest
 /// announces itself (neighbour discovery, router solicitation), which is not idleness.
 fn settle(lab: &Lab, guests: &[&Guest]) {
     const QUIET_STEPS: u32 = 4;
     const STEP: Duration = Duration::from_millis(500);
-    const STEPS: u32 = 16;
+    const STEPS: u32 = 10;
     let packets = || -> Vec<Option<u64>> {
         guests.iter().map(|guest| Some(guest.counters(lab).ok()?.packets)).collect()
     };
