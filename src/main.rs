@@ -1,1 +1,139 @@
-fn main() {}
+//! `tapway`: argv to Config, Config to a guest, and then its life.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use tapway::cli::native::{self, Invocation, exit};
+use tapway::cli::{self, Action, Config, LogOptions};
+use tapway::control::lifecycle::{Guest, Outcome, Signals, supervise};
+use tapway::setup::{
+    self, HostFacts, NameLock, SetupError, attach, chain, open_output, probe_outbound, run,
+};
+
+/// Why the program fails.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Usage(#[from] native::UsageError),
+    #[error(transparent)]
+    Config(#[from] cli::ConfigError),
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error("{what}")]
+    Run {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let is_run = arguments.first().is_some_and(|verb| verb == "run");
+    match perform(arguments) {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            report(&failure);
+            ExitCode::from(status_of(&failure, is_run))
+        }
+    }
+}
+
+fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
+    let draft = match native::parse(arguments)? {
+        Invocation::Guest(draft) => *draft,
+        Invocation::Print(text) => {
+            // A reader that has had enough (`| head`) is not a failure.
+            let _ = io::stdout().write_all(text.as_bytes());
+            return Ok(0);
+        }
+    };
+    let interface = draft.outbound_interface.as_ref().map(setup::IfName::as_str);
+    let facts = HostFacts::gather(interface);
+    let config = cli::resolve(draft, &facts)?;
+
+    // What can be refused without a trace comes first.
+    start_log(&config.log)?;
+    let _name = NameLock::take(&config.name, config.identity.uid)?;
+    let pcap = config.pcap.as_deref();
+    let _pcap = pcap.map(|path| open_output(path, "capture file", false)).transpose()?;
+    let outbound = config.outbound.v4.map(Into::into).into_iter();
+    outbound.chain(config.outbound.v6.map(Into::into)).try_for_each(probe_outbound)?;
+    let signals = Signals::take().map_err(failed("take over the signals"))?;
+    serve(&config, &signals)
+}
+
+/// Sets up the guest, starts what serves it, gives up all privilege, and stays until the end.
+fn serve(config: &Config, signals: &Signals) -> Result<u8, Failure> {
+    let link = config.link();
+    let (guest, _tap) = match &config.action {
+        Action::Run { command, own_ids, files } => {
+            let started = run::start(&run::RunOptions {
+                command,
+                own_ids: *own_ids,
+                identity: &config.identity,
+                link: &link,
+                files,
+                restore_signals: &|| signals.restore(),
+            })?;
+            setup::raise_descriptor_limit();
+            setup::seal()?;
+            let released = started.release()?;
+            (Guest::Command(released.pid), released.tap)
+        }
+        Action::Attach(options) => {
+            let attached = attach::start(options, &link)?;
+            setup::raise_descriptor_limit();
+            setup::seal()?;
+            (Guest::Target(attached.anchor), attached.tap)
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed("start the event loop"))?;
+    match runtime.block_on(supervise(&guest, signals)) {
+        Ok(Outcome::Exited(status)) => Ok(status),
+        Ok(Outcome::Gone | Outcome::Asked(_)) => Ok(0),
+        Err(source) => Err(failed("watch over the guest")(source)),
+    }
+}
+
+fn start_log(options: &LogOptions) -> Result<(), SetupError> {
+    let log = tracing_subscriber::fmt().with_max_level(options.level).with_target(false);
+    match &options.file {
+        Some(path) => log.with_writer(Mutex::new(open_output(path, "log file", true)?)).init(),
+        None => log.without_time().with_writer(io::stderr).init(),
+    }
+    Ok(())
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> Failure {
+    move |source| Failure::Run { what, source }
+}
+
+/// The whole chain once, and what to do about it.
+fn report(failure: &Failure) {
+    let hint = match failure {
+        Failure::Usage(e) => Some(e.hint.clone()),
+        Failure::Setup(e) => e.hint(),
+        Failure::Config(_) | Failure::Run { .. } => None,
+    };
+    let mut text = format!("tapway: {}\n", chain(failure));
+    if let Some(hint) = hint {
+        text.push_str(&format!("tapway: hint: {hint}\n"));
+    }
+    // With standard error gone there is nowhere left to say so.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn status_of(failure: &Failure, is_run: bool) -> u8 {
+    match failure {
+        Failure::Setup(e) if e.is_command_not_found() => exit::NOT_FOUND,
+        Failure::Setup(SetupError::Exec { .. }) => exit::NOT_EXECUTABLE,
+        _ if is_run => exit::RUN_FAILED,
+        Failure::Usage(_) => exit::USAGE,
+        _ => exit::FAILED,
+    }
+}

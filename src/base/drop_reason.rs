@@ -81,6 +81,8 @@ reasons! {
     PingForbidden => "ping_forbidden",
     /// Malformed DHCP, DHCPv6, router solicitation or neighbour message.
     BadService => "bad_service",
+    /// A DHCP client for which no address is left.
+    NoLease => "no_lease",
     /// Rate limit on answers that a guest can provoke.
     RateLimited => "rate_limited",
     /// The write to the TAP failed (interface down or gone).

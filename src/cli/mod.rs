@@ -1,1 +1,20 @@
-//! cli
+//! The command line: argv to [`Draft`] to [`Config`].
+//!
+//! Each personality parses its own grammar into a [`Draft`], which remembers what was typed and
+//! nothing else. [`resolve`] is a pure function of the draft and of [`HostFacts`]; its [`Config`] has
+//! nothing left to check and consists of the options of each room (design decision D11). No system
+//! call happens here.
+//!
+//! [`HostFacts`]: crate::setup::HostFacts
+#![forbid(unsafe_code)]
+
+mod config;
+mod draft;
+pub mod native;
+mod resolve;
+mod value;
+
+pub use config::{Action, Config, DnsOptions, LogOptions, Outbound};
+pub use draft::{Draft, DraftTarget, DraftThreads};
+pub use resolve::{ConfigError, resolve};
+pub use value::{AddedHost, Cidr, DnsChoice, HostTarget, ParseValueError, Switch};

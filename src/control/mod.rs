@@ -1,1 +1,4 @@
-//! control
+//! The control thread: signals and the guest's life.
+#![forbid(unsafe_code)]
+
+pub mod lifecycle;

@@ -1,1 +1,27 @@
-//! engine
+//! Workers: the TAP queue, host sockets, timers and flow tables, and the two walks between them.
+//!
+//! ```text
+//!   guest ── TAP ──▶ walk_out ─▶ link ─▶ ip ─▶ plan ─▶ flow ─▶ machine ─▶ actions ─▶ host socket
+//!   guest ◀── TAP ── headers in place ◀── slab ◀── machine ◀── readiness ◀──────── host socket
+//! ```
+//! The engine owns every byte and descriptor of the data path and calls the pure rooms of
+//! [`crate::stack`]; none of them calls another. Its two edges are the traits of [`ports`].
+
+mod buffers;
+mod flow_table;
+pub mod host;
+mod io;
+pub mod ports;
+pub mod tap;
+mod tcp_flow;
+pub mod token;
+mod walk_out;
+mod walk_tcp;
+mod wheel;
+mod worker;
+
+pub use flow_table::FlowTable;
+pub use io::{Counters, Limits};
+pub use tcp_flow::TcpKey;
+pub use wheel::Wheel;
+pub use worker::{Options, Worker};

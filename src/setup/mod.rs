@@ -1,1 +1,148 @@
-//! setup
+//! Everything before the first packet: namespaces, ids, the TAP and its addresses, the guest's files,
+//! and at the end the loss of every privilege.
+//!
+//! ```text
+//!   tapway (the user's, host namespaces)          child (new or joined namespaces)
+//!     HostFacts::gather, options resolved
+//!     run::start | attach::start ---- fork ------->  unshare | setns
+//!     uid_map, gid_map  <-- "user namespace made" -  TAP, lo, addresses, routes
+//!                       --- "ids mapped" --------->  resolv.conf, hosts
+//!                       <-- TAP queues, files -----  (attach: exits here)
+//!     engine starts; seal()
+//!     Started::release  --- "go" ----------------->  execve(COMMAND)
+//! ```
+//!
+//! The fork comes before any thread. Of the two processes only the child enters namespaces of the
+//! guest; what it makes there it hands back as open descriptors, each close-on-exec. Whatever fails
+//! on either side ends as one [`SetupError`] in the parent, with the child gone.
+#![forbid(unsafe_code)]
+
+pub mod attach;
+mod facts;
+mod files;
+mod hints;
+mod idmap;
+mod instance;
+mod link;
+mod message;
+mod netlink;
+pub mod run;
+mod seal;
+mod tap;
+
+pub use facts::{HostFacts, Outward, search_domains};
+pub use files::{HOST_NAMES, HostEntry, PrivateFiles, hosts, resolv_conf};
+pub use idmap::{IdRange, Identity};
+pub use instance::{InstanceName, NameLock, ParseInstanceNameError, open_output, probe_outbound};
+pub use link::LinkOptions;
+pub use seal::{raise_descriptor_limit, seal};
+pub use tap::{
+    IfName, MAX_QUEUES, ParseIfNameError, TUN_DEVICE, Tap, TapError, TapFeatures, VNET_HEADER_LEN,
+};
+
+use std::ffi::OsString;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Why there is no guest.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A system call on our side.
+    #[error("{what}")]
+    Host {
+        /// What was tried.
+        what: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The child could not set up its side; its own words.
+    #[error("{message}")]
+    Guest {
+        /// The child's chain of errors in one line.
+        message: String,
+        /// What the user can do about it.
+        hint: Option<String>,
+    },
+    /// The child died without a word.
+    #[error("the process that sets up the guest died ({0})")]
+    ChildDied(String),
+    /// The command could not be started.
+    #[error("{}", exec_message(.command, .source))]
+    Exec {
+        /// The command's name as typed.
+        command: OsString,
+        /// Why `execve` refused.
+        source: io::Error,
+    },
+    /// Another instance of this user has the name.
+    #[error("an instance named {0} is already running")]
+    NameInUse(InstanceName),
+    /// A file to be written cannot be.
+    #[error("open the {kind} {}", .path.display())]
+    Output {
+        /// Which of our outputs: "log file", "capture file".
+        kind: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// An address given for outbound traffic is not the host's.
+    #[error("the host cannot send from {address}")]
+    OutboundAddress {
+        /// The address.
+        address: IpAddr,
+        /// Why binding to it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The target of `attach`.
+    #[error(transparent)]
+    Target(#[from] attach::TargetError),
+}
+
+impl SetupError {
+    /// What the user can do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            SetupError::Guest { hint, .. } => hint.clone(),
+            SetupError::NameInUse(_) => Some("choose another with --name".to_owned()),
+            SetupError::OutboundAddress { .. } => {
+                Some("`ip address` lists the addresses that it has".to_owned())
+            }
+            SetupError::Target(e) => e.hint(),
+            _ => None,
+        }
+    }
+
+    /// Whether the command named on the command line does not exist, as opposed to one that exists and
+    /// cannot be executed.
+    pub fn is_command_not_found(&self) -> bool {
+        matches!(self, SetupError::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+fn exec_message(command: &OsString, source: &io::Error) -> String {
+    let name = command.display();
+    if source.kind() != io::ErrorKind::NotFound {
+        format!("cannot execute {name}: {source}")
+    } else if command.as_encoded_bytes().contains(&b'/') && PathBuf::from(command).exists() {
+        format!("cannot execute {name}: the interpreter that it names does not exist")
+    } else {
+        format!("command not found: {name}")
+    }
+}

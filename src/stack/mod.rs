@@ -4,4 +4,8 @@
 //! descriptor or reads a clock (D7), and no room calls its sibling: the engine walks them.
 #![forbid(unsafe_code)]
 
+pub mod ip;
+pub mod link;
+pub mod services;
+pub mod tcp;
 pub mod wire;

@@ -5,3 +5,8 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod namespace;
+pub mod process;
+pub mod readiness;
+pub mod scm;
+pub mod tun;

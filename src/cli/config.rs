@@ -1,0 +1,90 @@
+//! What a command line means: the options of each room, with nothing left to check.
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use tracing::level_filters::LevelFilter;
+
+use crate::gate::AddressPlan;
+use crate::setup::attach::AttachOptions;
+use crate::setup::{Identity, IfName, InstanceName, LinkOptions, PrivateFiles};
+
+/// A validated configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What is to be done.
+    pub action: Action,
+    /// Who is who on the guest link.
+    pub plan: AddressPlan,
+    /// The name of the guest's interface.
+    pub ifname: IfName,
+    /// Where names are resolved.
+    pub dns: DnsOptions,
+    /// Where host sockets send from.
+    pub outbound: Outbound,
+    /// Workers, each with a queue of the TAP; at least one.
+    pub threads: usize,
+    /// The capture file.
+    pub pcap: Option<PathBuf>,
+    /// The log.
+    pub log: LogOptions,
+    /// The name of the instance.
+    pub name: InstanceName,
+    /// Who calls.
+    pub identity: Identity,
+}
+
+impl Config {
+    /// The part of the set-up that concerns the guest's interface.
+    pub fn link(&self) -> LinkOptions {
+        LinkOptions { ifname: self.ifname.clone(), plan: self.plan.clone(), queues: self.threads }
+    }
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Run a command in new namespaces.
+    Run {
+        /// The command and its arguments; at least one.
+        command: Vec<OsString>,
+        /// Keep the caller's own ids inside.
+        own_ids: bool,
+        /// The guest's `resolv.conf` and `hosts`.
+        files: PrivateFiles,
+    },
+    /// Serve an existing namespace.
+    Attach(AttachOptions),
+}
+
+/// Options of the DNS forwarder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DnsOptions {
+    /// The resolvers to ask; `None` follows the host's `/etc/resolv.conf`.
+    pub upstreams: Option<Vec<SocketAddr>>,
+    /// Whether there is a forwarder.
+    pub enabled: bool,
+    /// The guest's search domains; `None` follows the host's.
+    pub search: Option<Vec<String>>,
+}
+
+/// Where host sockets of outbound flows send from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outbound {
+    /// The source address of IPv4 sockets, if not the kernel's choice.
+    pub v4: Option<Ipv4Addr>,
+    /// The source address of IPv6 sockets, if not the kernel's choice.
+    pub v6: Option<Ipv6Addr>,
+    /// The interface to which sockets are bound (`SO_BINDTODEVICE`).
+    pub interface: Option<String>,
+}
+
+/// Options of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    /// The least severe level that is written.
+    pub level: LevelFilter,
+    /// The file; standard error if there is none.
+    pub file: Option<PathBuf>,
+}

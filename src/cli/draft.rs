@@ -1,0 +1,100 @@
+//! What was typed, before it means anything.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use tracing::level_filters::LevelFilter;
+
+use super::value::{AddedHost, Cidr, DnsChoice, Switch};
+use crate::base::Mac;
+use crate::setup::attach::AttachOptions;
+use crate::setup::{IfName, InstanceName};
+
+/// A command line as typed. `None` and empty mean "not said".
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// What is to be done.
+    pub target: DraftTarget,
+    /// `--ifname`
+    pub ifname: Option<IfName>,
+    /// `--mtu`, in bytes
+    pub mtu: Option<u16>,
+    /// `--mac`
+    pub mac: Option<Mac>,
+    /// `--ipv4`
+    pub ipv4: Option<Switch<Cidr<Ipv4Addr>>>,
+    /// `--ipv6`
+    pub ipv6: Option<Switch<Cidr<Ipv6Addr>>>,
+    /// `--dns`
+    pub dns: Vec<DnsChoice>,
+    /// `--dns-search`
+    pub dns_search: Vec<String>,
+    /// `--add-host`
+    pub add_host: Vec<AddedHost>,
+    /// `--host-loopback`
+    pub host_loopback: Vec<Switch<IpAddr>>,
+    /// `--outbound-addr`
+    pub outbound_addr: Vec<IpAddr>,
+    /// `--outbound-interface`
+    pub outbound_interface: Option<IfName>,
+    /// `--name`
+    pub name: Option<InstanceName>,
+    /// `--threads`
+    pub threads: Option<DraftThreads>,
+    /// `--pcap`
+    pub pcap: Option<PathBuf>,
+    /// `--log-level`
+    pub log_level: Option<LevelFilter>,
+    /// `--log-file`
+    pub log_file: Option<PathBuf>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DraftTarget {
+    /// `run`
+    Run {
+        /// The command; empty means the caller's shell.
+        command: Vec<OsString>,
+        /// `--map-user`
+        map_user: bool,
+    },
+    /// `attach`
+    Attach(AttachOptions),
+}
+
+/// A value of `--threads`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DraftThreads {
+    /// As many as tapway thinks fit.
+    Auto,
+    /// This many.
+    Count(NonZeroUsize),
+}
+
+impl Draft {
+    /// A command line without options.
+    pub fn new(target: DraftTarget) -> Draft {
+        Draft {
+            target,
+            ifname: None,
+            mtu: None,
+            mac: None,
+            ipv4: None,
+            ipv6: None,
+            dns: Vec::new(),
+            dns_search: Vec::new(),
+            add_host: Vec::new(),
+            host_loopback: Vec::new(),
+            outbound_addr: Vec::new(),
+            outbound_interface: None,
+            name: None,
+            threads: None,
+            pcap: None,
+            log_level: None,
+            log_file: None,
+        }
+    }
+}

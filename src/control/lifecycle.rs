@@ -1,0 +1,309 @@
+//! How long an instance lives, and what signals mean to it.
+//!
+//! `run`: as long as its command. tapway then behaves as if it were the command: signals sent to it
+//! reach the command, a command that stops stops tapway too (so that the user's shell sees it and `fg`
+//! works), and it ends with the command's status, 128+n for signal n.
+//!
+//! A key such as Ctrl-C makes the terminal signal the whole foreground process group. The command is in
+//! tapway's group unless it has made one of its own, as interactive shells do. So of signals that the
+//! kernel sends, tapway passes on only those that the command did not get itself:
+//!
+//! | sender | command in our group | command in another group |
+//! |---|---|---|
+//! | terminal (kernel) | nothing: it has it | passed on |
+//! | `kill` (a process) | passed on | passed on |
+//! | the command itself | nothing | nothing |
+//!
+//! tapway never touches the terminal, whose foreground group is the command's business; it blocks
+//! SIGTTOU so that a log line from the background does not stop it.
+//!
+//! `attach`: until the target is gone or SIGINT, SIGTERM or SIGHUP asks for the end.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use nix::sys::stat::fstatat;
+use nix::unistd::{Pid, getpgid, getpgrp};
+use tokio::io::unix::AsyncFd;
+
+use crate::sys::process::{self, ChildEvent};
+use crate::sys::readiness;
+
+/// Whom an instance lives for.
+#[derive(Debug)]
+pub enum Guest {
+    /// The command of `run`, a child process.
+    Command(Pid),
+    /// The target of `attach`.
+    Target(Anchor),
+}
+
+/// How it came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The command ended; this is the status to end with.
+    Exited(u8),
+    /// The target has gone away.
+    Gone,
+    /// A signal asked for the end.
+    Asked(Signal),
+}
+
+/// Signals that become events of ours instead of interrupting.
+const EVENTS: [Signal; 9] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+    Signal::SIGTSTP,
+    Signal::SIGCHLD,
+];
+
+/// The process's signals, taken over before the first fork and the first thread.
+#[derive(Debug)]
+pub struct Signals {
+    events: SignalFd,
+    inherited_mask: SigSet,
+    child_ignored: bool,
+    hangup_ignored: bool,
+}
+
+impl Signals {
+    /// Blocks the signals that are events from here on, in this thread and those that it starts.
+    pub fn take() -> io::Result<Signals> {
+        let events: SigSet = EVENTS.into_iter().collect();
+        let mut blocked = events;
+        blocked.add(Signal::SIGTTOU);
+        let mut inherited_mask = SigSet::thread_get_mask()?;
+        blocked.thread_block()?;
+        // Where the caller ignores SIGCHLD, the kernel would throw exit statuses away.
+        let child_ignored = process::is_ignored(Signal::SIGCHLD);
+        process::set_ignored(Signal::SIGCHLD, false)?;
+        let hangup_ignored = process::is_ignored(Signal::SIGHUP);
+        // A caller that leaves these blocked, as some build tools do, gets them blocked back.
+        inherited_mask.remove(Signal::SIGCHLD);
+        let events = SignalFd::with_flags(&events, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        Ok(Signals { events, inherited_mask, child_ignored, hangup_ignored })
+    }
+
+    /// Gives a child about to execute a command what tapway itself inherited. (The runtime of the
+    /// language ignores SIGPIPE at start and does not tell what it was; commands expect the default.)
+    pub fn restore(&self) -> io::Result<()> {
+        process::set_ignored(Signal::SIGPIPE, false)?;
+        process::set_ignored(Signal::SIGCHLD, self.child_ignored)?;
+        self.inherited_mask.thread_set_mask()?;
+        Ok(())
+    }
+}
+
+/// What tells that the target of `attach` has gone away.
+#[derive(Debug)]
+pub enum Anchor {
+    /// A process descriptor: readable when the process has ended.
+    Process(OwnedFd),
+    /// The name of a namespace file.
+    Name(NameWatch),
+}
+
+impl Anchor {
+    /// Whether the target has gone away.
+    pub fn is_gone(&self) -> io::Result<bool> {
+        match self {
+            Anchor::Process(pidfd) => {
+                let mut ready = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+                Ok(poll(&mut ready, PollTimeout::ZERO)? > 0)
+            }
+            Anchor::Name(watch) => watch.is_gone(),
+        }
+    }
+}
+
+impl AsFd for Anchor {
+    /// Readable when it is worth asking [`Anchor::is_gone`] again.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Anchor::Process(pidfd) => pidfd.as_fd(),
+            Anchor::Name(watch) => watch.changes.as_fd(),
+        }
+    }
+}
+
+/// Watches whether a name still leads to the file that it led to.
+#[derive(Debug)]
+pub struct NameWatch {
+    /// Changes of the directory.
+    changes: Inotify,
+    directory: File,
+    name: OsString,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl NameWatch {
+    /// Watches `path`, which leads to the open `file`.
+    pub fn new(path: &Path, file: &File) -> io::Result<NameWatch> {
+        let missing = || io::Error::from_raw_os_error(libc::ENOENT);
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        changes.add_watch(
+            parent,
+            AddWatchFlags::IN_ONLYDIR
+                | AddWatchFlags::IN_DELETE
+                | AddWatchFlags::IN_MOVE
+                | AddWatchFlags::IN_DELETE_SELF
+                | AddWatchFlags::IN_MOVE_SELF,
+        )?;
+        let directory = File::options()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+            .open(parent)?;
+        let name = path.file_name().ok_or_else(missing)?.to_owned();
+        let metadata = file.metadata()?;
+        let watch =
+            NameWatch { changes, directory, name, identity: (metadata.dev(), metadata.ino()) };
+        // It may have vanished before the watch stood.
+        if watch.is_gone()? { Err(missing()) } else { Ok(watch) }
+    }
+
+    fn is_gone(&self) -> io::Result<bool> {
+        // Which change it was does not matter: the question is what the name leads to now.
+        loop {
+            match self.changes.read_events() {
+                Ok(_) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        match fstatat(&self.directory, self.name.as_os_str(), AtFlags::empty()) {
+            Ok(found) => Ok((found.st_dev, found.st_ino) != self.identity),
+            Err(_) => Ok(true),
+        }
+    }
+}
+
+/// Serves signals and watches the guest until one of the two ends the instance.
+///
+/// # Errors
+/// When the kernel's event sources fail, which it does not do in ordinary operation.
+pub async fn supervise(guest: &Guest, signals: &Signals) -> io::Result<Outcome> {
+    let events = readiness::readable(signals.events.as_fd().try_clone_to_owned()?)?;
+    match guest {
+        Guest::Command(pid) => supervise_command(*pid, signals, &events).await,
+        Guest::Target(anchor) => supervise_target(anchor, signals, &events).await,
+    }
+}
+
+type Events = AsyncFd<OwnedFd>;
+
+async fn supervise_command(pid: Pid, signals: &Signals, events: &Events) -> io::Result<Outcome> {
+    // It may have ended before we began to listen.
+    if let Some(status) = collect(pid)? {
+        return Ok(Outcome::Exited(status));
+    }
+    loop {
+        let (signal, info) = next(signals, events).await?;
+        if signal == Signal::SIGCHLD {
+            if let Some(status) = collect(pid)? {
+                return Ok(Outcome::Exited(status));
+            }
+        } else if is_for_command(&info, pid) {
+            // It may be ending just now, and then its status is on its way.
+            let _ = kill(pid, signal);
+        }
+    }
+}
+
+async fn supervise_target(
+    anchor: &Anchor,
+    signals: &Signals,
+    events: &Events,
+) -> io::Result<Outcome> {
+    let changes = readiness::readable(anchor.as_fd().try_clone_to_owned()?)?;
+    loop {
+        if anchor.is_gone()? {
+            return Ok(Outcome::Gone);
+        }
+        tokio::select! {
+            ready = changes.readable() => ready?.clear_ready(),
+            event = next(signals, events) => match event?.0 {
+                Signal::SIGHUP if signals.hangup_ignored => {}
+                signal @ (Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM) => {
+                    return Ok(Outcome::Asked(signal));
+                }
+                Signal::SIGTSTP => stop_like(Signal::SIGTSTP)?,
+                _ => {}
+            },
+        }
+    }
+}
+
+/// The next signal and who sent it.
+async fn next(signals: &Signals, events: &Events) -> io::Result<(Signal, siginfo)> {
+    loop {
+        let mut ready = events.readable().await?;
+        match signals.events.read_signal()? {
+            Some(info) => {
+                let number = i32::try_from(info.ssi_signo).unwrap_or_default();
+                if let Ok(signal) = Signal::try_from(number) {
+                    return Ok((signal, info));
+                }
+            }
+            None => ready.clear_ready(),
+        }
+    }
+}
+
+/// Whether a signal that reached us has still to reach the command; see the table above.
+fn is_for_command(info: &siginfo, command: Pid) -> bool {
+    let from_kernel = info.ssi_code > 0;
+    if from_kernel {
+        return getpgid(Some(command)).is_ok_and(|group| group != getpgrp());
+    }
+    i32::try_from(info.ssi_pid) != Ok(command.as_raw())
+}
+
+/// Takes note of what happened to the command: its final status, if it has ended.
+fn collect(pid: Pid) -> io::Result<Option<u8>> {
+    loop {
+        match process::next_event(pid)? {
+            None => return Ok(None),
+            Some(ChildEvent::Exited(status)) => return Ok(Some(status)),
+            // The shells' convention; real-time signals end at 64.
+            Some(ChildEvent::Killed(signal)) => return Ok(Some(128 + signal)),
+            Some(ChildEvent::Stopped(signal)) => {
+                stop_like(signal)?;
+                // Somebody has woken us, perhaps only us.
+                let _ = kill(pid, Signal::SIGCONT);
+            }
+        }
+    }
+}
+
+/// Stops this process by `signal`, as the command was stopped, until somebody continues it. If the
+/// process group has no parent that could, the kernel ignores all of these but SIGSTOP.
+fn stop_like(signal: Signal) -> io::Result<()> {
+    raise(signal)?;
+    if signal != Signal::SIGSTOP {
+        // It is pending, since we block it: unblocking delivers it.
+        let mut mask = SigSet::empty();
+        mask.add(signal);
+        let before = mask.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_UNBLOCK)?;
+        before.thread_set_mask()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! Flows by place, by key and by age: constant time for each packet, event and eviction.
+//!
+//! Generic over what a flow carries. The hash is keyed at random, because the guest chooses the
+//! keys; places carry a generation, because epoll may still hold an event of a flow that is gone.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use super::token::{Kind, Token};
+
+const NONE: u32 = u32::MAX;
+
+struct Place<K, F> {
+    generation: u32,
+    /// Neighbours in the order of use, while occupied.
+    older: u32,
+    newer: u32,
+    content: Option<(K, F)>,
+}
+
+/// A bounded table of flows of one kind.
+pub struct FlowTable<K, F> {
+    kind: Kind,
+    limit: usize,
+    places: Vec<Place<K, F>>,
+    free: Vec<u32>,
+    by_key: HashMap<K, u32, ahash::RandomState>,
+    oldest: u32,
+    newest: u32,
+}
+
+impl<K: Copy + Eq + Hash, F> FlowTable<K, F> {
+    /// An empty table for at most `limit` flows, whose tokens are of `kind`.
+    pub fn new(kind: Kind, limit: usize) -> Self {
+        FlowTable {
+            kind,
+            limit,
+            places: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::default(),
+            oldest: NONE,
+            newest: NONE,
+        }
+    }
+
+    /// Number of flows.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Whether there is no flow.
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    /// Whether no further flow fits.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.limit
+    }
+
+    /// The flow with `key`.
+    pub fn find(&self, key: &K) -> Option<Token> {
+        let index = *self.by_key.get(key)?;
+        Some(self.token(index))
+    }
+
+    fn token(&self, index: u32) -> Token {
+        let generation = self.places[index as usize].generation;
+        Token { kind: self.kind, generation, index }
+    }
+
+    /// The token that the next [`FlowTable::insert`] will give; for registering a descriptor first.
+    pub fn next_token(&self) -> Token {
+        match self.free.last() {
+            Some(&index) => self.token(index),
+            // Bounded by `limit`, itself far below 2^32.
+            None => Token { kind: self.kind, generation: 0, index: self.places.len() as u32 },
+        }
+    }
+
+    /// Adds a flow, whose key must be new. `None` (and the flow dropped) if the table is full.
+    pub fn insert(&mut self, key: K, flow: F) -> Option<Token> {
+        if self.is_full() || self.by_key.contains_key(&key) {
+            return None;
+        }
+        let token = self.next_token();
+        if self.free.pop().is_none() {
+            self.places.push(Place { generation: 0, older: NONE, newer: NONE, content: None });
+        }
+        self.places[token.index as usize].content = Some((key, flow));
+        self.by_key.insert(key, token.index);
+        self.append_newest(token.index);
+        Some(token)
+    }
+
+    /// The flow named by `token`, if it still lives.
+    pub fn get_mut(&mut self, token: Token) -> Option<&mut F> {
+        let place = self.places.get_mut(token.index as usize)?;
+        if place.generation != token.generation {
+            return None;
+        }
+        place.content.as_mut().map(|(_, flow)| flow)
+    }
+
+    /// The flow named by `token`, if it still lives.
+    pub fn get(&self, token: Token) -> Option<&F> {
+        let place = self.places.get(token.index as usize)?;
+        if place.generation != token.generation {
+            return None;
+        }
+        place.content.as_ref().map(|(_, flow)| flow)
+    }
+
+    /// Takes the flow named by `token` out.
+    pub fn remove(&mut self, token: Token) -> Option<(K, F)> {
+        self.get(token)?;
+        self.unlink(token.index);
+        let place = &mut self.places[token.index as usize];
+        let content = place.content.take()?;
+        place.generation = (place.generation + 1) & 0xff_ffff;
+        self.by_key.remove(&content.0);
+        self.free.push(token.index);
+        self.shrink();
+        Some(content)
+    }
+
+    /// Gives memory back after a burst: the index map and the free places of an empty table.
+    fn shrink(&mut self) {
+        if self.by_key.is_empty() && self.places.len() > 1024 {
+            // Generations start anew, so late events of old flows must not be possible: their
+            // descriptors are closed, and epoll forgets closed descriptors.
+            self.places = Vec::new();
+            self.free = Vec::new();
+            self.by_key.shrink_to_fit();
+        }
+    }
+
+    /// Marks the flow as the most recently used.
+    pub fn touch(&mut self, token: Token) {
+        if self.newest != token.index && self.get(token).is_some() {
+            self.unlink(token.index);
+            self.append_newest(token.index);
+        }
+    }
+
+    /// The least recently used flow.
+    pub fn oldest(&self) -> Option<Token> {
+        (self.oldest != NONE).then(|| self.token(self.oldest))
+    }
+
+    /// All flows.
+    pub fn iter(&self) -> impl Iterator<Item = (Token, &K, &F)> {
+        self.places.iter().enumerate().filter_map(|(index, place)| {
+            let (key, flow) = place.content.as_ref()?;
+            let token =
+                Token { kind: self.kind, generation: place.generation, index: index as u32 };
+            Some((token, key, flow))
+        })
+    }
+
+    fn unlink(&mut self, index: u32) {
+        let Place { older, newer, .. } = self.places[index as usize];
+        match older {
+            NONE => self.oldest = newer,
+            _ => self.places[older as usize].newer = newer,
+        }
+        match newer {
+            NONE => self.newest = older,
+            _ => self.places[newer as usize].older = older,
+        }
+    }
+
+    fn append_newest(&mut self, index: u32) {
+        let older = self.newest;
+        let place = &mut self.places[index as usize];
+        place.older = older;
+        place.newer = NONE;
+        match older {
+            NONE => self.oldest = index,
+            _ => self.places[older as usize].newer = index,
+        }
+        self.newest = index;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> FlowTable<u16, &'static str> {
+        FlowTable::new(Kind::Udp, 3)
+    }
+
+    #[test]
+    fn a_late_token_does_not_reach_the_next_flow_in_its_place() {
+        let mut table = table();
+        let first = table.insert(7, "first").unwrap();
+        assert_eq!(table.remove(first), Some((7, "first")));
+        let expected = table.next_token();
+        let second = table.insert(7, "second").unwrap();
+        assert_eq!(second, expected);
+        assert_eq!(second.index, first.index);
+        assert_eq!(table.get(first), None);
+        assert_eq!(table.get(second), Some(&"second"));
+        assert_eq!(table.find(&7), Some(second));
+    }
+
+    #[test]
+    fn the_limit_holds_and_keys_are_unique() {
+        let mut table = table();
+        for key in 1..=3 {
+            assert!(table.insert(key, "x").is_some());
+        }
+        assert!(table.insert(4, "x").is_none());
+        let oldest = table.oldest().unwrap();
+        table.remove(oldest);
+        assert!(table.insert(2, "x").is_none());
+        assert!(table.insert(4, "x").is_some());
+    }
+
+    #[test]
+    fn the_least_recently_used_is_the_oldest() {
+        let mut table = table();
+        let [a, b, c] = [1, 2, 3].map(|key| table.insert(key, "x").unwrap());
+        table.touch(a);
+        assert_eq!(table.oldest(), Some(b));
+        table.touch(b);
+        table.touch(b);
+        assert_eq!(table.oldest(), Some(c));
+        table.remove(c);
+        table.remove(a);
+        assert_eq!(table.oldest(), Some(b));
+        table.remove(b);
+        assert_eq!(table.oldest(), None);
+        assert!(table.is_empty());
+    }
+}

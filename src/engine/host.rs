@@ -1,0 +1,207 @@
+//! The real host side: sockets in the namespace where tapway runs, and the worker's epoll.
+//!
+//! Everything is registered once, edge-triggered, for all events: no `epoll_ctl` happens between
+//! a flow's birth and its end. A closed socket leaves the epoll set by itself.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use super::ports::{Event, Marks, Readiness, SocketPort};
+use super::token::Token;
+
+/// Events taken from the kernel at once.
+const BATCH: usize = 256;
+
+/// How sockets towards the outside are bound.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outbound {
+    /// Source address for IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// Source address for IPv6.
+    pub v6: Option<Ipv6Addr>,
+    /// Interface (SO_BINDTODEVICE).
+    pub interface: Option<String>,
+}
+
+impl Outbound {
+    /// The configured source for packets to `target`. Loopback targets keep the kernel's choice:
+    /// an outside address cannot be the source of a packet to 127.0.0.1 that is to be answered.
+    fn source_for(&self, target: IpAddr) -> Option<IpAddr> {
+        match target {
+            _ if target.is_loopback() => None,
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// Binds `socket` as configured for `target`.
+    fn apply(&self, socket: &Socket, target: IpAddr) -> io::Result<()> {
+        if let Some(interface) = &self.interface
+            && !target.is_loopback()
+        {
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
+        if let Some(source) = self.source_for(target) {
+            SockRef::from(socket).set_reuse_address(true)?;
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives a stream whose other end the DNS service reads; `None` if it does not take more.
+pub type DnsConnector = Box<dyn FnMut() -> Option<UnixStream> + Send>;
+
+/// Host sockets of one worker.
+pub struct HostSockets {
+    epoll: Epoll,
+    events: Vec<EpollEvent>,
+    outbound: Outbound,
+    dns: DnsConnector,
+}
+
+impl HostSockets {
+    /// No sockets yet. Errors are those of `epoll_create1(2)`.
+    pub fn new(outbound: Outbound, dns: DnsConnector) -> io::Result<HostSockets> {
+        Ok(HostSockets {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            events: vec![EpollEvent::empty(); BATCH],
+            outbound,
+            dns,
+        })
+    }
+
+    /// Watches `fd` for reading under `token`, level-triggered: for the TAP and the command queue.
+    pub fn watch(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.to_bits()))?)
+    }
+
+    fn register(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
+        Ok(self.epoll.add(fd, EpollEvent::new(flags, token.to_bits()))?)
+    }
+}
+
+impl SocketPort for HostSockets {
+    type Stream = Socket;
+
+    fn connect(&mut self, token: Token, target: SocketAddr, marks: Marks) -> io::Result<Socket> {
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
+        // The guest's kernel has already decided what to hold back (Nagle).
+        socket.set_tcp_nodelay(true)?;
+        apply_marks(&socket, target, marks)?;
+        self.outbound.apply(&socket, target.ip())?;
+        match socket.connect(&target.into()) {
+            Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
+            _ => {
+                self.register(&socket, token)?;
+                Ok(socket)
+            }
+        }
+    }
+
+    fn connect_dns(&mut self, token: Token) -> io::Result<Socket> {
+        let stream = (self.dns)().ok_or_else(|| io::Error::from(Errno::ECONNREFUSED))?;
+        stream.set_nonblocking(true)?;
+        let socket = Socket::from(std::os::fd::OwnedFd::from(stream));
+        self.register(&socket, token)?;
+        Ok(socket)
+    }
+
+    fn send(&mut self, stream: &Socket, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut stream = stream;
+        match parts {
+            [whole] => stream.write(whole),
+            _ => stream.write_vectored(parts),
+        }
+    }
+
+    fn recv(&mut self, stream: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut stream = stream;
+        stream.read(buffer)
+    }
+
+    fn take_error(&mut self, stream: &Socket) -> Option<io::Error> {
+        stream.take_error().unwrap_or_else(Some)
+    }
+
+    fn shutdown_write(&mut self, stream: &Socket) {
+        // It fails only if the peer has reset the connection, which reading tells as well.
+        let _ = stream.shutdown(Shutdown::Write);
+    }
+
+    fn reset(&mut self, stream: Socket) {
+        // Fails for Unix sockets only, where closing is enough.
+        let _ = stream.set_linger(Some(Duration::ZERO));
+    }
+
+    fn keep_alive(&mut self, stream: &Socket) {
+        // The guest probes at its own pace; these are its kernel's usual defaults after the first
+        // silence (tcp_keepalive_intvl, tcp_keepalive_probes). Unix sockets refuse, rightly.
+        let times = TcpKeepalive::new()
+            .with_time(Duration::from_secs(60))
+            .with_interval(Duration::from_secs(75))
+            .with_retries(9);
+        let _ = stream.set_tcp_keepalive(&times);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        events.clear();
+        // Rounded up: waking before a deadline would spin.
+        let timeout = match timeout {
+            None => EpollTimeout::NONE,
+            Some(time) => i32::try_from(time.as_nanos().div_ceil(1_000_000))
+                .ok()
+                .and_then(|millis| EpollTimeout::try_from(millis).ok())
+                .unwrap_or(EpollTimeout::MAX),
+        };
+        let count = match self.epoll.wait(&mut self.events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        for event in &self.events[..count] {
+            let Some(token) = Token::from_bits(event.data()) else { continue };
+            events.push(Event { token, readiness: readiness(event.events()) });
+        }
+        Ok(())
+    }
+}
+
+fn readiness(flags: EpollFlags) -> Readiness {
+    let failed = flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
+    let closed = flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP);
+    Readiness {
+        readable: failed || closed || flags.contains(EpollFlags::EPOLLIN),
+        writable: flags.contains(EpollFlags::EPOLLOUT),
+        closed,
+        failed,
+    }
+}
+
+fn apply_marks(socket: &Socket, target: SocketAddr, marks: Marks) -> io::Result<()> {
+    if marks == Marks::DEFAULT {
+        return Ok(());
+    }
+    // ECN bits belong to each hop's own connection (RFC 3168 §6.1): only DSCP is carried.
+    let dscp = u32::from(marks.tos & !3);
+    let hops = u32::from(marks.hop_limit);
+    if target.is_ipv4() {
+        socket.set_tos_v4(dscp)?;
+        socket.set_ttl_v4(hops)
+    } else {
+        socket.set_tclass_v6(dscp)?;
+        socket.set_unicast_hops_v6(hops)
+    }
+}

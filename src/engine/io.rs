@@ -1,0 +1,146 @@
+//! What all flows of a worker share: both edges, the slab pool, the limits, the counters.
+
+use std::io::IoSlice;
+
+use crate::base::{DropCounters, DropReason, Mac};
+use crate::stack::wire::{Addresses, Checksum, HEADROOM, TcpHeader};
+
+use super::buffers::{Pool, SLAB_LEN};
+use super::ports::{FramePort, SocketPort};
+
+/// Bytes and frames over the guest link since the start.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Frames read from the TAP.
+    pub frames_from_guest: u64,
+    /// Bytes of these, headers included.
+    pub bytes_from_guest: u64,
+    /// Frames written to the TAP.
+    pub frames_to_guest: u64,
+    /// Bytes of these, headers included.
+    pub bytes_to_guest: u64,
+    /// Frames that went nowhere, by reason.
+    pub drops: DropCounters,
+}
+
+/// How much a guest may make a worker hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// TCP connections.
+    pub tcp_flows: usize,
+    /// UDP mappings.
+    pub udp_flows: usize,
+    /// ICMP echo mappings.
+    pub echo_flows: usize,
+    /// Bytes from one connection's guest that wait for its host socket: the largest window.
+    pub receive_window: u32,
+    /// Bytes towards the guest of one connection that await acknowledgment.
+    pub in_flight: u32,
+    /// Bytes of all backlogs together. From half of it on, windows close to [`Limits::tight_window`];
+    /// at the limit data is refused, which only a guest that ignores closing windows sees.
+    pub backlog_bytes: usize,
+    /// Window of a connection under memory pressure.
+    pub tight_window: u32,
+    /// Slabs of 64 KiB in retransmission queues.
+    pub slabs: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            tcp_flows: 65_536,
+            udp_flows: 8_192,
+            echo_flows: 256,
+            // A few times what 20 Gbit/s times the 100 µs to the guest and back come to.
+            receive_window: 1 << 20,
+            in_flight: 2 << 20,
+            backlog_bytes: 128 << 20,
+            tight_window: 16 << 10,
+            slabs: 2048,
+        }
+    }
+}
+
+/// The shared part of a worker.
+pub(super) struct Io<F, S> {
+    pub(super) frames: F,
+    pub(super) host: S,
+    pub(super) pool: Pool,
+    pub(super) limits: Limits,
+    pub(super) counters: Counters,
+    /// Bytes in all backlogs.
+    pub(super) backlog_bytes: usize,
+    pub(super) checksum: Checksum,
+    pub(super) gateway_mac: Mac,
+}
+
+impl<F: FramePort, S: SocketPort> Io<F, S> {
+    /// Counts a drop.
+    pub(super) fn drop_frame(&mut self, reason: DropReason) {
+        self.counters.drops.count(reason);
+    }
+
+    /// Writes one frame, in parts, virtio-net header included. A TAP that is down or full takes
+    /// nothing; TCP repairs that by its timers.
+    pub(super) fn write(&mut self, parts: &[IoSlice<'_>]) {
+        match self.frames.write(parts) {
+            Ok(()) => {
+                self.counters.frames_to_guest += 1;
+                let bytes: usize = parts.iter().map(|part| part.len()).sum();
+                self.counters.bytes_to_guest += bytes as u64;
+            }
+            Err(_) => self.counters.drops.count(DropReason::TapWrite),
+        }
+    }
+
+    /// Writes a complete Ethernet frame whose checksums are filled in.
+    pub(super) fn write_plain(&mut self, frame: &[u8]) {
+        match self.checksum {
+            Checksum::Partial => {
+                let header = [0u8; crate::stack::wire::VNET_HEADER_LEN];
+                self.write(&[IoSlice::new(&header), IoSlice::new(frame)]);
+            }
+            Checksum::Full => self.write(&[IoSlice::new(frame)]),
+        }
+    }
+
+    /// Writes a TCP segment whose payload lies in `parts[1..]`; the header is made in `headers`.
+    pub(super) fn write_scattered<'a>(
+        &mut self,
+        header: &TcpHeader,
+        addresses: &Addresses,
+        headers: &'a mut [u8; HEADROOM],
+        mut parts: Vec<IoSlice<'a>>,
+    ) {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        if self.checksum == Checksum::Full {
+            // The sum needs the payload in one piece. Only links without virtio-net headers come
+            // here, and only for what is sent again.
+            let mut whole = vec![0u8; SLAB_LEN];
+            let mut at = HEADROOM;
+            for part in &parts {
+                whole[at..at + part.len()].copy_from_slice(part);
+                at += part.len();
+            }
+            let start = header.emit(&mut whole[..at], len, addresses, self.checksum);
+            return self.write(&[IoSlice::new(&whole[start..at])]);
+        }
+        let start = header.emit(headers, len, addresses, self.checksum);
+        parts[0] = IoSlice::new(&headers[start..]);
+        self.write(&parts);
+    }
+
+    /// Whether no further byte from the guest can be held.
+    pub(super) fn backlog_exhausted(&self) -> bool {
+        self.backlog_bytes >= self.limits.backlog_bytes
+    }
+
+    /// The window that a connection may offer now.
+    pub(super) fn receive_limit(&self) -> u32 {
+        if self.backlog_bytes >= self.limits.backlog_bytes / 2 {
+            self.limits.tight_window
+        } else {
+            self.limits.receive_window
+        }
+    }
+}

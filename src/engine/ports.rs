@@ -1,0 +1,95 @@
+//! The two edges of the engine: frames on one side, host sockets on the other.
+//!
+//! Each has two implementations: the real one ([`super::tap`], [`super::host`]) and the simulator's.
+//! Errors are `io::Error` with the kernel's errno; `WouldBlock` means "wait for readiness".
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::token::Token;
+
+/// The guest link: whole frames, each behind its virtio-net header if the link has them.
+pub trait FramePort {
+    /// Reads one frame into `buffer`; its length in bytes.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes one frame that stands in `parts`, in order.
+    fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()>;
+}
+
+/// What became possible, or happened, on a descriptor. Edge-triggered: each fact is told once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Bytes, EOF or an error can be read.
+    pub readable: bool,
+    /// Bytes can be written; for a socket that connects: it is connected.
+    pub writable: bool,
+    /// The peer has closed its direction: EOF stands behind the bytes that are left.
+    pub closed: bool,
+    /// The socket failed, or both directions are closed.
+    pub failed: bool,
+}
+
+/// One event of [`SocketPort::wait`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What it is about.
+    pub token: Token,
+    /// What happened.
+    pub readiness: Readiness,
+}
+
+/// What the guest's packets ask of a host socket besides its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// Type of service or traffic class: DSCP and ECN.
+    pub tos: u8,
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+}
+
+impl Marks {
+    /// What Linux sends when nobody asks: no need to tell the socket.
+    pub const DEFAULT: Marks = Marks { tos: 0, hop_limit: 64 };
+}
+
+/// Host sockets. A handle closes its socket when dropped.
+pub trait SocketPort {
+    /// A connected or connecting stream socket.
+    type Stream;
+
+    /// Begins to connect to `target`; readiness comes under `token`. An error here is one that
+    /// the kernel gave at once.
+    fn connect(
+        &mut self,
+        token: Token,
+        target: SocketAddr,
+        marks: Marks,
+    ) -> io::Result<Self::Stream>;
+
+    /// A stream to the DNS service, speaking RFC 7766. Readiness comes under `token`.
+    fn connect_dns(&mut self, token: Token) -> io::Result<Self::Stream>;
+
+    /// Sends what the socket takes of `parts`, in order; bytes taken.
+    fn send(&mut self, stream: &Self::Stream, parts: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Reads into `buffer`; bytes read, 0 at EOF.
+    fn recv(&mut self, stream: &Self::Stream, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// The error that is pending on the socket, if there is one.
+    fn take_error(&mut self, stream: &Self::Stream) -> Option<io::Error>;
+
+    /// Half-close: no more bytes will be sent.
+    fn shutdown_write(&mut self, stream: &Self::Stream);
+
+    /// Closes with a reset, discarding what is unsent.
+    fn reset(&mut self, stream: Self::Stream);
+
+    /// Has the kernel probe the connection from now on.
+    fn keep_alive(&mut self, stream: &Self::Stream);
+
+    /// Waits until something is ready, or for `timeout` (for ever without one), and puts at most a
+    /// batch of events into `events`.
+    fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()>;
+}

@@ -1,0 +1,417 @@
+//! A TCP flow: the machine, the host socket, and the bytes between them.
+//!
+//! Performs the machine's [`Action`]s and tells it what the socket did. Owns no policy: which
+//! flows exist and when they are looked at is the worker's.
+
+use std::io::{self, ErrorKind, IoSlice};
+use std::net::SocketAddr;
+
+use crate::base::{DropReason, Instant, Mac};
+use crate::stack::tcp::{Action, Connection, Emit, State};
+use crate::stack::wire::{Addresses, HEADROOM, Segment, TcpHeader};
+
+use super::buffers::{Backlog, RetransmitQueue};
+use super::io::Io;
+use super::ports::{FramePort, Readiness, SocketPort};
+
+/// Who talks to whom: the key of a TCP flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TcpKey {
+    /// The guest's address and port.
+    pub guest: SocketAddr,
+    /// The address and port that the guest talks to, as the guest knows it.
+    pub peer: SocketAddr,
+}
+
+/// Frames read from one socket before others get their turn.
+const READ_BUDGET: usize = 8;
+
+/// Why a connection attempt ended without a connection.
+pub(super) struct ConnectFailure(pub(super) io::Error);
+
+/// One flow. Methods put the machine's actions through `actions`, which is empty between calls.
+pub(super) struct TcpFlow<S: SocketPort> {
+    pub(super) key: TcpKey,
+    guest_mac: Mac,
+    pub(super) machine: Connection,
+    stream: Option<S::Stream>,
+    readable: bool,
+    writable: bool,
+    /// EOF stands behind the bytes that are readable.
+    closed: bool,
+    backlog: Backlog,
+    sent: RetransmitQueue,
+    /// The earliest entry in the timer wheel.
+    pub(super) wheel_entry: Option<Instant>,
+    /// On the worker's list of flows that owe an acknowledgment.
+    pub(super) on_ack_list: bool,
+    /// On the worker's list of flows with more to read.
+    pub(super) on_run_list: bool,
+}
+
+impl<S: SocketPort> TcpFlow<S> {
+    pub(super) fn new(
+        key: TcpKey,
+        guest_mac: Mac,
+        machine: Connection,
+        stream: S::Stream,
+    ) -> TcpFlow<S> {
+        TcpFlow {
+            key,
+            guest_mac,
+            machine,
+            stream: Some(stream),
+            readable: false,
+            writable: false,
+            closed: false,
+            backlog: Backlog::default(),
+            sent: RetransmitQueue::default(),
+            wheel_entry: None,
+            on_ack_list: false,
+            on_run_list: false,
+        }
+    }
+
+    /// Whether there is something to read that the guest's window lets through.
+    pub(super) fn wants_read(&self) -> bool {
+        self.readable && self.stream.is_some() && self.machine.send_capacity() > 0
+    }
+
+    /// A segment of this flow arrived, with its payload.
+    pub(super) fn on_segment<F: FramePort>(
+        &mut self,
+        now: Instant,
+        segment: &Segment,
+        payload: &[u8],
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        if segment.len > 0 && io.backlog_exhausted() {
+            return Err(DropReason::BufferLimit);
+        }
+        self.machine.set_receive_limit(io.receive_limit());
+        let verdict = self.machine.on_segment(now, segment, actions);
+        self.perform(payload, io, actions);
+        if self.wants_read() {
+            self.read(now, io, actions);
+        }
+        verdict
+    }
+
+    /// The host socket reports readiness. `Err` if it turns out that it could not connect.
+    pub(super) fn on_readiness<F: FramePort>(
+        &mut self,
+        now: Instant,
+        ready: Readiness,
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), ConnectFailure> {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        let connecting = self.machine.state() == State::Connecting;
+        // What is left to read comes before the error; the error itself only matters if nobody
+        // will read any more.
+        if ready.failed
+            && (connecting || self.machine.host_read_ended())
+            && let Some(error) = io.host.take_error(stream)
+        {
+            if connecting {
+                return Err(ConnectFailure(error));
+            }
+            self.machine.on_host_reset(actions);
+            self.perform(&[], io, actions);
+            return Ok(());
+        }
+        self.readable |= ready.readable;
+        self.closed |= ready.closed;
+        if ready.writable {
+            self.writable = true;
+            if connecting {
+                self.machine.on_connected(now, actions);
+                self.perform(&[], io, actions);
+            }
+            self.flush_backlog(io, actions);
+            self.perform(&[], io, actions);
+        }
+        if self.readable {
+            self.read(now, io, actions);
+        }
+        Ok(())
+    }
+
+    /// The machine's deadline has passed.
+    pub(super) fn on_deadline<F: FramePort>(
+        &mut self,
+        now: Instant,
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        self.machine.on_deadline(now, actions);
+        self.perform(&[], io, actions);
+        if self.wants_read() {
+            self.read(now, io, actions);
+        }
+    }
+
+    /// The guest's path MTU to this end shrank.
+    pub(super) fn on_path_mtu<F: FramePort>(
+        &mut self,
+        now: Instant,
+        mss: u16,
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        self.machine.on_path_mtu(now, mss, actions);
+        self.perform(&[], io, actions);
+    }
+
+    /// Sends the acknowledgment that is owed after a batch.
+    pub(super) fn flush<F: FramePort>(&mut self, io: &mut Io<F, S>, actions: &mut Vec<Action>) {
+        self.machine.flush(actions);
+        self.perform(&[], io, actions);
+    }
+
+    /// Ends the flow for the host only: the guest has already gone on to another connection.
+    pub(super) fn abort_silently<F: FramePort>(
+        &mut self,
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        self.machine.abort(actions);
+        actions.retain(|action| !matches!(action, Action::Emit(_)));
+        self.perform(&[], io, actions);
+    }
+
+    /// Ends the flow from our side: both ends are reset.
+    pub(super) fn abort<F: FramePort>(&mut self, io: &mut Io<F, S>, actions: &mut Vec<Action>) {
+        self.machine.abort(actions);
+        self.perform(&[], io, actions);
+    }
+
+    /// Gives every buffer back; the socket, if there still is one, is closed.
+    pub(super) fn release<F: FramePort>(mut self, io: &mut Io<F, S>) {
+        self.sent.clear(&mut io.pool);
+        io.backlog_bytes -= self.backlog.len();
+    }
+
+    /// Tells the guest that the connection is refused, and closes the machine.
+    pub(super) fn refuse<F: FramePort>(
+        &mut self,
+        with_reset: bool,
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        self.machine.on_connect_failed(with_reset, actions);
+        self.perform(&[], io, actions);
+    }
+
+    /// Reads from the host socket as far as the guest's window, the pool and fairness allow.
+    /// [`TcpFlow::wants_read`] tells afterwards whether to come back.
+    pub(super) fn read<F: FramePort>(
+        &mut self,
+        now: Instant,
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        for _ in 0..READ_BUDGET {
+            let Some(stream) = &self.stream else { return };
+            let capacity = self.machine.send_capacity() as usize;
+            if capacity == 0 {
+                return self.machine.on_host_waiting(now, self.readable);
+            }
+            let Some(mut slab) = io.pool.take() else { return };
+            match io.host.recv(stream, &mut slab[HEADROOM..HEADROOM + capacity]) {
+                Ok(0) => {
+                    io.pool.give_back(slab);
+                    self.readable = false;
+                    self.machine.on_host_eof(now, actions);
+                    return self.perform(&[], io, actions);
+                }
+                Ok(len) => {
+                    // A short read has emptied the socket (epoll(7)), unless EOF is behind it.
+                    self.readable = len == capacity || self.closed;
+                    // At most `MAX_PAYLOAD`.
+                    self.machine.on_host_data(now, len as u32, len < capacity, actions);
+                    self.emit_new(slab, len, io, actions);
+                    if !self.readable {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    io.pool.give_back(slab);
+                    match error.kind() {
+                        ErrorKind::WouldBlock => {
+                            self.readable = false;
+                            self.machine.on_host_waiting(now, false);
+                        }
+                        ErrorKind::Interrupted => continue,
+                        _ => {
+                            self.machine.on_host_reset(actions);
+                            self.perform(&[], io, actions);
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sends what [`Connection::on_host_data`] asked for straight from the slab it was read into.
+    fn emit_new<F: FramePort>(
+        &mut self,
+        mut slab: Box<[u8]>,
+        len: usize,
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        for action in actions.drain(..) {
+            if let Action::Emit(emit) = action {
+                let start = tcp_header(&emit).emit(
+                    &mut slab,
+                    len,
+                    &self.addresses(io.gateway_mac),
+                    io.checksum,
+                );
+                io.write(&[IoSlice::new(&slab[start..HEADROOM + len])]);
+            }
+        }
+        self.sent.push(slab, len, &mut io.pool);
+    }
+
+    /// Performs `actions` in order; `payload` is that of the segment at hand.
+    fn perform<F: FramePort>(
+        &mut self,
+        payload: &[u8],
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        let mut next = 0;
+        while let Some(&action) = actions.get(next) {
+            next += 1;
+            match action {
+                Action::Emit(emit) => self.emit(&emit, io),
+                Action::Deliver { skip, len } => {
+                    let bytes = &payload[skip as usize..(skip + len) as usize];
+                    self.deliver(bytes, io, actions);
+                }
+                Action::Release { len } => self.sent.release(len, &mut io.pool),
+                Action::ShutdownWrite => {
+                    if let Some(stream) = &self.stream {
+                        io.host.shutdown_write(stream);
+                    }
+                }
+                Action::CloseHost => self.stream = None,
+                Action::ResetHost => {
+                    if let Some(stream) = self.stream.take() {
+                        io.host.reset(stream);
+                    }
+                }
+                Action::KeepAlive => {
+                    if let Some(stream) = &self.stream {
+                        io.host.keep_alive(stream);
+                    }
+                }
+            }
+        }
+        actions.clear();
+    }
+
+    /// A segment that is not fresh from the socket: without payload, or sent again.
+    fn emit<F: FramePort>(&self, emit: &Emit, io: &mut Io<F, S>) {
+        let mut headers = [0u8; HEADROOM];
+        let addresses = self.addresses(io.gateway_mac);
+        if emit.len == 0 {
+            let start = tcp_header(emit).emit(&mut headers, 0, &addresses, io.checksum);
+            return io.write(&[IoSlice::new(&headers[start..])]);
+        }
+        let offset = self.machine.queue_start().distance(emit.seq).max(0).cast_unsigned();
+        let mut parts = vec![IoSlice::new(&[])];
+        self.sent.slices(offset, emit.len, &mut parts);
+        io.write_scattered(&tcp_header(emit), &addresses, &mut headers, parts);
+    }
+
+    /// Bytes from the guest: to the socket, or behind what already waits for it.
+    fn deliver<F: FramePort>(
+        &mut self,
+        bytes: &[u8],
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        let mut taken = 0;
+        if self.backlog.is_empty()
+            && self.writable
+            && let Some(stream) = &self.stream
+        {
+            match io.host.send(stream, &[IoSlice::new(bytes)]) {
+                Ok(count) => taken = count,
+                Err(error) => {
+                    if self.send_failed(&error, actions) {
+                        return;
+                    }
+                }
+            }
+            self.writable = taken == bytes.len();
+        }
+        let left = &bytes[taken..];
+        if !left.is_empty() {
+            self.backlog.push(left);
+            io.backlog_bytes += left.len();
+        }
+        // At most one segment's payload.
+        self.machine.on_host_took(taken as u32, actions);
+    }
+
+    fn flush_backlog<F: FramePort>(&mut self, io: &mut Io<F, S>, actions: &mut Vec<Action>) {
+        while !self.backlog.is_empty() && self.writable {
+            let Some(stream) = &self.stream else { return };
+            let parts = self.backlog.slices();
+            let parts = if parts[1].is_empty() { &parts[..1] } else { &parts[..] };
+            match io.host.send(stream, parts) {
+                Ok(taken) => {
+                    self.writable = taken == self.backlog.len();
+                    self.backlog.consume(taken);
+                    io.backlog_bytes -= taken;
+                    // The backlog is bounded by the receive limit, a u32.
+                    self.machine.on_host_took(taken as u32, actions);
+                }
+                Err(error) => {
+                    self.writable = false;
+                    if self.send_failed(&error, actions) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a failed send ended the connection. An interrupted or full one does not.
+    fn send_failed(&mut self, error: &io::Error, actions: &mut Vec<Action>) -> bool {
+        if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
+            return false;
+        }
+        self.machine.on_host_reset(actions);
+        true
+    }
+
+    fn addresses(&self, gateway_mac: Mac) -> Addresses {
+        Addresses {
+            gateway_mac,
+            guest_mac: self.guest_mac,
+            peer: self.key.peer,
+            guest: self.key.guest,
+        }
+    }
+}
+
+/// The header fields of an [`Emit`].
+pub(super) fn tcp_header(emit: &Emit) -> TcpHeader {
+    TcpHeader {
+        seq: emit.seq,
+        ack: emit.ack,
+        flags: emit.flags,
+        window: emit.window,
+        mss: emit.syn.map(|syn| syn.mss),
+        window_scale: emit.syn.and_then(|syn| syn.window_scale),
+        sack_permitted: emit.syn.is_some_and(|syn| syn.sack_permitted),
+        segment_size: emit.segment_size,
+    }
+}

@@ -1,0 +1,150 @@
+//! TCP on the walk out: segments to their flow, SYNs to new flows, the rest to a reset.
+
+use std::io;
+use std::net::SocketAddr;
+
+use nix::errno::Errno;
+
+use crate::base::{DropReason, Instant, Mac, Seq};
+use crate::gate::Destination;
+use crate::stack::ip::Packet;
+use crate::stack::tcp::Connection;
+use crate::stack::wire::{Addresses, Flags, HEADROOM, Segment, TcpHeader};
+
+use super::ports::{FramePort, Marks, SocketPort};
+use super::tcp_flow::{TcpFlow, TcpKey};
+use super::token::Token;
+use super::worker::Worker;
+
+const DNS_PORT: u16 = 53;
+
+impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// A TCP packet with a good checksum from an address that the guest may use.
+    pub(super) fn on_tcp(
+        &mut self,
+        now: Instant,
+        source_mac: Mac,
+        packet: &Packet<'_>,
+        destination: Destination,
+    ) -> Result<(), DropReason> {
+        let (segment, header_len) = Segment::parse(packet.payload)?;
+        let payload = &packet.payload[header_len..];
+        let key = TcpKey {
+            guest: SocketAddr::new(packet.source, segment.source_port),
+            peer: SocketAddr::new(packet.target, segment.target_port),
+        };
+        if let Some(token) = self.tcp.find(&key) {
+            let superseded =
+                self.tcp.get(token).is_some_and(|flow| flow.machine.superseded_by(&segment));
+            if !superseded {
+                let verdict = self.with_tcp(token, |flow, io, actions| {
+                    flow.on_segment(now, &segment, payload, io, actions)
+                });
+                return verdict.unwrap_or(Err(DropReason::NoFlow));
+            }
+            self.with_tcp(token, |flow, io, actions| flow.abort_silently(io, actions));
+        }
+        let opens = segment.flags.syn && segment.ack.is_none();
+        if segment.flags.rst || (segment.flags.syn && segment.flags.fin) {
+            return Err(DropReason::NoFlow);
+        }
+        if !opens {
+            self.answer_reset(source_mac, &key, &segment);
+            return Err(DropReason::NoFlow);
+        }
+        self.open(now, source_mac, packet, key, &segment, destination)
+    }
+
+    fn open(
+        &mut self,
+        now: Instant,
+        source_mac: Mac,
+        packet: &Packet<'_>,
+        key: TcpKey,
+        syn: &Segment,
+        destination: Destination,
+    ) -> Result<(), DropReason> {
+        if self.tcp.is_full() {
+            return Err(DropReason::FlowLimit);
+        }
+        let token = self.tcp.next_token();
+        let stream = match destination {
+            Destination::Host(address) => {
+                let target = SocketAddr::new(address, key.peer.port());
+                let marks = Marks { tos: packet.tos & !3, hop_limit: packet.hop_limit };
+                self.io.host.connect(token, target, marks)
+            }
+            Destination::Dns if key.peer.port() == DNS_PORT => self.io.host.connect_dns(token),
+            _ => Err(Errno::ECONNREFUSED.into()),
+        };
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) if lacks_resources(&error) => return Err(DropReason::HostResources),
+            Err(error) => {
+                self.answer_failure(source_mac, &key, syn, &error);
+                return Ok(());
+            }
+        };
+        let options = self.tcp_options[usize::from(key.guest.is_ipv6())];
+        let machine = Connection::from_syn(now, syn, self.initial_sequence(now, &key), options);
+        let flow = TcpFlow::new(key, source_mac, machine, stream);
+        self.tcp.insert(key, flow);
+        Ok(())
+    }
+
+    /// An unpredictable initial sequence number (RFC 9293 §3.4.1): a keyed hash of the connection
+    /// and of how many there were, plus the clock in 4 µs steps.
+    fn initial_sequence(&mut self, now: Instant, key: &TcpKey) -> Seq {
+        self.flows_opened += 1;
+        let hash = self.hash.hash_one((key, self.flows_opened));
+        // Truncation is the point: sequence numbers are 32 bits.
+        Seq((hash as u32).wrapping_add((now.as_nanos() / 4096) as u32))
+    }
+
+    /// The host socket of a connecting flow failed.
+    pub(super) fn on_connect_failure(&mut self, token: Token, error: &io::Error) {
+        self.with_tcp(token, |flow, io, actions| {
+            let refused = error.raw_os_error() == Some(Errno::ECONNREFUSED as i32);
+            flow.refuse(refused, io, actions);
+        });
+    }
+
+    /// Tells the guest why its SYN led nowhere.
+    fn answer_failure(&mut self, guest_mac: Mac, key: &TcpKey, syn: &Segment, error: &io::Error) {
+        let _ = error;
+        self.answer_reset(guest_mac, key, syn);
+    }
+
+    /// The reset for a segment without a connection (RFC 9293 §3.10.7.1).
+    pub(super) fn answer_reset(&mut self, guest_mac: Mac, key: &TcpKey, segment: &Segment) {
+        let (seq, ack) = match segment.ack {
+            Some(ack) => (ack, None),
+            None => (Seq(0), Some(segment.seq + segment.sequence_len())),
+        };
+        let header = TcpHeader {
+            seq,
+            ack,
+            flags: Flags { rst: true, ..Flags::default() },
+            window: 0,
+            mss: None,
+            window_scale: None,
+            sack_permitted: false,
+            segment_size: u16::MAX,
+        };
+        let addresses = Addresses {
+            gateway_mac: self.io.gateway_mac,
+            guest_mac,
+            peer: key.peer,
+            guest: key.guest,
+        };
+        let mut buffer = [0u8; HEADROOM];
+        let start = header.emit(&mut buffer, 0, &addresses, self.io.checksum);
+        self.io.write(&[std::io::IoSlice::new(&buffer[start..])]);
+    }
+}
+
+/// Whether the host, not the target, is the reason: the guest may try again.
+fn lacks_resources(error: &io::Error) -> bool {
+    let lacking = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EAGAIN];
+    error.raw_os_error().is_some_and(|code| lacking.iter().any(|&errno| errno as i32 == code))
+}

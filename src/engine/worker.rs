@@ -1,0 +1,323 @@
+//! A worker: one thread, one TAP queue, one epoll instance, and the flows that it owns (D5).
+//!
+//! ```text
+//!   wait ─▶ turn(now): events ─▶ frames from the guest ─▶ flows with more to read
+//!                      ─▶ acknowledgments of the batch ─▶ timers ─▶ wait
+//! ```
+//! One clock reading per turn. Every list is worked off in bounded batches, so that neither a
+//! busy guest nor a busy host starves the other. Nothing here is shared or locked.
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use crate::base::{DropReason, Instant};
+use crate::gate::AddressPlan;
+use crate::stack::services::Services;
+use crate::stack::tcp::{Action, Options as TcpOptions};
+use crate::stack::wire::{Checksum, ETHERNET_HEADER_LEN, MAX_PAYLOAD, VNET_HEADER_LEN};
+
+use super::buffers::Pool;
+use super::flow_table::FlowTable;
+use super::io::{Counters, Io, Limits};
+use super::ports::{Event, FramePort, Readiness, SocketPort};
+use super::tcp_flow::{TcpFlow, TcpKey};
+use super::token::{Kind, Token};
+use super::wheel::Wheel;
+
+/// Frames read from the TAP in one turn.
+const FRAME_BATCH: usize = 64;
+
+/// Free slabs are given back this long after the first of them became free for good.
+const TRIM_AFTER: Duration = Duration::from_secs(2);
+
+/// Longest frame that a TAP delivers: virtio-net and Ethernet headers and 64 KiB of IP packet.
+const FRAME_LEN: usize = VNET_HEADER_LEN + ETHERNET_HEADER_LEN + 4 + 65_536;
+
+/// What a worker needs to know of its link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Who is who on the guest link.
+    pub plan: AddressPlan,
+    /// Frames carry a virtio-net header, so sums and segmentation are left to the kernel.
+    pub vnet_header: bool,
+    /// Bounds on what the guest can make us hold.
+    pub limits: Limits,
+    /// Randomness for sequence numbers and hash keys.
+    pub seed: u64,
+}
+
+/// The worker. Generic over its two edges, so that the simulator drives the very same code.
+pub struct Worker<F: FramePort, S: SocketPort> {
+    pub(super) io: Io<F, S>,
+    pub(super) plan: AddressPlan,
+    pub(super) vnet_header: bool,
+    pub(super) tcp_options: [TcpOptions; 2],
+    pub(super) services: Services,
+    pub(super) tcp: FlowTable<TcpKey, TcpFlow<S>>,
+    pub(super) wheel: Wheel<Token>,
+    pub(super) hash: ahash::RandomState,
+    pub(super) flows_opened: u64,
+    pub(super) ack_list: Vec<Token>,
+    pub(super) run_list: VecDeque<Token>,
+    /// Reused between calls; empty between calls.
+    pub(super) actions: Vec<Action>,
+    pub(super) answers: Vec<Vec<u8>>,
+    frame: Vec<u8>,
+    due: Vec<Token>,
+    tap_ready: bool,
+    trim_at: Option<Instant>,
+    housekeeping_entry: Option<Instant>,
+}
+
+impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// A worker without flows.
+    pub fn new(now: Instant, frames: F, host: S, options: Options) -> Worker<F, S> {
+        let Options { plan, vnet_header, limits, seed } = options;
+        let tcp_options = [20, 40].map(|ip_header| {
+            // An MTU is at least 68 (RFC 791).
+            let mss = plan.mtu.saturating_sub(ip_header + 20).max(48);
+            TcpOptions {
+                mss,
+                receive_limit: limits.receive_window,
+                in_flight_limit: limits.in_flight,
+                frame_limit: if vnet_header { MAX_PAYLOAD as u32 } else { u32::from(mss) },
+                // A second is ten thousand round trips on this link.
+                time_wait: Duration::from_secs(1),
+            }
+        });
+        let mut worker = Worker {
+            io: Io {
+                frames,
+                host,
+                pool: Pool::new(limits.slabs),
+                limits,
+                counters: Counters::default(),
+                backlog_bytes: 0,
+                checksum: if vnet_header { Checksum::Partial } else { Checksum::Full },
+                gateway_mac: plan.gateway_mac,
+            },
+            vnet_header,
+            tcp_options,
+            services: Services::new(plan.clone(), now),
+            tcp: FlowTable::new(Kind::Tcp, limits.tcp_flows),
+            wheel: Wheel::new(now),
+            hash: ahash::RandomState::with_seed(seed as usize),
+            flows_opened: 0,
+            ack_list: Vec::new(),
+            run_list: VecDeque::new(),
+            actions: Vec::new(),
+            answers: Vec::new(),
+            frame: vec![0; FRAME_LEN],
+            due: Vec::new(),
+            tap_ready: false,
+            trim_at: None,
+            housekeeping_entry: None,
+            plan,
+        };
+        worker.schedule_housekeeping();
+        worker
+    }
+
+    /// Counters so far.
+    pub fn counters(&self) -> &Counters {
+        &self.io.counters
+    }
+
+    /// The host edge.
+    pub fn host_mut(&mut self) -> &mut S {
+        &mut self.io.host
+    }
+
+    /// The guest edge.
+    pub fn frames_mut(&mut self) -> &mut F {
+        &mut self.io.frames
+    }
+
+    /// How many flows are open.
+    pub fn flow_count(&self) -> usize {
+        self.tcp.len()
+    }
+
+    /// How long [`SocketPort::wait`] may sleep; `None` is for ever.
+    pub fn timeout(&self, now: Instant) -> Option<Duration> {
+        if !self.run_list.is_empty() && !self.io.pool.is_exhausted() {
+            return Some(Duration::ZERO);
+        }
+        let next = [self.wheel.next(), self.trim_at].into_iter().flatten().min()?;
+        Some(next.since(now))
+    }
+
+    /// One turn: everything that `events` and `now` ask for. `Err` if the TAP is gone.
+    pub fn turn(&mut self, now: Instant, events: &[Event]) -> std::io::Result<()> {
+        for event in events {
+            match event.token.kind {
+                Kind::Tap => self.tap_ready = true,
+                Kind::Tcp => self.on_tcp_readiness(now, event.token, event.readiness),
+                Kind::Commands | Kind::Udp | Kind::Echo | Kind::Housekeeping => {}
+            }
+        }
+        if self.tap_ready {
+            self.tap_ready = false;
+            self.read_frames(now)?;
+        }
+        self.run_flows(now);
+        self.flush_acknowledgments(now);
+        self.run_timers(now);
+        self.trim(now);
+        Ok(())
+    }
+
+    fn read_frames(&mut self, now: Instant) -> std::io::Result<()> {
+        let mut frame = std::mem::take(&mut self.frame);
+        let mut result = Ok(());
+        for _ in 0..FRAME_BATCH {
+            match self.io.frames.read(&mut frame) {
+                Ok(0) => break,
+                Ok(len) => {
+                    self.io.counters.frames_from_guest += 1;
+                    self.io.counters.bytes_from_guest += len as u64;
+                    if let Err(reason) = self.on_frame(now, &frame[..len]) {
+                        self.io.drop_frame(reason);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        self.frame = frame;
+        result
+    }
+
+    fn on_tcp_readiness(&mut self, now: Instant, token: Token, readiness: Readiness) {
+        let failure = self.with_tcp(token, |flow, io, actions| {
+            flow.on_readiness(now, readiness, io, actions).err()
+        });
+        if let Some(Some(failure)) = failure {
+            self.on_connect_failure(token, &failure.0);
+        }
+    }
+
+    fn run_flows(&mut self, now: Instant) {
+        for _ in 0..self.run_list.len() {
+            if self.io.pool.is_exhausted() {
+                return;
+            }
+            let Some(token) = self.run_list.pop_front() else { return };
+            self.with_tcp(token, |flow, io, actions| {
+                flow.on_run_list = false;
+                flow.read(now, io, actions);
+            });
+        }
+    }
+
+    fn flush_acknowledgments(&mut self, now: Instant) {
+        let _ = now;
+        while let Some(token) = self.ack_list.pop() {
+            self.with_tcp(token, |flow, io, actions| {
+                flow.on_ack_list = false;
+                flow.flush(io, actions);
+            });
+        }
+    }
+
+    fn run_timers(&mut self, now: Instant) {
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.expire(now, &mut due);
+        for token in due.drain(..) {
+            match token.kind {
+                Kind::Tcp => {
+                    self.with_tcp(token, |flow, io, actions| {
+                        flow.wheel_entry = flow.wheel_entry.filter(|entry| *entry > now);
+                        if flow.machine.next_deadline().is_some_and(|deadline| deadline <= now) {
+                            flow.on_deadline(now, io, actions);
+                        }
+                    });
+                }
+                Kind::Housekeeping => self.keep_house(now),
+                Kind::Tap | Kind::Commands | Kind::Udp | Kind::Echo => {}
+            }
+        }
+        self.due = due;
+        self.flush_acknowledgments(now);
+    }
+
+    /// Timers of the services.
+    fn keep_house(&mut self, now: Instant) {
+        self.housekeeping_entry = None;
+        if self.services.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.services.on_deadline(now, &mut self.answers);
+            self.send_answers();
+        }
+        self.schedule_housekeeping();
+    }
+
+    /// Makes sure that the wheel holds an entry for the earliest of the housekeeping deadlines.
+    pub(super) fn schedule_housekeeping(&mut self) {
+        let Some(deadline) = self.services.next_deadline() else { return };
+        if self.housekeeping_entry.is_none_or(|entry| deadline < entry) {
+            self.housekeeping_entry = Some(deadline);
+            self.wheel.insert(deadline, Token::only(Kind::Housekeeping));
+        }
+    }
+
+    /// Gives slabs back some time after the last use.
+    fn trim(&mut self, now: Instant) {
+        match self.trim_at {
+            Some(at) if at <= now => {
+                self.io.pool.trim();
+                self.trim_at = None;
+            }
+            None if self.io.pool.can_trim() => self.trim_at = Some(now + TRIM_AFTER),
+            _ => {}
+        }
+    }
+
+    /// Sends the frames that a service put into `answers`.
+    pub(super) fn send_answers(&mut self) {
+        for frame in std::mem::take(&mut self.answers) {
+            self.io.write_plain(&frame);
+        }
+    }
+
+    /// Lets `act` work on a flow, then sees to what the flow needs next: its acknowledgment at the
+    /// end of the batch, another read, its timer, or its end. `None` if there is no such flow.
+    pub(super) fn with_tcp<R>(
+        &mut self,
+        token: Token,
+        act: impl FnOnce(&mut TcpFlow<S>, &mut Io<F, S>, &mut Vec<Action>) -> R,
+    ) -> Option<R> {
+        let flow = self.tcp.get_mut(token)?;
+        let result = act(flow, &mut self.io, &mut self.actions);
+        if flow.machine.is_closed() {
+            if let Some((_, flow)) = self.tcp.remove(token) {
+                flow.release(&mut self.io);
+            }
+            return Some(result);
+        }
+        if flow.machine.ack_owed() && !flow.on_ack_list {
+            flow.on_ack_list = true;
+            self.ack_list.push(token);
+        }
+        if flow.wants_read() && !flow.on_run_list {
+            flow.on_run_list = true;
+            self.run_list.push_back(token);
+        }
+        if let Some(deadline) = flow.machine.next_deadline()
+            && flow.wheel_entry.is_none_or(|entry| deadline < entry)
+        {
+            flow.wheel_entry = Some(deadline);
+            self.wheel.insert(deadline, token);
+        }
+        Some(result)
+    }
+
+    /// Counts a drop that is found outside of a frame's walk.
+    pub(super) fn drop_frame(&mut self, reason: DropReason) {
+        self.io.drop_frame(reason);
+    }
+}

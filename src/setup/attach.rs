@@ -1,0 +1,364 @@
+//! `attach`: a network for a namespace that somebody else has made.
+//!
+//! The target is named by a process or by a path. It is opened and looked at by the parent; a
+//! short-lived child joins the user namespace that owns it (unless that is ours) and then the network
+//! namespace itself, makes the TAP there, hands it over and ends. Nothing of the target but the TAP
+//! and its addresses is changed, and these go with the last descriptor of the TAP, so that a tapway
+//! killed at any moment leaves nothing behind.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs, statfs};
+use nix::unistd::{ForkResult, Pid};
+
+use super::link::{Autoconfiguration, LinkError, LinkOptions, configure};
+use super::message::{Channel, Child, Handover, Report, report_failure};
+use super::netlink::Netlink;
+use super::tap::{Tap, TapError};
+use super::{SetupError, hints};
+use crate::control::lifecycle::{Anchor, NameWatch};
+use crate::sys::{namespace, process};
+
+/// Which namespace gets a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachOptions {
+    /// The network namespace.
+    pub target: Target,
+    /// The user namespace to join for it, if not the one that the kernel says owns it.
+    pub userns: Option<PathBuf>,
+}
+
+/// A network namespace, as named on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// That of a process.
+    Process(i32),
+    /// A namespace file, such as those under `/run/netns` or `/proc/PID/ns/net`.
+    Path(PathBuf),
+}
+
+/// A namespace that has its interface.
+pub struct Attached {
+    /// Our side of it.
+    pub tap: Tap,
+    /// What tells that the target has gone away.
+    pub anchor: Anchor,
+}
+
+/// What is wrong with the target.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// No such process.
+    #[error("there is no process {0}")]
+    NoProcess(i32),
+    /// The process ended while we looked at it.
+    #[error("process {0} ended during set-up")]
+    ProcessEnded(i32),
+    /// The namespaces of the process may not be opened.
+    #[error("process {pid} is not yours: {source}")]
+    ProcessForeign {
+        /// The process.
+        pid: i32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The path cannot be opened.
+    #[error("open the namespace {}", .path.display())]
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The path is a file, a directory, a device.
+    #[error("{} is not a namespace", .0.display())]
+    NotANamespace(PathBuf),
+    /// It is a namespace of another kind.
+    #[error("{} is a {found} namespace, not a {wanted} namespace", .path.display())]
+    WrongKind {
+        /// The path.
+        path: PathBuf,
+        /// Its kind.
+        found: &'static str,
+        /// The kind needed.
+        wanted: &'static str,
+    },
+    /// It is the namespace of tapway itself.
+    #[error("{0} is in the network namespace in which tapway itself runs")]
+    Own(String),
+    /// It belongs to somebody whose namespaces we cannot join.
+    #[error("{0} belongs to another user or to a user namespace outside ours")]
+    Foreign(String),
+    /// The end of the target cannot be watched.
+    #[error("watch {target}")]
+    Watch {
+        /// The target.
+        target: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl TargetError {
+    /// What the user can do about it, where that is known.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            TargetError::Own(_) => Some(
+                "start the target in a network namespace of its own, \
+                 for instance with `unshare --user --map-root-user --net`"
+                    .to_owned(),
+            ),
+            TargetError::ProcessForeign { .. } | TargetError::Foreign(_) => Some(
+                "run tapway as the user who made the namespace, or name the user namespace \
+                 with --userns"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// Gives the target its interface.
+///
+/// # Errors
+/// Whatever is wrong with the target or fails in it; nothing is left there.
+pub fn start(options: &AttachOptions, link: &LinkOptions) -> Result<Attached, SetupError> {
+    let target = Opened::open(options)?;
+    let fail = |what: &str| {
+        let what = what.to_owned();
+        move |source| SetupError::Host { what, source }
+    };
+    let (ours, theirs) = Channel::pair().map_err(fail("make a socket pair"))?;
+    let pid = match process::fork().map_err(fail("start a process that joins the namespace"))? {
+        ForkResult::Child => {
+            drop(ours);
+            match join(&target, link, &theirs) {
+                Ok(()) => process::exit_now(0),
+                Err(e) => {
+                    report_failure(&theirs, &e, e.hint());
+                    process::exit_now(1)
+                }
+            }
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(theirs);
+    let Handover { tap, .. } = Child::new(pid, ours).ready()?;
+    let anchor = target.still_there(options)?;
+    Ok(Attached { tap, anchor })
+}
+
+/// The target's namespaces, open.
+struct Opened {
+    name: String,
+    net: File,
+    /// Unless it is our own.
+    user: Option<OwnedFd>,
+    anchor: Anchor,
+}
+
+impl Opened {
+    fn open(options: &AttachOptions) -> Result<Opened, TargetError> {
+        let (name, net, anchor) = match &options.target {
+            Target::Process(pid) => open_process(*pid)?,
+            Target::Path(path) => open_path(path)?,
+        };
+        if same_file(&net, Path::new("/proc/self/ns/net")) {
+            return Err(TargetError::Own(name));
+        }
+        let user = match &options.userns {
+            Some(path) => OwnedFd::from(open_namespace(path, CloneFlags::CLONE_NEWUSER)?),
+            // Only namespaces at or below our own user namespace have an owner that we may see.
+            None => {
+                namespace::owner(net.as_fd()).map_err(|_| TargetError::Foreign(name.clone()))?
+            }
+        };
+        let user = File::from(user);
+        let user =
+            (!same_file(&user, Path::new("/proc/self/ns/user"))).then(|| OwnedFd::from(user));
+        Ok(Opened { name, net, user, anchor })
+    }
+
+    /// The anchor, if the target has not gone away since it was opened.
+    fn still_there(self, options: &AttachOptions) -> Result<Anchor, TargetError> {
+        let gone = self
+            .anchor
+            .is_gone()
+            .map_err(|source| TargetError::Watch { target: self.name.clone(), source })?;
+        match &options.target {
+            _ if !gone => Ok(self.anchor),
+            Target::Process(pid) => Err(TargetError::ProcessEnded(*pid)),
+            Target::Path(path) => Err(TargetError::Open {
+                path: path.clone(),
+                source: io::Error::from_raw_os_error(libc::ENOENT),
+            }),
+        }
+    }
+}
+
+fn open_process(pid: i32) -> Result<(String, File, Anchor), TargetError> {
+    // The descriptor of the process first: a pid that is reused later cannot deceive us then.
+    let pidfd = process::pidfd_open(Pid::from_raw(pid)).map_err(|_| TargetError::NoProcess(pid))?;
+    let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    let net = match open_namespace(&path, CloneFlags::CLONE_NEWNET) {
+        Ok(net) => net,
+        Err(TargetError::Open { source, .. }) => {
+            return Err(match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ESRCH) => TargetError::ProcessEnded(pid),
+                _ => TargetError::ProcessForeign { pid, source },
+            });
+        }
+        Err(e) => return Err(e),
+    };
+    Ok((format!("process {pid}"), net, Anchor::Process(pidfd)))
+}
+
+fn open_path(path: &Path) -> Result<(String, File, Anchor), TargetError> {
+    let net = open_namespace(path, CloneFlags::CLONE_NEWNET)?;
+    let name = path.display().to_string();
+    let watch_failed = |source| TargetError::Watch { target: name.clone(), source };
+    let anchor = match process_of(path) {
+        // Directories of processes cannot be watched, but the process can.
+        Some(pid) => Anchor::Process(
+            process::pidfd_open(Pid::from_raw(pid)).map_err(|_| TargetError::ProcessEnded(pid))?,
+        ),
+        None => Anchor::Name(NameWatch::new(path, &net).map_err(watch_failed)?),
+    };
+    Ok((name, net, anchor))
+}
+
+/// Opens a namespace file and makes sure of its kind.
+fn open_namespace(path: &Path, kind: CloneFlags) -> Result<File, TargetError> {
+    const NSFS_MAGIC: FsType = FsType(libc::NSFS_MAGIC);
+    let fail = |source| TargetError::Open { path: path.to_owned(), source };
+    // Without blocking, should it be a FIFO.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+        .map_err(fail)?;
+    if fstatfs(&file).map_err(|e| fail(e.into()))?.filesystem_type() != NSFS_MAGIC {
+        return Err(TargetError::NotANamespace(path.to_owned()));
+    }
+    let found = CloneFlags::from_bits_retain(
+        namespace::kind(file.as_fd()).map_err(|_| TargetError::NotANamespace(path.to_owned()))?,
+    );
+    if found != kind {
+        let (found, wanted) = (kind_name(found), kind_name(kind));
+        return Err(TargetError::WrongKind { path: path.to_owned(), found, wanted });
+    }
+    Ok(file)
+}
+
+fn kind_name(kind: CloneFlags) -> &'static str {
+    match kind {
+        CloneFlags::CLONE_NEWNET => "network",
+        CloneFlags::CLONE_NEWUSER => "user",
+        CloneFlags::CLONE_NEWNS => "mount",
+        CloneFlags::CLONE_NEWPID => "pid",
+        CloneFlags::CLONE_NEWIPC => "ipc",
+        CloneFlags::CLONE_NEWUTS => "uts",
+        CloneFlags::CLONE_NEWCGROUP => "cgroup",
+        _ => "time",
+    }
+}
+
+fn same_file(file: &File, path: &Path) -> bool {
+    let identity = |m: std::fs::Metadata| (m.dev(), m.ino());
+    file.metadata().map(identity).ok() == std::fs::metadata(path).map(identity).ok()
+}
+
+/// The process whose `/proc` entry `path` leads through, symbolic links followed.
+fn process_of(path: &Path) -> Option<i32> {
+    let mut path = path.to_owned();
+    // As many links as the kernel follows (path_resolution(7)).
+    for _ in 0..40 {
+        let parent = path.parent()?;
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let parent = parent.canonicalize().ok()?;
+        let file_name = path.file_name()?.to_owned();
+        if statfs(&parent).ok()?.filesystem_type() == PROC_SUPER_MAGIC {
+            let mut parts = parent.components();
+            return parts.find_map(|part| part.as_os_str().to_str()?.parse().ok());
+        }
+        let here = parent.join(file_name);
+        match here.read_link() {
+            Ok(next) => path = parent.join(next),
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Why the joining child gives up.
+#[derive(Debug, thiserror::Error)]
+enum JoinError {
+    #[error("join the user namespace of {target}")]
+    User {
+        target: String,
+        #[source]
+        source: nix::Error,
+    },
+    #[error("join the network namespace of {target}")]
+    Net {
+        target: String,
+        #[source]
+        source: nix::Error,
+    },
+    #[error("talk to the routing tables of {target}")]
+    Netlink {
+        target: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("hand over the TAP")]
+    Parent(#[source] io::Error),
+}
+
+impl JoinError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            JoinError::User { target, source: nix::Error::EPERM }
+            | JoinError::Net { target, source: nix::Error::EPERM } => {
+                TargetError::Foreign(target.clone()).hint()
+            }
+            JoinError::Tap(TapError::Create { source, .. })
+                if source.raw_os_error() == Some(libc::EPERM) =>
+            {
+                Some("name the user namespace that owns it with --userns".to_owned())
+            }
+            JoinError::Tap(e) => hints::tap(e),
+            _ => None,
+        }
+    }
+}
+
+/// The child: joins, makes, hands over.
+fn join(target: &Opened, link: &LinkOptions, channel: &Channel) -> Result<(), JoinError> {
+    let name = || target.name.clone();
+    if let Some(user) = &target.user {
+        setns(user, CloneFlags::CLONE_NEWUSER)
+            .map_err(|source| JoinError::User { target: name(), source })?;
+    }
+    setns(&target.net, CloneFlags::CLONE_NEWNET)
+        .map_err(|source| JoinError::Net { target: name(), source })?;
+    let mut netlink =
+        Netlink::open().map_err(|source| JoinError::Netlink { target: name(), source })?;
+    let tap = Tap::open(&link.ifname, link.queues, &mut netlink)?;
+    configure(link, Autoconfiguration::AsFound, &mut netlink)?;
+    let descriptors: Vec<_> = tap.queues.iter().map(AsFd::as_fd).collect();
+    let ready = Report::Ready { features: tap.features, resolv_conf: false };
+    channel.send(&ready, &descriptors).map_err(JoinError::Parent)
+}

@@ -1,0 +1,226 @@
+//! What the host is like, as plain values: gathered once, before anything is made, so that the meaning
+//! of a command line is a pure function of it and of these.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::idmap::{IdRange, Identity};
+use super::netlink::Netlink;
+use crate::base::Mac;
+
+/// How one address family leaves the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outward<A> {
+    /// The interface of the route.
+    pub interface: String,
+    /// That interface's MTU in bytes.
+    pub mtu: u32,
+    /// The address that the host sends from.
+    pub source: A,
+}
+
+/// The host, as far as the meaning of options depends on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// The way out for IPv4, if there is one.
+    pub v4: Option<Outward<Ipv4Addr>>,
+    /// The way out for IPv6, if there is one.
+    pub v6: Option<Outward<Ipv6Addr>>,
+    /// Name and MTU of the interface asked for with `--outbound-interface`, if it exists.
+    pub named_interface: Option<(String, u32)>,
+    /// Who calls, and which ids are theirs to give.
+    pub identity: Identity,
+    /// The host's name.
+    pub hostname: String,
+    /// The text of the host's `/etc/hosts`.
+    pub hosts: String,
+    /// The search domains of the host's `/etc/resolv.conf`.
+    pub search: Vec<String>,
+    /// Our own process id, for the default name of the instance.
+    pub pid: u32,
+    /// The caller's shell, for `run` without a command.
+    pub shell: Option<PathBuf>,
+    /// Processors that we may use.
+    pub processors: usize,
+    /// An address for the guest's interface that nobody else is likely to have.
+    pub random_mac: Option<Mac>,
+}
+
+/// Where "outside" is, to ask for the route and the source address towards it: a.root-servers.net. No
+/// packet goes there; the address only has to be one that every default route covers.
+const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(198, 41, 0, 4), Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30));
+
+impl HostFacts {
+    /// Asks the host. `interface` is the one named on the command line. What cannot be found out is
+    /// left empty: a host without network, `/etc/hosts` or password entry is still a host.
+    pub fn gather(interface: Option<&str>) -> HostFacts {
+        let mut facts = HostFacts {
+            identity: identity(),
+            hostname: nix::unistd::gethostname()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            hosts: fs::read_to_string("/etc/hosts").unwrap_or_default(),
+            search: fs::read_to_string("/etc/resolv.conf")
+                .map(|text| search_domains(&text))
+                .unwrap_or_default(),
+            pid: std::process::id(),
+            shell: std::env::var_os("SHELL").filter(|s| !s.is_empty()).map(PathBuf::from),
+            processors: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            random_mac: random_mac(),
+            ..HostFacts::default()
+        };
+        if let Ok(mut netlink) = Netlink::open() {
+            facts.routes(&mut netlink);
+            if let Some(name) = interface {
+                let link = netlink.link(name).ok().flatten();
+                facts.named_interface = link.map(|link| (link.name, link.mtu));
+            }
+        }
+        facts
+    }
+
+    fn routes(&mut self, netlink: &mut Netlink) {
+        let asked = vec![route_to(OUTSIDE.0.into()), route_to(OUTSIDE.1.into())];
+        let Ok(answers) = netlink.perform(asked) else { return };
+        for answer in answers {
+            let Ok(Some(RouteNetlinkMessage::NewRoute(route))) = answer else { continue };
+            let (mut index, mut source) = (None, None);
+            for attribute in route.attributes {
+                match attribute {
+                    RouteAttribute::Oif(oif) => index = Some(oif),
+                    RouteAttribute::PrefSource(RouteAddress::Inet(a)) => source = Some(a.into()),
+                    RouteAttribute::PrefSource(RouteAddress::Inet6(a)) => source = Some(a.into()),
+                    _ => {}
+                }
+            }
+            let Some((index, source)) = index.zip(source) else { continue };
+            let Ok(Some(link)) = netlink.link_at(index) else { continue };
+            match source {
+                IpAddr::V4(source) => {
+                    self.v4 = Some(Outward { interface: link.name, mtu: link.mtu, source });
+                }
+                IpAddr::V6(source) => {
+                    self.v6 = Some(Outward { interface: link.name, mtu: link.mtu, source });
+                }
+            }
+        }
+    }
+}
+
+fn route_to(address: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    (message.header.address_family, message.header.destination_prefix_length) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    message.header.flags = RouteFlags::empty();
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+fn identity() -> Identity {
+    let uid = nix::unistd::geteuid();
+    let gid = nix::unistd::getegid();
+    let mut identity = Identity { uid: uid.as_raw(), gid: gid.as_raw(), ..Identity::default() };
+    if uid.is_root() {
+        identity.own_uids = own_ids("/proc/self/uid_map");
+        identity.own_gids = own_ids("/proc/self/gid_map");
+        return identity;
+    }
+    if on_path("newuidmap") && on_path("newgidmap") {
+        let subuid = fs::read_to_string("/etc/subuid").unwrap_or_default();
+        let subgid = fs::read_to_string("/etc/subgid").unwrap_or_default();
+        if subuid.is_empty() || subgid.is_empty() {
+            return identity;
+        }
+        let name = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
+        // Both files name the user: /etc/subgid too (subgid(5)).
+        identity.subuids = subordinate(&subuid, name.as_deref(), identity.uid);
+        identity.subgids = subordinate(&subgid, name.as_deref(), identity.uid);
+    }
+    identity
+}
+
+/// The ids of our own user namespace, from lines of `inside outside count`.
+fn own_ids(map: &str) -> Vec<IdRange> {
+    let text = fs::read_to_string(map).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let mut numbers = line.split_whitespace().map(str::parse);
+            let first = numbers.next()?.ok()?;
+            let count = numbers.nth(1)?.ok()?;
+            Some(IdRange { first, count })
+        })
+        .collect()
+}
+
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+/// The ranges of the user `name` or `uid` in the text of subuid(5): `user:first:count` lines.
+fn subordinate(text: &str, name: Option<&str>, uid: u32) -> Vec<IdRange> {
+    let uid = uid.to_string();
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.trim().split(':');
+            let owner = fields.next()?;
+            if Some(owner) != name && owner != uid {
+                return None;
+            }
+            let first: u32 = fields.next()?.parse().ok()?;
+            let count: u32 = fields.next()?.parse().ok()?;
+            (count > 0 && first.checked_add(count).is_some()).then_some(IdRange { first, count })
+        })
+        .collect()
+}
+
+/// The domains of the last `search` or `domain` line (resolv.conf(5)).
+pub fn search_domains(resolv_conf: &str) -> Vec<String> {
+    let mut domains = Vec::new();
+    for line in resolv_conf.lines() {
+        let mut words = line.split_whitespace();
+        if let Some("search" | "domain") = words.next() {
+            domains = words.map(str::to_owned).filter(|d| d != ".").collect();
+        }
+    }
+    domains
+}
+
+/// A locally administered unicast address (IEEE 802 clause 8.2).
+fn random_mac() -> Option<Mac> {
+    let mut octets = [0; 6];
+    getrandom::fill(&mut octets).ok()?;
+    octets[0] = octets[0] & 0xfc | 0x02;
+    Some(Mac(octets))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subordinate_ranges_are_found_by_name_and_by_number() {
+        let text = "alice:100000:65536\nbob:165536:65536\n1000:300000:10\n# no\nalice:x:1\n\
+                    alice:5:0\nalice:4294967295:2\n";
+        let ranges: Vec<_> =
+            subordinate(text, Some("alice"), 1000).iter().map(|r| (r.first, r.count)).collect();
+        assert_eq!(ranges, [(100_000, 65_536), (300_000, 10)]);
+        assert!(subordinate(text, None, 1001).is_empty());
+    }
+
+    #[test]
+    fn the_last_search_line_counts() {
+        let text = "nameserver 192.0.2.1\nsearch a.example b.example\ndomain c.example\n";
+        assert_eq!(search_domains(text), ["c.example"]);
+        assert!(search_domains("search .\n").is_empty());
+        assert!(search_domains("").is_empty());
+    }
+}

@@ -1,0 +1,209 @@
+//! The guest's interfaces: loopback up; the TAP with its MAC, MTU, queue length, addresses and default
+//! routes, usable at once.
+//!
+//! Everything that can be told in advance goes into one netlink datagram. IPv6 is set up without
+//! duplicate address detection (there is nobody to ask on a link of two) and without waiting for a
+//! router advertisement. IPv6 that the kernel does not have, or has switched off, is not an error: the
+//! guest then has IPv4 only, and the log says so.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::netlink::{Netlink, Outcome};
+use super::tap::IfName;
+use crate::gate::AddressPlan;
+
+/// What the guest's link shall look like.
+#[derive(Clone, Debug)]
+pub struct LinkOptions {
+    /// The name of the TAP in the guest.
+    pub ifname: IfName,
+    /// Addresses, MACs and MTU.
+    pub plan: AddressPlan,
+    /// Queues of the TAP, one for each worker.
+    pub queues: usize,
+}
+
+/// Frames that a queue of the TAP holds before the kernel drops silently. With offloads a frame is up
+/// to 64 KiB, and the windows that we advertise are far below 10,000 of those; with the kernel's
+/// default of 1000 small datagrams overflow it in a burst (design decision D4).
+const QUEUE_LENGTH: u32 = 10_000;
+
+/// The loopback interface has this index in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK_INDEX: u32 = 1;
+
+/// How far the guest's kernel takes part in IPv6 autoconfiguration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Autoconfiguration {
+    /// Ours alone: router advertisements do not change what we set.
+    Off,
+    /// The namespace is somebody else's, and so is this choice.
+    AsFound,
+}
+
+/// Which request of the set-up failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub(crate) struct LinkError {
+    what: String,
+    #[source]
+    source: io::Error,
+}
+
+/// Brings up loopback and the TAP as `options` say.
+pub(crate) fn configure(
+    options: &LinkOptions,
+    autoconfiguration: Autoconfiguration,
+    netlink: &mut Netlink,
+) -> Result<(), LinkError> {
+    let name = options.ifname.as_str();
+    let fail = |what: String| move |source| LinkError { what, source };
+    let index = netlink
+        .link(name)
+        .and_then(|link| link.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV)))
+        .map_err(fail(format!("find the interface {name}")))?
+        .index;
+    // Before the interface comes up, because it acts on these when it does.
+    sysctls(options, autoconfiguration);
+
+    let steps = steps(options, index);
+    let (labels, requests): (Vec<_>, Vec<_>) =
+        steps.into_iter().map(|step| ((step.what, step.need), step.request)).unzip();
+    let outcomes = netlink.perform(requests).map_err(fail("talk to the kernel".to_owned()))?;
+    let mut v6_refused = None;
+    for ((what, need), outcome) in labels.into_iter().zip(outcomes) {
+        match (need, refusal(outcome)) {
+            (_, None) => {}
+            (Need::Always, Some(source)) => return Err(LinkError { what, source }),
+            (Need::WhereV6Works, Some(source)) => {
+                v6_refused.get_or_insert((what, source));
+            }
+        }
+    }
+    if let Some((what, source)) = v6_refused {
+        tracing::warn!("the guest has no IPv6, because its kernel refuses it: {what}: {source}");
+    }
+    Ok(())
+}
+
+/// The errno of a request, unless it succeeded or its object was there already (a persistent TAP that
+/// keeps the addresses of an earlier attachment).
+fn refusal(outcome: Outcome) -> Option<io::Error> {
+    outcome.err().filter(|e| e.raw_os_error() != Some(libc::EEXIST))
+}
+
+#[derive(Clone, Copy)]
+enum Need {
+    Always,
+    WhereV6Works,
+}
+
+struct Step {
+    what: String,
+    need: Need,
+    request: RouteNetlinkMessage,
+}
+
+fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
+    let LinkOptions { ifname, plan, .. } = options;
+    let mut steps = Vec::new();
+    let mut add = |need, what: String, request| steps.push(Step { what, need, request });
+    add(Need::Always, "bring up lo".to_owned(), up(LOOPBACK_INDEX, vec![]));
+    add(
+        Need::Always,
+        format!("bring up {ifname} with MAC {} and MTU {}", plan.guest_mac, plan.mtu),
+        up(
+            index,
+            vec![
+                LinkAttribute::Address(plan.guest_mac.0.to_vec()),
+                LinkAttribute::Mtu(u32::from(plan.mtu)),
+                LinkAttribute::TxQueueLen(QUEUE_LENGTH),
+            ],
+        ),
+    );
+    if let Some(v4) = &plan.v4 {
+        let mut message = address(index, v4.guest.into(), v4.prefix);
+        message.attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
+        let what = format!("give {ifname} the address {}/{}", v4.guest, v4.prefix);
+        add(Need::Always, what, RouteNetlinkMessage::NewAddress(message));
+        let what = format!("route IPv4 by way of {}", v4.gateway);
+        add(Need::Always, what, default_route(index, v4.gateway.into()));
+    }
+    if let Some(v6) = &plan.v6 {
+        let mut message = address(index, v6.guest.into(), v6.prefix);
+        message.header.flags = AddressHeaderFlags::Nodad;
+        let what = format!("give {ifname} the address {}/{}", v6.guest, v6.prefix);
+        add(Need::WhereV6Works, what, RouteNetlinkMessage::NewAddress(message));
+        let what = format!("route IPv6 by way of {}", v6.gateway_link_local);
+        add(Need::WhereV6Works, what, default_route(index, v6.gateway_link_local.into()));
+    }
+    steps
+}
+
+fn up(index: u32, attributes: Vec<LinkAttribute>) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes = attributes;
+    RouteNetlinkMessage::SetLink(message)
+}
+
+fn address(index: u32, address: IpAddr, prefix: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.family = family(address);
+    message.header.prefix_len = prefix;
+    message.header.scope = AddressScope::Universe;
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message
+}
+
+fn default_route(index: u32, gateway: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(gateway);
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes =
+        vec![RouteAttribute::Gateway(RouteAddress::from(gateway)), RouteAttribute::Oif(index)];
+    RouteNetlinkMessage::NewRoute(message)
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// Settings of the interface for which netlink has no request. Where `/proc/sys` is read-only (inside
+/// a container) they stay as they are, and IPv6 is usable a second later, after duplicate detection.
+fn sysctls(options: &LinkOptions, autoconfiguration: Autoconfiguration) {
+    let set = |key: &str, value: &str| {
+        let path = format!("/proc/sys/net/ipv6/conf/{}/{key}", options.ifname);
+        if let Err(e) = fs::write(&path, value) {
+            tracing::debug!("{path} stays as it is: {e}");
+        }
+    };
+    if options.plan.v6.is_none() {
+        set("disable_ipv6", "1");
+        return;
+    }
+    set("disable_ipv6", "0");
+    set("accept_dad", "0");
+    if autoconfiguration == Autoconfiguration::Off {
+        set("accept_ra", "0");
+    }
+}

@@ -1,0 +1,219 @@
+//! `run`: a command in new user, network and mount namespaces.
+//!
+//! The child makes its user namespace first and says so; while the parent maps the ids (two
+//! `execve`s of the map helpers, or two writes), the child makes the network and mount namespaces, the
+//! TAP and the routes, none of which needs an id. Files need ids, so they come after the answer.
+//!
+//! Who dies with whom: the child asks for SIGKILL at its parent's death (`PR_SET_PDEATHSIG`) after
+//! the last change of its credentials, which would cancel it, and looks afterwards whether the parent
+//! had died before. Until it executes the command, it also ends when the channel closes.
+
+use std::convert::Infallible;
+use std::ffi::{CString, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{ForkResult, Pid, getpid, getppid};
+
+use super::files::{MountError, PrivateFiles, mount_private};
+use super::idmap::{IdMaps, Identity};
+use super::link::{Autoconfiguration, LinkError, LinkOptions, configure};
+use super::message::{Channel, Child, Handover, Order, Report, report_failure};
+use super::netlink::Netlink;
+use super::tap::{Tap, TapError};
+use super::{SetupError, hints};
+use crate::sys::process;
+
+/// What to run, and in what.
+pub struct RunOptions<'a> {
+    /// The command and its arguments; at least one.
+    pub command: &'a [OsString],
+    /// Keep the caller's own ids inside instead of being root there.
+    pub own_ids: bool,
+    /// Who calls.
+    pub identity: &'a Identity,
+    /// The guest's interface.
+    pub link: &'a LinkOptions,
+    /// The guest's files.
+    pub files: &'a PrivateFiles,
+    /// Called in the child just before `execve`: gives signals back the state in which the caller of
+    /// tapway left them to its children.
+    pub restore_signals: &'a dyn Fn() -> io::Result<()>,
+}
+
+/// A guest whose command has not been started yet. Dropping it ends the guest.
+pub struct Started {
+    child: Child,
+    command: OsString,
+    /// Our side of the guest's interface.
+    pub tap: Tap,
+    /// The guest's `resolv.conf`, to be rewritten when the host's changes.
+    pub resolv_conf: Option<File>,
+}
+
+/// Sets up the namespaces and everything in them, up to but not including the start of the command.
+///
+/// # Errors
+/// Whatever fails on either side; the child is gone by then and with it all that it made.
+pub fn start(options: &RunOptions<'_>) -> Result<Started, SetupError> {
+    let fail = |what: &str| {
+        let what = what.to_owned();
+        move |source| SetupError::Host { what, source }
+    };
+    let Some(command) = options.command.first() else {
+        return Err(fail("find a command to run")(io::Error::from_raw_os_error(libc::EINVAL)));
+    };
+    let maps = IdMaps::plan(options.identity, options.own_ids);
+    let (ours, theirs) = Channel::pair().map_err(fail("make a socket pair"))?;
+    let parent = getpid();
+    let pid = match process::fork().map_err(fail("start a process for the guest"))? {
+        ForkResult::Child => {
+            drop(ours);
+            let Err(e) = guest(options, &theirs, parent);
+            match e {
+                GuestError::Execute(e) => {
+                    let errno = e.raw_os_error().unwrap_or(libc::ENOEXEC);
+                    // Nobody is left to tell if this fails.
+                    let _ = theirs.send(&Report::NotExecuted(errno), &[]);
+                }
+                GuestError::Orphaned => {}
+                e => report_failure(&theirs, &e, e.hint()),
+            }
+            process::exit_now(1)
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(theirs);
+    let mut child = Child::new(pid, ours);
+    child.user_namespace()?;
+    let groups = maps.write(pid, options.identity).map_err(|e| SetupError::Guest {
+        message: format!("map the guest's users and groups: {}", super::chain(&e)),
+        hint: hints::user_namespace(None),
+    })?;
+    child.order(&Order::Mapped { groups })?;
+    let Handover { tap, resolv_conf } = child.ready()?;
+    Ok(Started { child, command: command.clone(), tap, resolv_conf: resolv_conf.map(File::from) })
+}
+
+/// The rest of a started guest, once its command runs.
+pub struct Released {
+    /// The command's process, a child of ours.
+    pub pid: Pid,
+    /// See [`Started::tap`].
+    pub tap: Tap,
+    /// See [`Started::resolv_conf`].
+    pub resolv_conf: Option<File>,
+}
+
+impl Started {
+    /// Starts the command and waits until it runs.
+    ///
+    /// # Errors
+    /// [`SetupError::Exec`] when it cannot be executed.
+    pub fn release(self) -> Result<Released, SetupError> {
+        self.child.order(&Order::Go)?;
+        match self.child.executed()? {
+            (pid, None) => Ok(Released { pid, tap: self.tap, resolv_conf: self.resolv_conf }),
+            (_, Some(errno)) => Err(SetupError::Exec {
+                command: self.command,
+                source: io::Error::from_raw_os_error(errno),
+            }),
+        }
+    }
+}
+
+/// Why the child gives up.
+#[derive(Debug, thiserror::Error)]
+enum GuestError {
+    #[error("make a user namespace")]
+    UserNamespace(#[source] nix::Error),
+    #[error("make network and mount namespaces")]
+    Namespaces(#[source] nix::Error),
+    #[error("bind the guest's life to ours")]
+    DeathSignal(#[source] nix::Error),
+    #[error("talk to the kernel's routing tables")]
+    Netlink(#[source] io::Error),
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Files(#[from] MountError),
+    #[error("talk to the parent process")]
+    Parent(#[source] io::Error),
+    #[error("the parent process is gone")]
+    Orphaned,
+    #[error("execute the command")]
+    Execute(#[source] io::Error),
+}
+
+impl GuestError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            GuestError::UserNamespace(e) | GuestError::Namespaces(e) => {
+                hints::user_namespace(Some(*e as i32))
+            }
+            GuestError::Tap(e) => hints::tap(e),
+            _ => None,
+        }
+    }
+}
+
+/// The child: everything from its namespaces to the command.
+fn guest(
+    options: &RunOptions<'_>,
+    channel: &Channel,
+    parent: Pid,
+) -> Result<Infallible, GuestError> {
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(GuestError::UserNamespace)?;
+    channel.send(&Report::UserNamespace, &[]).map_err(GuestError::Parent)?;
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(GuestError::DeathSignal)?;
+    if getppid() != parent {
+        return Err(GuestError::Orphaned);
+    }
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).map_err(GuestError::Namespaces)?;
+    let mut netlink = Netlink::open().map_err(GuestError::Netlink)?;
+    let tap = Tap::open(&options.link.ifname, options.link.queues, &mut netlink)?;
+    configure(options.link, Autoconfiguration::Off, &mut netlink)?;
+    drop(netlink);
+
+    let Order::Mapped { groups } = order(channel)? else { return Err(GuestError::Orphaned) };
+    allow_ping(groups);
+    let resolv_conf = mount_private(options.files)?;
+    let mut descriptors: Vec<_> = tap.queues.iter().map(AsFd::as_fd).collect();
+    descriptors.extend(resolv_conf.as_ref().map(AsFd::as_fd));
+    let ready = Report::Ready { features: tap.features, resolv_conf: resolv_conf.is_some() };
+    channel.send(&ready, &descriptors).map_err(GuestError::Parent)?;
+    drop((tap, resolv_conf));
+
+    let Order::Go = order(channel)? else { return Err(GuestError::Orphaned) };
+    (options.restore_signals)().map_err(GuestError::Execute)?;
+    let arguments = options
+        .command
+        .iter()
+        .map(|word| CString::new(word.as_bytes()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| GuestError::Execute(io::Error::from_raw_os_error(libc::EINVAL)))?;
+    let Some(program) = arguments.first() else { return Err(GuestError::Orphaned) };
+    nix::unistd::execvp(program, &arguments).map_err(|e| GuestError::Execute(e.into()))
+}
+
+fn order(channel: &Channel) -> Result<Order, GuestError> {
+    match channel.receive() {
+        Ok(Some((order, _))) => Ok(order),
+        Ok(None) => Err(GuestError::Orphaned),
+        Err(e) => Err(GuestError::Parent(e)),
+    }
+}
+
+/// Lets every user inside ping without privilege (icmp(7), `ping_group_range`).
+fn allow_ping((low, high): (u32, u32)) {
+    if let Err(e) = fs::write("/proc/sys/net/ipv4/ping_group_range", format!("{low} {high}")) {
+        tracing::debug!("ping inside needs privilege: ping_group_range stays as it is: {e}");
+    }
+}

@@ -1,0 +1,372 @@
+//! DHCP for IPv4 (RFC 2131, options of RFC 2132) with the gateway as its server.
+//!
+//! ```text
+//!   DISCOVER ------------> OFFER      the client's address, held for a minute
+//!   REQUEST  ------------> ACK, NAK   leased for a day; NAK if it is not the client's address
+//!   INFORM   ------------> ACK        parameters alone
+//!   RELEASE, DECLINE       silence
+//! ```
+//! The guest's own MAC gets the plan's guest address, always. Other MACs (containers on a bridge
+//! in the guest) get addresses from a small pool, kept until the lease runs out.
+//!
+//! Departs: a REQUEST of a client without a record is answered, not ignored (RFC 2131 §4.3.2): no
+//! other server can be on this link. Parameters are sent whether asked for or not. The client
+//! identifier is returned (RFC 6842) but the MAC is what identifies a client, since frames go to it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use crate::base::{DropReason, Instant, Mac};
+use crate::gate::{AddressPlan, Plan4};
+use crate::stack::wire::formats::{
+    ArpHardware, DHCP_CLIENT_PORT, DHCP_SERVER_PORT, DhcpFlags, DhcpMessageType, DhcpOpCode,
+    DhcpOption, DhcpPacket, DhcpRepr, EthernetAddress,
+};
+
+use super::frame::{self, Link};
+use super::search;
+
+/// How long a client keeps its address without asking again.
+const LEASE: Duration = Duration::from_secs(86_400);
+
+/// How long an offer is held for the client's REQUEST; clients repeat it within 64 s
+/// (RFC 2131 §4.1).
+const OFFER: Duration = Duration::from_secs(60);
+
+/// How long an address that a client found in use is not given out.
+const DECLINED: Duration = Duration::from_secs(600);
+
+/// Addresses for clients other than the guest's own interface: their offsets in the network.
+const POOL: std::ops::RangeInclusive<u32> = 15..=30;
+
+/// Longest message that every client accepts: an IP packet of 576 bytes (RFC 2131 §2).
+const MAX_MESSAGE: usize = 576 - 28;
+
+/// BOOTP clients and relays want at least this much (RFC 1542 §2.1).
+const MIN_MESSAGE: usize = 300;
+
+/// The magic cookie of RFC 2131 §3.
+const COOKIE: u32 = 0x6382_5363;
+
+/// Option codes (RFC 2132, RFC 3397).
+mod option {
+    pub(super) const DOMAIN_NAME: u8 = 15;
+    pub(super) const INTERFACE_MTU: u8 = 26;
+    pub(super) const BROADCAST_ADDRESS: u8 = 28;
+    pub(super) const REQUESTED_ADDRESS: u8 = 50;
+    pub(super) const MESSAGE_TYPE: u8 = 53;
+    pub(super) const SERVER_IDENTIFIER: u8 = 54;
+    pub(super) const CLIENT_IDENTIFIER: u8 = 61;
+    pub(super) const DOMAIN_SEARCH: u8 = 119;
+}
+
+/// What the server gives out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Server<'a> {
+    pub(super) plan: &'a AddressPlan,
+    pub(super) v4: &'a Plan4,
+    pub(super) search: &'a [String],
+}
+
+/// Who has which address of the pool, and which are in use by somebody unknown.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    /// At most one per pool address.
+    held: Vec<Lease>,
+    /// At most one per pool address.
+    declined: Vec<(Ipv4Addr, Instant)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lease {
+    client: Mac,
+    address: Ipv4Addr,
+    expires: Instant,
+}
+
+/// The parts of a client's message that matter here.
+#[derive(Debug)]
+struct Request {
+    kind: DhcpMessageType,
+    transaction: u32,
+    client: Mac,
+    broadcast: bool,
+    /// ciaddr, unless zero: the client uses this address already.
+    current: Option<Ipv4Addr>,
+    requested: Option<Ipv4Addr>,
+    server: Option<Ipv4Addr>,
+    /// At most 255 octets, returned as they came.
+    client_identifier: Option<Vec<u8>>,
+}
+
+impl Leases {
+    /// Answers the message in `payload`, which came from `ip_src`.
+    pub(super) fn on_message(
+        &mut self,
+        now: Instant,
+        server: &Server<'_>,
+        ip_src: Ipv4Addr,
+        payload: &[u8],
+    ) -> Result<Option<Vec<u8>>, DropReason> {
+        let request = Request::parse(payload)?;
+        match request.kind {
+            DhcpMessageType::Discover => self.on_discover(now, server, &request).map(Some),
+            DhcpMessageType::Request => self.on_request(now, server, &request),
+            DhcpMessageType::Inform => server.on_inform(&request, ip_src).map(Some),
+            DhcpMessageType::Release => {
+                self.held
+                    .retain(|l| l.client != request.client || Some(l.address) != request.current);
+                Ok(None)
+            }
+            DhcpMessageType::Decline => {
+                self.on_decline(now, &request);
+                Ok(None)
+            }
+            _ => Err(DropReason::BadService),
+        }
+    }
+
+    fn on_discover(
+        &mut self,
+        now: Instant,
+        server: &Server<'_>,
+        request: &Request,
+    ) -> Result<Vec<u8>, DropReason> {
+        let address = self
+            .assign(now, server, request.client, request.requested, OFFER)
+            .ok_or(DropReason::NoLease)?;
+        Ok(server.reply(DhcpMessageType::Offer, request, address))
+    }
+
+    fn on_request(
+        &mut self,
+        now: Instant,
+        server: &Server<'_>,
+        request: &Request,
+    ) -> Result<Option<Vec<u8>>, DropReason> {
+        if request.server.is_some_and(|chosen| chosen != server.v4.gateway) {
+            // The client took another server's offer.
+            self.held.retain(|lease| lease.client != request.client);
+            return Ok(None);
+        }
+        let wanted = request.requested.or(request.current).ok_or(DropReason::BadService)?;
+        let assigned = self.assign(now, server, request.client, Some(wanted), LEASE);
+        Ok(Some(if assigned == Some(wanted) {
+            server.reply(DhcpMessageType::Ack, request, wanted)
+        } else {
+            server.refuse(request)
+        }))
+    }
+
+    fn on_decline(&mut self, now: Instant, request: &Request) {
+        self.declined.retain(|&(_, until)| now < until);
+        let declined =
+            |l: &Lease| l.client == request.client && Some(l.address) == request.requested;
+        if let Some(position) = self.held.iter().position(declined) {
+            let lease = self.held.remove(position);
+            self.declined.push((lease.address, now + DECLINED));
+        }
+    }
+
+    /// The address of `client`, from now on held for `span` at least: the one it has, the one it
+    /// wants if that is free, or any free one. `None` if the pool is used up.
+    fn assign(
+        &mut self,
+        now: Instant,
+        server: &Server<'_>,
+        client: Mac,
+        wanted: Option<Ipv4Addr>,
+        span: Duration,
+    ) -> Option<Ipv4Addr> {
+        if client == server.plan.guest_mac {
+            return Some(server.v4.guest);
+        }
+        let expires = now + span;
+        if let Some(lease) = self.held.iter_mut().find(|lease| lease.client == client) {
+            lease.expires = lease.expires.max(expires);
+            return Some(lease.address);
+        }
+        self.held.retain(|lease| now < lease.expires);
+        let free = |address: &Ipv4Addr| {
+            self.held.iter().all(|lease| lease.address != *address)
+                && self.declined.iter().all(|&(taken, until)| taken != *address || now >= until)
+        };
+        let wanted = wanted.filter(|wanted| server.pool().any(|a| a == *wanted) && free(wanted));
+        let address = wanted.or_else(|| server.pool().find(free))?;
+        self.held.push(Lease { client, address, expires });
+        Some(address)
+    }
+}
+
+impl Server<'_> {
+    /// Addresses that further clients may get.
+    fn pool(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let network = u32::from(self.v4.network());
+        POOL.map(move |offset| Ipv4Addr::from(network.saturating_add(offset))).filter(|&address| {
+            address != self.v4.guest
+                && self.plan.source_allowed(address.into())
+                && !self.plan.host_loopback.contains(&address.into())
+        })
+    }
+
+    fn on_inform(&self, request: &Request, ip_src: Ipv4Addr) -> Result<Vec<u8>, DropReason> {
+        let client = request.current.unwrap_or(ip_src);
+        if !self.plan.source_allowed(client.into()) {
+            return Err(DropReason::BadService);
+        }
+        // RFC 2131 §4.3.5: no address, no lease time, sent to the client's own address.
+        let message = self.message(DhcpMessageType::Ack, request, None);
+        Ok(self.send(&message, request.client, client))
+    }
+
+    /// An OFFER or ACK of `address`, sent as RFC 2131 §4.1 says.
+    fn reply(&self, kind: DhcpMessageType, request: &Request, address: Ipv4Addr) -> Vec<u8> {
+        let message = self.message(kind, request, Some(address));
+        match request.current {
+            Some(current) => self.send(&message, request.client, current),
+            None if request.broadcast => self.broadcast(&message),
+            None => self.send(&message, request.client, address),
+        }
+    }
+
+    /// A NAK. It is broadcast: the client has no address that it could be sent to.
+    fn refuse(&self, request: &Request) -> Vec<u8> {
+        let mut repr = self.repr(DhcpMessageType::Nak, request);
+        repr.broadcast = true;
+        let identifier = request.client_identifier_option();
+        repr.additional_options = identifier.as_slice();
+        self.broadcast(&emit(&repr))
+    }
+
+    fn message(
+        &self,
+        kind: DhcpMessageType,
+        request: &Request,
+        address: Option<Ipv4Addr>,
+    ) -> Vec<u8> {
+        let mut repr = self.repr(kind, request);
+        repr.client_ip = request.current.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        repr.your_ip = address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        repr.router = Some(self.v4.gateway);
+        repr.subnet_mask = Some(Ipv4Addr::from(self.v4.mask()));
+        repr.dns_servers = Some(std::iter::once(self.v4.dns).collect());
+        repr.lease_duration = address.map(|_| u32::try_from(LEASE.as_secs()).unwrap_or(u32::MAX));
+
+        let mtu = self.plan.mtu.to_be_bytes();
+        let broadcast = self.v4.broadcast().octets();
+        let mut options = vec![
+            DhcpOption { kind: option::INTERFACE_MTU, data: &mtu },
+            DhcpOption { kind: option::BROADCAST_ADDRESS, data: &broadcast },
+        ];
+        options.extend(request.client_identifier_option());
+        // What is left goes to the domains: the first as the domain name, all as the search list.
+        let spare = |options: &[DhcpOption<'_>]| {
+            let added: usize = options.iter().map(|option| 2 + option.data.len()).sum();
+            MAX_MESSAGE.saturating_sub(repr.buffer_len() + added + 2)
+        };
+        let room = spare(&options);
+        if let Some(domain) = search::first(self.search).filter(|domain| domain.len() <= room) {
+            options.push(DhcpOption { kind: option::DOMAIN_NAME, data: domain.as_bytes() });
+        }
+        let names = search::encode(self.search, spare(&options).min(255));
+        if !names.is_empty() {
+            options.push(DhcpOption { kind: option::DOMAIN_SEARCH, data: &names });
+        }
+        repr.additional_options = &options;
+        emit(&repr)
+    }
+
+    /// What all messages of the server have in common.
+    fn repr(&self, kind: DhcpMessageType, request: &Request) -> DhcpRepr<'static> {
+        DhcpRepr {
+            message_type: kind,
+            transaction_id: request.transaction,
+            secs: 0,
+            client_hardware_address: EthernetAddress(request.client.0),
+            client_ip: Ipv4Addr::UNSPECIFIED,
+            your_ip: Ipv4Addr::UNSPECIFIED,
+            server_ip: Ipv4Addr::UNSPECIFIED,
+            router: None,
+            subnet_mask: None,
+            relay_agent_ip: Ipv4Addr::UNSPECIFIED,
+            broadcast: request.broadcast,
+            requested_ip: None,
+            client_identifier: None,
+            server_identifier: Some(self.v4.gateway),
+            parameter_request_list: None,
+            dns_servers: None,
+            max_size: None,
+            lease_duration: None,
+            renew_duration: None,
+            rebind_duration: None,
+            additional_options: &[],
+        }
+    }
+
+    fn broadcast(&self, message: &[u8]) -> Vec<u8> {
+        self.send(message, Mac::BROADCAST, Ipv4Addr::BROADCAST)
+    }
+
+    fn send(&self, message: &[u8], mac: Mac, address: Ipv4Addr) -> Vec<u8> {
+        let link = Link { source: self.plan.gateway_mac, target: mac };
+        let source = SocketAddrV4::new(self.v4.gateway, DHCP_SERVER_PORT);
+        frame::udp4(link, source, SocketAddrV4::new(address, DHCP_CLIENT_PORT), message)
+    }
+}
+
+fn emit(repr: &DhcpRepr<'_>) -> Vec<u8> {
+    let mut message = vec![0; repr.buffer_len().max(MIN_MESSAGE)];
+    let written = repr.emit(&mut DhcpPacket::new_unchecked(&mut message[..]));
+    debug_assert!(written.is_ok(), "buffer_len counts every option, none exceeds 255 octets");
+    message
+}
+
+impl Request {
+    fn parse(payload: &[u8]) -> Result<Self, DropReason> {
+        let packet = DhcpPacket::new_checked(payload).map_err(|_| DropReason::BadService)?;
+        let EthernetAddress(mac) = packet.client_hardware_address();
+        let client = Mac(mac);
+        let well_formed = packet.opcode() == DhcpOpCode::Request
+            && packet.hardware_type() == ArpHardware::Ethernet
+            && packet.hardware_len() == 6
+            && packet.magic_number() == COOKIE
+            // There is no relay agent between a guest and us.
+            && packet.relay_agent_ip().is_unspecified()
+            && !client.is_multicast()
+            && mac != [0; 6];
+        if !well_formed {
+            return Err(DropReason::BadService);
+        }
+        let mut request = Request {
+            kind: DhcpMessageType::Unknown(0),
+            transaction: packet.transaction_id(),
+            client,
+            broadcast: packet.flags().contains(DhcpFlags::BROADCAST),
+            current: Some(packet.client_ip()).filter(|address| !address.is_unspecified()),
+            requested: None,
+            server: None,
+            client_identifier: None,
+        };
+        for DhcpOption { kind, data } in packet.options() {
+            match (kind, data) {
+                (option::MESSAGE_TYPE, &[kind]) => request.kind = kind.into(),
+                (option::REQUESTED_ADDRESS, &[a, b, c, d]) => {
+                    request.requested = Some([a, b, c, d].into());
+                }
+                (option::SERVER_IDENTIFIER, &[a, b, c, d]) => {
+                    request.server = Some([a, b, c, d].into());
+                }
+                (option::CLIENT_IDENTIFIER, data) => {
+                    request.client_identifier = Some(data.to_vec());
+                }
+                _ => {}
+            }
+        }
+        Ok(request)
+    }
+
+    fn client_identifier_option(&self) -> Option<DhcpOption<'_>> {
+        let data = self.client_identifier.as_deref()?;
+        Some(DhcpOption { kind: option::CLIENT_IDENTIFIER, data })
+    }
+}

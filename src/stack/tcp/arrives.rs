@@ -1,0 +1,242 @@
+//! SEGMENT ARRIVES (RFC 9293 §3.10.7), in the RFC's order of checks.
+
+use crate::base::{DropReason, Instant};
+use crate::stack::wire::{Flags, Segment};
+
+use super::connection::{Connection, State};
+use super::receive::GuestFin;
+use super::timers::Timer;
+use super::transmit::Acked;
+use super::{Action, Emit};
+
+use std::time::Duration;
+
+/// Challenge ACKs of one connection keep this distance (RFC 5961 §7; Linux's
+/// tcp_invalid_ratelimit).
+const CHALLENGE_INTERVAL: Duration = Duration::from_millis(500);
+
+impl Connection {
+    /// Takes a segment of this connection. `Err` says why it had no effect beyond an answer.
+    pub fn on_segment(
+        &mut self,
+        now: Instant,
+        segment: &Segment,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        match self.state {
+            State::Closed => Err(DropReason::NoFlow),
+            State::Connecting => self.while_connecting(segment, out),
+            _ => self.synchronized(now, segment, out),
+        }
+    }
+
+    /// The host has not answered yet: a repeated SYN is waited out, a reset ends the attempt.
+    fn while_connecting(
+        &mut self,
+        segment: &Segment,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        if segment.flags.rst && (segment.seq == self.irs || segment.seq == self.receive.nxt) {
+            out.push(Action::ResetHost);
+            self.kill();
+            return Ok(());
+        }
+        let repeated = segment.flags.syn && segment.ack.is_none() && segment.seq == self.irs;
+        if repeated { Ok(()) } else { Err(DropReason::UnacceptableSegment) }
+    }
+
+    fn synchronized(
+        &mut self,
+        now: Instant,
+        segment: &Segment,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        self.heard = now;
+        self.probes = 0;
+        if self.state == State::SynReceived && segment.flags.syn && segment.seq == self.irs {
+            // Our SYN-ACK was lost, or is slower than the guest's patience.
+            if segment.ack.is_none() {
+                self.emit_syn_ack(now, out);
+            }
+            return Ok(());
+        }
+        // First, sequence number.
+        if !self.receive.acceptable(segment.seq, segment.sequence_len()) {
+            return self.unacceptable(now, segment, out);
+        }
+        // Second, RST: exactly at RCV.NXT, else it is challenged (RFC 5961 §3.2).
+        if segment.flags.rst {
+            if segment.seq == self.receive.nxt {
+                out.push(Action::ResetHost);
+                self.kill();
+                return Ok(());
+            }
+            self.challenge(now);
+            return Err(DropReason::UnacceptableSegment);
+        }
+        // Fourth, SYN in the window (RFC 5961 §4.2).
+        if segment.flags.syn {
+            self.challenge(now);
+            return Err(DropReason::UnacceptableSegment);
+        }
+        // Fifth, ACK.
+        let Some(_) = segment.ack else { return Err(DropReason::UnacceptableSegment) };
+        self.acknowledged(now, segment, out)?;
+        if self.state == State::Closed {
+            return Ok(());
+        }
+        // Seventh and eighth, text and FIN.
+        self.text_and_fin(now, segment, out)
+    }
+
+    /// Outside the window: acknowledged, so that the other end learns where we are.
+    fn unacceptable(
+        &mut self,
+        now: Instant,
+        segment: &Segment,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        if segment.flags.rst {
+            return Err(DropReason::UnacceptableSegment);
+        }
+        let probe = segment.seq == self.receive.nxt - 1
+            && segment.len <= 1
+            && !segment.flags.syn
+            && !segment.flags.fin;
+        if probe && self.receive.fin == GuestFin::Open {
+            out.push(Action::KeepAlive);
+        }
+        self.ack_owed = true;
+        if self.state == State::TimeWait {
+            self.timers.arm(Timer::TimeWait, now + self.options.time_wait);
+        }
+        // A retransmission, a probe, or data beyond a closed window may still carry news.
+        let old = segment.seq.precedes(self.receive.nxt) || segment.seq == self.receive.nxt;
+        if old && segment.ack.is_some() && !segment.flags.syn && self.state != State::SynReceived {
+            self.acknowledged(now, segment, out)?;
+        }
+        if probe || segment.seq.precedes(self.receive.nxt) {
+            Ok(())
+        } else {
+            Err(DropReason::UnacceptableSegment)
+        }
+    }
+
+    fn challenge(&mut self, now: Instant) {
+        if self.last_challenge.is_none_or(|last| now.since(last) >= CHALLENGE_INTERVAL) {
+            self.last_challenge = Some(now);
+            self.ack_owed = true;
+        }
+    }
+
+    fn acknowledged(
+        &mut self,
+        now: Instant,
+        segment: &Segment,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        // The caller has checked that the bit is set.
+        let Some(ack) = segment.ack else { return Ok(()) };
+        if self.state == State::SynReceived {
+            if ack != self.transmit.nxt {
+                out.push(Action::Emit(Emit {
+                    seq: ack,
+                    ack: None,
+                    flags: Flags { rst: true, ..Flags::default() },
+                    window: 0,
+                    len: 0,
+                    segment_size: u16::MAX,
+                    syn: None,
+                }));
+                return Err(DropReason::UnacceptableSegment);
+            }
+            self.state = State::Established;
+            self.transmit.open(segment.seq, ack, segment.window, self.scaled);
+            self.transmit.una = ack;
+            self.rtt.acked(now, ack);
+            self.restart_retransmit_timer(now);
+            self.arm_keep_alive(now);
+            return Ok(());
+        }
+        let pure = segment.len == 0 && !segment.flags.fin;
+        match self.transmit.on_ack(ack, segment.window, &segment.sack, pure) {
+            Acked::Unsent => {
+                self.ack_owed = true;
+                return Err(DropReason::UnacceptableSegment);
+            }
+            Acked::Old => {
+                self.transmit.update_window(segment.seq, ack, segment.window);
+            }
+            Acked::New { bytes, fin } => {
+                self.transmit.update_window(segment.seq, ack, segment.window);
+                self.rtt.acked(now, ack);
+                if bytes > 0 {
+                    out.push(Action::Release { len: bytes });
+                }
+                self.restart_retransmit_timer(now);
+                if fin {
+                    self.fin_acknowledged(now);
+                }
+            }
+        }
+        if self.transmit.loss_noticed() {
+            self.transmit.enter_recovery(false);
+        }
+        if self.transmit.in_recovery() {
+            self.resend(now, out);
+        }
+        self.check_persist(now);
+        Ok(())
+    }
+
+    fn fin_acknowledged(&mut self, now: Instant) {
+        match self.state {
+            State::FinWait1 => {
+                self.state = State::FinWait2;
+                self.arm_keep_alive(now);
+            }
+            State::Closing => self.enter_time_wait(now),
+            State::LastAck => self.close(),
+            _ => {}
+        }
+    }
+
+    fn text_and_fin(
+        &mut self,
+        now: Instant,
+        segment: &Segment,
+        out: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        if segment.len == 0 && !segment.flags.fin {
+            return Ok(());
+        }
+        self.ack_owed = true;
+        if !matches!(self.state, State::Established | State::FinWait1 | State::FinWait2) {
+            // The guest has sent its FIN: RFC 9293 says ignore the text.
+            return Ok(());
+        }
+        let Some(accepted) = self.receive.accept(segment.seq, segment.len) else {
+            return Err(DropReason::UnacceptableSegment);
+        };
+        if accepted.len > 0 {
+            self.receive.nxt += accepted.len;
+            self.receive.backlog += accepted.len;
+            out.push(Action::Deliver { skip: accepted.skip, len: accepted.len });
+        }
+        if segment.flags.fin && accepted.whole {
+            self.receive.nxt += 1;
+            self.receive.fin = GuestFin::Received;
+            match self.state {
+                State::Established => {
+                    self.state = State::CloseWait;
+                    self.arm_keep_alive(now);
+                }
+                State::FinWait1 => self.state = State::Closing,
+                State::FinWait2 => self.enter_time_wait(now),
+                _ => {}
+            }
+            self.check_guest_fin(out);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,500 @@
+//! The connection: its state, what the host side reports, its timers. Segments arrive in
+//! [`super::arrives`].
+
+use std::time::Duration;
+
+use crate::base::{Instant, Seq};
+use crate::stack::wire::{Flags, Segment};
+
+use super::receive::{GuestFin, Receive};
+use super::rtt::Rtt;
+use super::timers::{Timer, Timers};
+use super::transmit::Transmit;
+use super::{Action, Emit, Options, SynOptions};
+
+/// RFC 9293 states of our end, plus the wait for the host's own handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The guest's SYN is answered when the host socket is connected.
+    Connecting,
+    /// SYN-ACK sent.
+    SynReceived,
+    /// Data flows both ways.
+    Established,
+    /// The guest sent FIN.
+    CloseWait,
+    /// The host closed; our FIN is not acknowledged.
+    FinWait1,
+    /// The host closed; our FIN is acknowledged.
+    FinWait2,
+    /// Both closed at once; our FIN is not acknowledged.
+    Closing,
+    /// The guest closed first, then the host; our FIN is not acknowledged.
+    LastAck,
+    /// The host closed first: we remember the connection for a while.
+    TimeWait,
+    /// Over; the edge forgets it.
+    Closed,
+}
+
+/// SYN-ACKs before giving up. With the first time-out of 1 s that is 63 s (Linux's tcp_synack_retries
+/// of 5 plus one).
+const MAX_SYN_ACK_RETRIES: u32 = 6;
+/// Retransmissions before giving up: over 100 s, as RFC 9293 §3.8.3 (R2) asks.
+const MAX_RETRIES: u32 = 12;
+/// How long an open connection may be silent before the guest is probed (RFC 9293 §3.8.4: 2 h).
+const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(2 * 3600);
+/// How long a half-closed one may: a guest that dropped its orphaned socket (FIN-WAIT-2 time-out,
+/// 60 s on Linux) tells so only when asked.
+const HALF_CLOSED_IDLE: Duration = Duration::from_secs(75);
+/// Unanswered probes before the connection is given up (Linux's tcp_keepalive_probes).
+const MAX_PROBES: u32 = 9;
+
+/// One TCP connection of the guest. See the header of [`super`] for what it is and is not.
+///
+/// Methods named `on_*` take what happened, the time, and a buffer for the [`Action`]s that follow.
+/// After any of them, [`Connection::next_deadline`] may have changed.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    pub(super) options: Options,
+    pub(super) state: State,
+    pub(super) irs: Seq,
+    pub(super) scaled: bool,
+    sack_permitted: bool,
+    pub(super) receive: Receive,
+    pub(super) transmit: Transmit,
+    pub(super) rtt: Rtt,
+    pub(super) timers: Timers,
+    retries: u32,
+    persist_backoff: u32,
+    pub(super) probes: u32,
+    /// When the guest was last heard of.
+    pub(super) heard: Instant,
+    pub(super) ack_owed: bool,
+    /// The host socket has bytes or EOF that were not read for lack of window.
+    host_waiting: bool,
+    pub(super) host_eof: bool,
+    host_closed: bool,
+    pub(super) last_challenge: Option<Instant>,
+    retransmits: u64,
+}
+
+impl Connection {
+    /// Answers `syn`, whose flags are exactly SYN. `iss` is our initial sequence number; it must
+    /// be unpredictable to others (RFC 9293 §3.4.1).
+    pub fn from_syn(now: Instant, syn: &Segment, iss: Seq, options: Options) -> Connection {
+        let scaled = syn.window_scale.is_some();
+        // RFC 9293 §3.7.1: 536 without the option. A tiny MSS would turn one frame into thousands
+        // of segments; Linux clamps at 48 too (TCP_MIN_SND_MSS).
+        let mss = u32::from(syn.mss.unwrap_or(536).max(48));
+        let shift = if scaled { window_shift(options.receive_limit) } else { 0 };
+        let mut transmit = Transmit::new(iss, mss, syn.window_scale.unwrap_or(0));
+        transmit.open(syn.seq, iss, syn.window, false);
+        Connection {
+            options,
+            state: State::Connecting,
+            irs: syn.seq,
+            scaled,
+            sack_permitted: syn.sack_permitted,
+            receive: Receive::new(syn.seq, options.receive_limit, shift),
+            transmit,
+            rtt: Rtt::new(),
+            timers: Timers::default(),
+            retries: 0,
+            persist_backoff: 0,
+            probes: 0,
+            heard: now,
+            ack_owed: false,
+            host_waiting: false,
+            host_eof: false,
+            host_closed: false,
+            last_challenge: None,
+            retransmits: 0,
+        }
+    }
+
+    /// The present state.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Whether the edge is to forget the connection: it is over, and what the guest sent before
+    /// its FIN has reached the host socket.
+    pub fn is_closed(&self) -> bool {
+        self.state == State::Closed && self.receive.fin != GuestFin::Received
+    }
+
+    /// The guest's initial sequence number: what an ICMP error about its SYN quotes.
+    pub fn initial_sequence(&self) -> Seq {
+        self.irs
+    }
+
+    /// Smoothed round-trip time to the guest.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.rtt.smoothed()
+    }
+
+    /// Segments that were sent again.
+    pub fn retransmits(&self) -> u64 {
+        self.retransmits
+    }
+
+    /// Whether the host's bytes were read to their end.
+    pub fn host_read_ended(&self) -> bool {
+        self.host_eof
+    }
+
+    /// Bytes sent to the guest that it has not acknowledged.
+    pub fn in_flight(&self) -> u32 {
+        self.transmit.in_flight()
+    }
+
+    /// Oldest sequence number in the retransmission queue.
+    pub fn queue_start(&self) -> Seq {
+        self.transmit.una
+    }
+
+    /// When [`Connection::on_deadline`] is to be called.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// Whether `syn` starts a new connection on the same addresses and ports, so that this one is
+    /// to be dropped: the guest gave up while we were connecting, or TIME-WAIT allows it
+    /// (RFC 9293 §3.10.7.4 and RFC 6191: a later sequence number).
+    pub fn superseded_by(&self, syn: &Segment) -> bool {
+        let is_syn = syn.flags.syn && syn.ack.is_none() && !syn.flags.rst;
+        match self.state {
+            State::Connecting => is_syn && syn.seq != self.irs,
+            State::TimeWait => is_syn && self.receive.nxt.precedes(syn.seq),
+            _ => false,
+        }
+    }
+
+    /// Bytes that the edge may read from the host socket now, for one frame.
+    pub fn send_capacity(&self) -> u32 {
+        let may_send = matches!(self.state, State::Established | State::CloseWait);
+        if !may_send || self.host_eof {
+            return 0;
+        }
+        self.transmit.capacity(self.options.in_flight_limit).min(self.options.frame_limit)
+    }
+
+    /// Bounds what the guest may have waiting for the host from now on (D3, caps per guest).
+    pub fn set_receive_limit(&mut self, limit: u32) {
+        self.receive.set_limit(limit.min(self.options.receive_limit));
+    }
+
+    /// The guest learned a smaller path MTU (RFC 1191 §6.4): segments carry at most `mss` bytes.
+    pub fn on_path_mtu(&mut self, now: Instant, mss: u16, out: &mut Vec<Action>) {
+        let mss = u32::from(mss.max(48));
+        if mss >= self.transmit.mss || self.state == State::Closed {
+            return;
+        }
+        self.transmit.mss = mss;
+        if self.transmit.in_flight() > 0 && !self.transmit.in_recovery() {
+            self.transmit.enter_recovery(true);
+            self.resend(now, out);
+        }
+    }
+
+    // --- what the host side reports ---
+
+    /// The host socket is connected: the guest gets its SYN-ACK.
+    pub fn on_connected(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.state == State::Connecting {
+            self.state = State::SynReceived;
+            self.rtt.sent(now, self.transmit.nxt);
+            self.emit_syn_ack(now, out);
+        }
+    }
+
+    /// The host could not connect. With `refuse` the guest gets the reset that a closed port
+    /// sends; otherwise the caller tells it by ICMP, or not at all.
+    pub fn on_connect_failed(&mut self, refuse: bool, out: &mut Vec<Action>) {
+        if refuse {
+            out.push(Action::Emit(Emit {
+                seq: Seq(0),
+                ack: Some(self.irs + 1),
+                flags: Flags { rst: true, ..Flags::default() },
+                window: 0,
+                len: 0,
+                segment_size: u16::MAX,
+                syn: None,
+            }));
+        }
+        self.kill();
+    }
+
+    /// The host socket has bytes or EOF to read. The edge reads as far as
+    /// [`Connection::send_capacity`] allows; if that is nothing, the machine sees to the window.
+    pub fn on_host_waiting(&mut self, now: Instant, waiting: bool) {
+        self.host_waiting = waiting;
+        self.check_persist(now);
+    }
+
+    /// The edge read `len` bytes into the retransmission queue; `last` if no more is known to wait.
+    pub fn on_host_data(&mut self, now: Instant, len: u32, last: bool, out: &mut Vec<Action>) {
+        let seq = self.transmit.nxt;
+        self.transmit.nxt += len;
+        self.rtt.sent(now, self.transmit.nxt);
+        if !self.timers.is_armed(Timer::Retransmit) {
+            self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());
+        }
+        let flags = Flags { psh: last, ..Flags::default() };
+        self.emit(seq, len, flags, out);
+    }
+
+    /// The edge read EOF: our FIN goes to the guest.
+    pub fn on_host_eof(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.host_waiting = false;
+        self.timers.disarm(Timer::Persist);
+        if self.host_eof {
+            return;
+        }
+        self.state = match self.state {
+            State::Established => State::FinWait1,
+            State::CloseWait => State::LastAck,
+            _ => return,
+        };
+        self.host_eof = true;
+        let seq = self.transmit.nxt;
+        self.transmit.fin = Some(seq);
+        self.transmit.nxt += 1;
+        self.emit(seq, 0, Flags { fin: true, ..Flags::default() }, out);
+        self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());
+        self.check_host_close(out);
+    }
+
+    /// The host socket took `len` bytes of what was delivered.
+    pub fn on_host_took(&mut self, len: u32, out: &mut Vec<Action>) {
+        self.receive.backlog = self.receive.backlog.saturating_sub(len);
+        if self.receive.fin == GuestFin::Open {
+            self.ack_owed |= self.receive.update_due(self.transmit.mss);
+        }
+        self.check_guest_fin(out);
+    }
+
+    /// The host socket failed or was reset by the peer: so is the guest's connection.
+    pub fn on_host_reset(&mut self, out: &mut Vec<Action>) {
+        match self.state {
+            State::Closed | State::TimeWait => {}
+            State::Connecting => return self.on_connect_failed(true, out),
+            _ => self.emit_reset(out),
+        }
+        self.kill();
+    }
+
+    /// Gives the connection up from our side: both ends are reset.
+    pub fn abort(&mut self, out: &mut Vec<Action>) {
+        out.push(Action::ResetHost);
+        self.on_host_reset(out);
+    }
+
+    // --- time ---
+
+    /// A deadline has passed.
+    pub fn on_deadline(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.timers.expired(Timer::TimeWait, now) {
+            self.close();
+            return;
+        }
+        if self.timers.expired(Timer::Retransmit, now) {
+            self.on_retransmit_timeout(now, out);
+        }
+        if self.timers.expired(Timer::Persist, now) {
+            self.on_persist_timeout(now, out);
+        }
+        if self.timers.expired(Timer::KeepAlive, now) {
+            self.on_keep_alive(now, out);
+        }
+    }
+
+    fn on_retransmit_timeout(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.retries += 1;
+        self.rtt.back_off();
+        if self.state == State::SynReceived {
+            if self.retries > MAX_SYN_ACK_RETRIES {
+                return self.abort(out);
+            }
+            self.retransmits += 1;
+            return self.emit_syn_ack(now, out);
+        }
+        if self.transmit.in_flight() == 0 {
+            return;
+        }
+        if self.retries > MAX_RETRIES {
+            return self.abort(out);
+        }
+        self.transmit.enter_recovery(true);
+        self.resend(now, out);
+    }
+
+    fn on_persist_timeout(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.persist_backoff += 1;
+        // A probe without data below the window, as Linux sends it: any receiver answers with its
+        // present window.
+        self.emit(self.transmit.una - 1, 0, Flags::default(), out);
+        self.check_persist(now);
+    }
+
+    fn on_keep_alive(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let idle = self.keep_alive_idle();
+        if self.probes == 0 && now.since(self.heard) < idle {
+            self.timers.arm(Timer::KeepAlive, self.heard + idle);
+            return;
+        }
+        if self.probes >= MAX_PROBES {
+            return self.abort(out);
+        }
+        self.probes += 1;
+        self.emit(self.transmit.una - 1, 0, Flags::default(), out);
+        self.timers.arm(Timer::KeepAlive, now + HALF_CLOSED_IDLE);
+    }
+
+    fn keep_alive_idle(&self) -> Duration {
+        match self.state {
+            State::Established => KEEP_ALIVE_IDLE,
+            _ => HALF_CLOSED_IDLE,
+        }
+    }
+
+    /// Arms the idle timer for the present state.
+    pub(super) fn arm_keep_alive(&mut self, now: Instant) {
+        self.timers.arm(Timer::KeepAlive, now + self.keep_alive_idle());
+    }
+
+    /// Runs the persist timer while the host has data, nothing is in flight, and the window is too
+    /// small. A window that is small but open is used when the timer shows that it stays so
+    /// (RFC 9293 §3.8.6.2.1).
+    pub(super) fn check_persist(&mut self, now: Instant) {
+        let blocked = self.host_waiting
+            && matches!(self.state, State::Established | State::CloseWait)
+            && self.transmit.in_flight() == 0
+            && self.send_capacity() == 0;
+        if !blocked {
+            self.timers.disarm(Timer::Persist);
+            self.persist_backoff = 0;
+        } else if !self.timers.is_armed(Timer::Persist) {
+            let timeout = self.rtt.timeout().saturating_mul(1 << self.persist_backoff.min(8));
+            self.timers.arm(Timer::Persist, now + timeout.min(Duration::from_secs(60)));
+        }
+    }
+
+    // --- steps that several events share ---
+
+    /// Sends what is known to be lost, at most one frame.
+    pub(super) fn resend(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Some(lost) = self.transmit.next_resend(self.options.frame_limit) else { return };
+        self.rtt.retransmitted();
+        self.retransmits += 1;
+        let flags = Flags { fin: lost.fin, ..Flags::default() };
+        self.emit(lost.seq, lost.len, flags, out);
+        self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());
+    }
+
+    /// After an acknowledgment of something new.
+    pub(super) fn restart_retransmit_timer(&mut self, now: Instant) {
+        self.retries = 0;
+        if self.transmit.in_flight() == 0 {
+            self.timers.disarm(Timer::Retransmit);
+        } else {
+            self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());
+        }
+    }
+
+    /// Passes the guest's FIN on once everything before it is out.
+    pub(super) fn check_guest_fin(&mut self, out: &mut Vec<Action>) {
+        if self.receive.fin == GuestFin::Received && self.receive.backlog == 0 {
+            self.receive.fin = GuestFin::PassedOn;
+            out.push(Action::ShutdownWrite);
+            self.check_host_close(out);
+        }
+    }
+
+    fn check_host_close(&mut self, out: &mut Vec<Action>) {
+        if self.receive.fin == GuestFin::PassedOn && self.host_eof && !self.host_closed {
+            self.host_closed = true;
+            out.push(Action::CloseHost);
+        }
+    }
+
+    /// The guest has acknowledged our FIN and we its: the side that closed first waits.
+    pub(super) fn enter_time_wait(&mut self, now: Instant) {
+        self.state = State::TimeWait;
+        self.timers.clear();
+        self.timers.arm(Timer::TimeWait, now + self.options.time_wait);
+    }
+
+    /// Over in the ordinary way; a backlog may still be on its way to the host socket.
+    pub(super) fn close(&mut self) {
+        self.state = State::Closed;
+        self.timers.clear();
+        self.ack_owed = false;
+    }
+
+    /// Over by reset: what was not passed on is lost.
+    pub(super) fn kill(&mut self) {
+        self.close();
+        self.receive.backlog = 0;
+        self.receive.fin = GuestFin::PassedOn;
+        self.host_closed = true;
+    }
+
+    // --- segments out ---
+
+    /// Whether an acknowledgment or window update waits for [`Connection::flush`].
+    pub fn ack_owed(&self) -> bool {
+        self.ack_owed
+    }
+
+    /// Sends the acknowledgment that is still owed at the end of a batch, if no data carried it.
+    pub fn flush(&mut self, out: &mut Vec<Action>) {
+        if self.ack_owed {
+            self.emit(self.transmit.nxt, 0, Flags::default(), out);
+        }
+    }
+
+    pub(super) fn emit(&mut self, seq: Seq, len: u32, flags: Flags, out: &mut Vec<Action>) {
+        self.ack_owed = false;
+        let window = self.receive.advertise(self.scaled);
+        out.push(Action::Emit(Emit {
+            seq,
+            ack: Some(self.receive.nxt),
+            flags,
+            window,
+            len,
+            // An MSS is at most 65,535.
+            segment_size: self.transmit.mss as u16,
+            syn: None,
+        }));
+    }
+
+    pub(super) fn emit_syn_ack(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.ack_owed = false;
+        out.push(Action::Emit(Emit {
+            seq: self.transmit.una,
+            ack: Some(self.receive.nxt),
+            flags: Flags { syn: true, ..Flags::default() },
+            // RFC 7323 §2.2: the window of a SYN is never scaled.
+            window: self.receive.advertise(false),
+            len: 0,
+            segment_size: self.transmit.mss as u16,
+            syn: Some(SynOptions {
+                mss: self.options.mss,
+                window_scale: self.scaled.then(|| window_shift(self.options.receive_limit)),
+                sack_permitted: self.sack_permitted,
+            }),
+        }));
+        self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());
+    }
+
+    fn emit_reset(&mut self, out: &mut Vec<Action>) {
+        self.emit(self.transmit.nxt, 0, Flags { rst: true, ..Flags::default() }, out);
+    }
+}
+
+/// The smallest shift that can say a window of `limit` bytes (RFC 7323 §2.3: at most 14).
+fn window_shift(limit: u32) -> u8 {
+    (0..14).find(|shift| limit >> shift <= 65_535).unwrap_or(14)
+}

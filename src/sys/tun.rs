@@ -1,0 +1,47 @@
+//! The ioctls of a TUN/TAP queue (`linux/if_tun.h`).
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Binds an open `/dev/net/tun` to the interface `name` in the namespace where it was opened,
+/// creating the interface if it does not exist (`TUNSETIFF`).
+///
+/// # Errors
+/// `EBUSY` when another process holds the interface, `EINVAL` when `flags` do not fit an existing
+/// one, `EPERM` without `CAP_NET_ADMIN` over the namespace.
+pub fn set_interface(tun: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: ifreq is plain data for which all-zero bytes are a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *slot = byte.cast_signed() as libc::c_char;
+    }
+    // The kernel reads sixteen bits; the topmost flag is the sign of the C type.
+    request.ifr_ifru.ifru_flags =
+        u16::try_from(flags).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?.cast_signed();
+    // SAFETY: the kernel reads and writes one ifreq, which `request` is; `tun` is open for the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+}
+
+/// Sets the length in bytes of the virtio-net header before each frame (`TUNSETVNETHDRSZ`).
+pub fn set_vnet_header_len(tun: BorrowedFd<'_>, len: libc::c_int) -> io::Result<()> {
+    // SAFETY: the kernel reads one int, which `len` is; `tun` is open for the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) })
+}
+
+/// Says which offloads the reader of the queue understands, `TUN_F_*` (`TUNSETOFFLOAD`).
+///
+/// # Errors
+/// `EINVAL` when the kernel does not know one of them.
+pub fn set_offload(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result<()> {
+    // SAFETY: this ioctl takes its argument by value; `tun` is open for the call.
+    check(unsafe {
+        libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads))
+    })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
