@@ -150,8 +150,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Sets up `contender` on host number `host` with `mtu` on the guest's device and proves, by the
-    /// address that the server sees, that it carries traffic.
+    /// Sets up `contender` on host number `host` with `mtu` on the guest's device and proves, by
+    /// the address that the server sees, that it carries traffic.
     pub fn start(
         lab: &Lab,
         programs: &Programs,
