@@ -6,6 +6,7 @@ pub mod cli;
 pub mod control;
 pub mod engine;
 pub mod gate;
+pub mod launch;
 pub mod observe;
 pub mod setup;
 pub mod stack;

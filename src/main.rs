@@ -6,9 +6,10 @@ use std::sync::Mutex;
 
 use tapway::cli::native::{self, Invocation, exit};
 use tapway::cli::{self, Action, Config, LogOptions};
-use tapway::control::lifecycle::{Guest, Outcome, Signals, supervise};
+use tapway::control::lifecycle::{Guest, Outcome, Signals};
+use tapway::launch::{DataPath, LaunchOptions};
 use tapway::setup::{
-    self, HostFacts, NameLock, SetupError, attach, chain, open_output, probe_outbound, run,
+    self, HostFacts, NameLock, SetupError, Tap, attach, chain, open_output, probe_outbound, run,
 };
 
 /// Why the program fails.
@@ -67,8 +68,7 @@ fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
 /// Sets up the guest, starts what serves it, gives up all privilege, and stays until the end.
 fn serve(config: &Config, signals: &Signals) -> Result<u8, Failure> {
     let link = config.link();
-    let data_path = DataPath::new().map_err(failed("make the data path"))?;
-    let (guest, ended) = match &config.action {
+    let (guest, data_path, guest_file) = match &config.action {
         Action::Run { command, own_ids, files } => {
             let mut started = run::start(&run::RunOptions {
                 command,
@@ -80,27 +80,39 @@ fn serve(config: &Config, signals: &Signals) -> Result<u8, Failure> {
             })?;
             setup::raise_descriptor_limit();
             setup::seal()?;
-            let ended = data_path.start(&mut started.tap, config)?;
+            let data_path = start_data_path(config, &mut started.tap)?;
             let released = started.release()?;
-            (Guest::Command(released.pid), ended)
+            (Guest::Command(released.pid), data_path, released.resolv_conf)
         }
         Action::Attach(options) => {
             let mut attached = attach::start(options, &link)?;
             setup::raise_descriptor_limit();
             setup::seal()?;
-            let ended = data_path.start(&mut attached.tap, config)?;
-            (Guest::Target(attached.anchor), ended)
+            let data_path = start_data_path(config, &mut attached.tap)?;
+            (Guest::Target(attached.anchor), data_path, None)
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(failed("start the event loop"))?;
-    match runtime.block_on(supervise(&guest, signals)) {
+    match runtime.block_on(data_path.serve(&guest, signals, guest_file)) {
         Ok(Outcome::Exited(status)) => Ok(status),
         Ok(Outcome::Gone | Outcome::Asked(_)) => Ok(0),
-        Err(source) => Err(failed("watch over the guest")(source)),
+        Err(source) => Err(failed("serve the guest")(source)),
     }
+}
+
+fn start_data_path(config: &Config, tap: &mut Tap) -> Result<DataPath, Failure> {
+    let options = LaunchOptions {
+        plan: config.plan.clone(),
+        outbound: config.outbound.clone(),
+        upstreams: config.dns.upstreams.clone(),
+        dns: config.dns.enabled,
+        search: config.dns.search.clone(),
+        local_names: config.dns.local_names.clone(),
+    };
+    DataPath::start(tap, options).map_err(failed("start the data path"))
 }
 
 fn start_log(options: &LogOptions) -> Result<(), SetupError> {

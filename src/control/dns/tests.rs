@@ -273,7 +273,7 @@ fn every_way_of_replacing_the_file_is_noticed() {
             expect_server(&mut view, "192.0.2.7").await;
         };
         tokio::select! {
-            result = follow(&path, sender) => panic!("the watch ended: {result:?}"),
+            result = follow(&path, None, sender) => panic!("the watch ended: {result:?}"),
             () = script => {}
         }
     });

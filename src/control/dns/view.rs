@@ -6,6 +6,7 @@
 //! walked anew.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -20,12 +21,19 @@ use super::resolv_conf::ResolverView;
 const MAX_LINKS: usize = 40;
 
 /// Reads `path` now and again after each change, until nobody listens. Errors are those of
-/// inotify; a file that cannot be read counts as empty, as it does for glibc.
-pub async fn follow(path: &Path, view: watch::Sender<ResolverView>) -> io::Result<()> {
+/// inotify; with `servers` these are asked and only the rest of the file counts; a file that cannot be read counts as empty, as it does for glibc.
+pub async fn follow(
+    path: &Path,
+    servers: Option<Vec<SocketAddr>>,
+    view: watch::Sender<ResolverView>,
+) -> io::Result<()> {
     loop {
         // Watch first, read second: a change in between is an event.
         let inotify = watch_way(path)?;
-        let now = read(path);
+        let mut now = read(path);
+        if let Some(servers) = &servers {
+            now.servers.clone_from(servers);
+        }
         view.send_if_modified(|present| {
             let changed = *present != now;
             *present = now.clone();
