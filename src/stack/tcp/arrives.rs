@@ -37,12 +37,11 @@ impl Connection {
         out: &mut Vec<Action>,
     ) -> Result<(), DropReason> {
         if segment.flags.rst && (segment.seq == self.irs || segment.seq == self.receive.nxt) {
-            out.push(Action::ResetHost);
+            self.reset_host(out);
             self.kill();
             return Ok(());
         }
-        let repeated = segment.flags.syn && segment.ack.is_none() && segment.seq == self.irs;
-        if repeated { Ok(()) } else { Err(DropReason::UnacceptableSegment) }
+        if self.repeats_syn(segment) { Ok(()) } else { Err(DropReason::UnacceptableSegment) }
     }
 
     fn synchronized(
@@ -53,22 +52,21 @@ impl Connection {
     ) -> Result<(), DropReason> {
         self.heard = now;
         self.probes = 0;
-        if self.state == State::SynReceived && segment.flags.syn && segment.seq == self.irs {
+        if self.state == State::SynReceived && self.repeats_syn(segment) {
             // Our SYN-ACK was lost, or is slower than the guest's patience.
-            if segment.ack.is_none() {
-                self.emit_syn_ack(now, out);
-            }
+            self.rtt.retransmitted();
+            self.emit_syn_ack(now, out);
             return Ok(());
         }
-        // First, sequence number.
-        if !self.receive.acceptable(segment.seq, segment.sequence_len()) {
+        // First, sequence number. What a reset carries is a remark (RFC 9293 §3.5.3).
+        let sequence_len = if segment.flags.rst { 0 } else { segment.sequence_len() };
+        if !self.receive.acceptable(segment.seq, sequence_len) {
             return self.unacceptable(now, segment, out);
         }
         // Second, RST: exactly at RCV.NXT, else it is challenged (RFC 5961 §3.2).
         if segment.flags.rst {
             if segment.seq == self.receive.nxt {
-                out.push(Action::ResetHost);
-                self.kill();
+                self.reset_by_guest(out);
                 return Ok(());
             }
             self.challenge(now);
@@ -89,6 +87,21 @@ impl Connection {
         self.text_and_fin(now, segment, out)
     }
 
+    fn repeats_syn(&self, segment: &Segment) -> bool {
+        let Flags { syn, fin, rst, .. } = segment.flags;
+        syn && !fin && !rst && segment.ack.is_none() && segment.seq == self.irs
+    }
+
+    fn reset_by_guest(&mut self, out: &mut Vec<Action>) {
+        if self.state == State::TimeWait {
+            // Both directions were complete; what the guest sent before its FIN still goes out.
+            self.close();
+        } else {
+            self.reset_host(out);
+            self.kill();
+        }
+    }
+
     /// Outside the window: acknowledged, so that the other end learns where we are.
     fn unacceptable(
         &mut self,
@@ -103,11 +116,18 @@ impl Connection {
             && segment.len <= 1
             && !segment.flags.syn
             && !segment.flags.fin;
-        if probe && self.receive.fin == GuestFin::Open {
+        // With a closed window the same segment asks for the window (Linux's zero-window probe).
+        let asks_for_life = self.receive.fin == GuestFin::Open && self.receive.open() > 0;
+        if probe && asks_for_life && self.state != State::SynReceived {
             out.push(Action::KeepAlive);
         }
-        self.ack_owed = true;
-        if self.state == State::TimeWait {
+        if probe || (segment.sequence_len() > 0 && !segment.flags.syn) {
+            self.ack_owed = true;
+        } else {
+            // Two ends that disagree could answer each other's bare ACKs for ever.
+            self.challenge(now);
+        }
+        if self.state == State::TimeWait && segment.flags.fin {
             self.timers.arm(Timer::TimeWait, now + self.options.time_wait);
         }
         // A retransmission, a probe, or data beyond a closed window may still carry news.
@@ -156,16 +176,25 @@ impl Connection {
             self.rtt.acked(now, ack);
             self.restart_retransmit_timer(now);
             self.arm_keep_alive(now);
+            if self.host_eof {
+                self.send_fin(now, out);
+            }
+            self.check_persist(now);
             return Ok(());
         }
         let pure = segment.len == 0 && !segment.flags.fin;
         match self.transmit.on_ack(ack, segment.window, &segment.sack, pure) {
-            Acked::Unsent => {
-                self.ack_owed = true;
+            Acked::Outside => {
+                self.challenge(now);
                 return Err(DropReason::UnacceptableSegment);
             }
             Acked::Old => {
-                self.transmit.update_window(segment.seq, ack, segment.window);
+                let reopened = self.transmit.update_window(segment.seq, ack, segment.window);
+                // What was sent again into the closed window is lost: once more, without waiting
+                // for a timer that has backed off.
+                if reopened && self.transmit.in_recovery() {
+                    self.transmit.enter_recovery(true);
+                }
             }
             Acked::New { bytes, fin } => {
                 self.transmit.update_window(segment.seq, ack, segment.window);
@@ -178,6 +207,9 @@ impl Connection {
                     self.fin_acknowledged(now);
                 }
             }
+        }
+        if self.transmit.window_is_closed() {
+            self.forgive_retries();
         }
         if self.transmit.loss_noticed() {
             self.transmit.enter_recovery(false);
@@ -213,9 +245,11 @@ impl Connection {
         self.ack_owed = true;
         if !matches!(self.state, State::Established | State::FinWait1 | State::FinWait2) {
             // The guest has sent its FIN: RFC 9293 says ignore the text.
-            return Ok(());
+            return Err(DropReason::UnacceptableSegment);
         }
         let Some(accepted) = self.receive.accept(segment.seq, segment.len) else {
+            // A gap. RFC 5681 §4.2: a duplicate ACK at once, one for each segment.
+            self.flush(out);
             return Err(DropReason::UnacceptableSegment);
         };
         if accepted.len > 0 {

@@ -47,8 +47,11 @@ const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(2 * 3600);
 /// How long a half-closed one may: a guest that dropped its orphaned socket (FIN-WAIT-2 time-out,
 /// 60 s on Linux) tells so only when asked.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(75);
-/// Unanswered probes before the connection is given up (Linux's tcp_keepalive_probes).
+/// Unanswered probes before an idle connection is given up (Linux's tcp_keepalive_probes).
 const MAX_PROBES: u32 = 9;
+/// Unanswered probes of a closed window before the connection is given up: with the back-off some
+/// minutes. As long as the guest answers it may stay closed (RFC 9293 §3.8.6.1).
+const MAX_WINDOW_PROBES: u32 = 12;
 
 /// One TCP connection of the guest. See the header of [`super`] for what it is and is not.
 ///
@@ -73,7 +76,9 @@ pub struct Connection {
     pub(super) ack_owed: bool,
     /// The host socket has bytes or EOF that were not read for lack of window.
     host_waiting: bool,
+    /// The edge read EOF. Our FIN is sent, or will be when the guest completes the handshake.
     pub(super) host_eof: bool,
+    /// [`Action::CloseHost`] or [`Action::ResetHost`] was given out.
     host_closed: bool,
     pub(super) last_challenge: Option<Instant>,
     retransmits: u64,
@@ -86,7 +91,8 @@ impl Connection {
         let scaled = syn.window_scale.is_some();
         // RFC 9293 §3.7.1: 536 without the option. A tiny MSS would turn one frame into thousands
         // of segments; Linux clamps at 48 too (TCP_MIN_SND_MSS).
-        let mss = u32::from(syn.mss.unwrap_or(536).max(48));
+        // Nor does a segment exceed what the link carries (MMS_S there).
+        let mss = u32::from(syn.mss.unwrap_or(536).min(options.mss).max(48));
         let shift = if scaled { window_shift(options.receive_limit) } else { 0 };
         let mut transmit = Transmit::new(iss, mss, syn.window_scale.unwrap_or(0));
         transmit.open(syn.seq, iss, syn.window, false);
@@ -96,7 +102,7 @@ impl Connection {
             irs: syn.seq,
             scaled,
             sack_permitted: syn.sack_permitted,
-            receive: Receive::new(syn.seq, options.receive_limit, shift),
+            receive: Receive::new(syn.seq, options.receive_limit, options.mss.into(), shift),
             transmit,
             rtt: Rtt::new(),
             timers: Timers::default(),
@@ -163,7 +169,7 @@ impl Connection {
     /// to be dropped: the guest gave up while we were connecting, or TIME-WAIT allows it
     /// (RFC 9293 §3.10.7.4 and RFC 6191: a later sequence number).
     pub fn superseded_by(&self, syn: &Segment) -> bool {
-        let is_syn = syn.flags.syn && syn.ack.is_none() && !syn.flags.rst;
+        let is_syn = syn.flags.syn && syn.ack.is_none() && !syn.flags.rst && !syn.flags.fin;
         match self.state {
             State::Connecting => is_syn && syn.seq != self.irs,
             State::TimeWait => is_syn && self.receive.nxt.precedes(syn.seq),
@@ -173,16 +179,22 @@ impl Connection {
 
     /// Bytes that the edge may read from the host socket now, for one frame.
     pub fn send_capacity(&self) -> u32 {
-        let may_send = matches!(self.state, State::Established | State::CloseWait);
-        if !may_send || self.host_eof {
+        if !self.may_send() {
             return 0;
         }
         self.transmit.capacity(self.options.in_flight_limit).min(self.options.frame_limit)
     }
 
+    fn may_send(&self) -> bool {
+        matches!(self.state, State::Established | State::CloseWait) && !self.host_eof
+    }
+
     /// Bounds what the guest may have waiting for the host from now on (D3, caps per guest).
+    ///
+    /// Raising it may open the window: [`Connection::ack_owed`] tells.
     pub fn set_receive_limit(&mut self, limit: u32) {
         self.receive.set_limit(limit.min(self.options.receive_limit));
+        self.check_window_update();
     }
 
     /// The guest learned a smaller path MTU (RFC 1191 §6.4): segments carry at most `mss` bytes.
@@ -192,7 +204,9 @@ impl Connection {
             return;
         }
         self.transmit.mss = mss;
-        if self.transmit.in_flight() > 0 && !self.transmit.in_recovery() {
+        // Before the guest has completed the handshake only our SYN is in flight.
+        let established = !matches!(self.state, State::Connecting | State::SynReceived);
+        if established && self.transmit.in_flight() > 0 {
             self.transmit.enter_recovery(true);
             self.resend(now, out);
         }
@@ -212,6 +226,9 @@ impl Connection {
     /// The host could not connect. With `refuse` the guest gets the reset that a closed port
     /// sends; otherwise the caller tells it by ICMP, or not at all.
     pub fn on_connect_failed(&mut self, refuse: bool, out: &mut Vec<Action>) {
+        if self.state != State::Connecting {
+            return;
+        }
         if refuse {
             out.push(Action::Emit(Emit {
                 seq: Seq(0),
@@ -233,16 +250,19 @@ impl Connection {
         self.check_persist(now);
     }
 
-    /// The edge read `len` bytes into the retransmission queue; `last` if no more is known to wait.
+    /// The edge read `len` bytes, at most [`Connection::send_capacity`], into the retransmission
+    /// queue; `last` if no more is known to wait.
     pub fn on_host_data(&mut self, now: Instant, len: u32, last: bool, out: &mut Vec<Action>) {
-        let seq = self.transmit.nxt;
-        self.transmit.nxt += len;
-        self.rtt.sent(now, self.transmit.nxt);
-        if !self.timers.is_armed(Timer::Retransmit) {
-            self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());
+        if len == 0 || !self.may_send() {
+            return;
         }
+        self.host_waiting = !last;
+        let seq = self.transmit.advance(len);
+        self.rtt.sent(now, self.transmit.nxt);
+        self.ensure_retransmit_timer(now);
         let flags = Flags { psh: last, ..Flags::default() };
         self.emit(seq, len, flags, out);
+        self.check_persist(now);
     }
 
     /// The edge read EOF: our FIN goes to the guest.
@@ -252,30 +272,47 @@ impl Connection {
         if self.host_eof {
             return;
         }
+        match self.state {
+            State::Established | State::CloseWait => {
+                self.host_eof = true;
+                self.send_fin(now, out);
+            }
+            // RFC 9293 §3.10.4, CLOSE call: queued until the handshake is complete.
+            State::Connecting | State::SynReceived => self.host_eof = true,
+            _ => {}
+        }
+    }
+
+    /// Sends our FIN behind everything that was sent before.
+    pub(super) fn send_fin(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.state = match self.state {
             State::Established => State::FinWait1,
             State::CloseWait => State::LastAck,
             _ => return,
         };
-        self.host_eof = true;
-        let seq = self.transmit.nxt;
+        let seq = self.transmit.advance(1);
         self.transmit.fin = Some(seq);
-        self.transmit.nxt += 1;
         self.emit(seq, 0, Flags { fin: true, ..Flags::default() }, out);
-        self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());
+        self.ensure_retransmit_timer(now);
         self.check_host_close(out);
     }
 
     /// The host socket took `len` bytes of what was delivered.
     pub fn on_host_took(&mut self, len: u32, out: &mut Vec<Action>) {
         self.receive.backlog = self.receive.backlog.saturating_sub(len);
-        if self.receive.fin == GuestFin::Open {
-            self.ack_owed |= self.receive.update_due(self.transmit.mss);
-        }
+        self.check_window_update();
         self.check_guest_fin(out);
     }
 
-    /// The host socket failed or was reset by the peer: so is the guest's connection.
+    /// An update is owed if the guest can still send and the window has grown enough.
+    fn check_window_update(&mut self) {
+        let guest_sends =
+            matches!(self.state, State::Established | State::FinWait1 | State::FinWait2);
+        self.ack_owed |= guest_sends && self.receive.update_due();
+    }
+
+    /// The host socket failed or was reset by the peer: so is the guest's connection. The edge
+    /// drops the socket; no action tells it to.
     pub fn on_host_reset(&mut self, out: &mut Vec<Action>) {
         match self.state {
             State::Closed | State::TimeWait => {}
@@ -287,13 +324,14 @@ impl Connection {
 
     /// Gives the connection up from our side: both ends are reset.
     pub fn abort(&mut self, out: &mut Vec<Action>) {
-        out.push(Action::ResetHost);
+        self.reset_host(out);
         self.on_host_reset(out);
     }
 
     // --- time ---
 
-    /// A deadline has passed.
+    /// A deadline has passed. [`Connection::send_capacity`] may have grown: a window that stays
+    /// small is used after all.
     pub fn on_deadline(&mut self, now: Instant, out: &mut Vec<Action>) {
         if self.timers.expired(Timer::TimeWait, now) {
             self.close();
@@ -331,11 +369,18 @@ impl Connection {
     }
 
     fn on_persist_timeout(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.persist_backoff += 1;
+        if self.probes >= MAX_WINDOW_PROBES {
+            return self.abort(out);
+        }
+        self.probes += 1;
+        self.persist_backoff = self.persist_backoff.saturating_add(1);
+        if self.transmit.usable() > 0 {
+            self.transmit.allow_small_window();
+        }
         // A probe without data below the window, as Linux sends it: any receiver answers with its
         // present window.
         self.emit(self.transmit.una - 1, 0, Flags::default(), out);
-        self.check_persist(now);
+        self.arm_persist(now);
     }
 
     fn on_keep_alive(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -369,16 +414,20 @@ impl Connection {
     /// (RFC 9293 §3.8.6.2.1).
     pub(super) fn check_persist(&mut self, now: Instant) {
         let blocked = self.host_waiting
-            && matches!(self.state, State::Established | State::CloseWait)
+            && self.may_send()
             && self.transmit.in_flight() == 0
             && self.send_capacity() == 0;
         if !blocked {
             self.timers.disarm(Timer::Persist);
             self.persist_backoff = 0;
         } else if !self.timers.is_armed(Timer::Persist) {
-            let timeout = self.rtt.timeout().saturating_mul(1 << self.persist_backoff.min(8));
-            self.timers.arm(Timer::Persist, now + timeout.min(Duration::from_secs(60)));
+            self.arm_persist(now);
         }
+    }
+
+    fn arm_persist(&mut self, now: Instant) {
+        let timeout = self.rtt.timeout().saturating_mul(1 << self.persist_backoff.min(8));
+        self.timers.arm(Timer::Persist, now + timeout.min(Duration::from_secs(60)));
     }
 
     // --- steps that several events share ---
@@ -391,6 +440,17 @@ impl Connection {
         let flags = Flags { fin: lost.fin, ..Flags::default() };
         self.emit(lost.seq, lost.len, flags, out);
         self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());
+    }
+
+    /// The guest answers but takes nothing: that is no reason to give up (RFC 9293 §3.8.6.1).
+    pub(super) fn forgive_retries(&mut self) {
+        self.retries = 0;
+    }
+
+    fn ensure_retransmit_timer(&mut self, now: Instant) {
+        if !self.timers.is_armed(Timer::Retransmit) {
+            self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());
+        }
     }
 
     /// After an acknowledgment of something new.
@@ -409,6 +469,14 @@ impl Connection {
             self.receive.fin = GuestFin::PassedOn;
             out.push(Action::ShutdownWrite);
             self.check_host_close(out);
+        }
+    }
+
+    /// Has the host socket closed with a reset, unless it is closed already.
+    pub(super) fn reset_host(&mut self, out: &mut Vec<Action>) {
+        if !self.host_closed {
+            self.host_closed = true;
+            out.push(Action::ResetHost);
         }
     }
 
@@ -470,6 +538,8 @@ impl Connection {
         }));
     }
 
+    /// A SYN-ACK, first or again. The time-out of the first one goes on if it is only repeated
+    /// because the guest asked.
     pub(super) fn emit_syn_ack(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.ack_owed = false;
         out.push(Action::Emit(Emit {
@@ -486,7 +556,7 @@ impl Connection {
                 sack_permitted: self.sack_permitted,
             }),
         }));
-        self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());
+        self.ensure_retransmit_timer(now);
     }
 
     fn emit_reset(&mut self, out: &mut Vec<Action>) {

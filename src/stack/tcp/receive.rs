@@ -7,6 +7,13 @@
 //! ```
 //! Nothing is kept out of order: the TAP does not reorder, and a gap is answered by a duplicate
 //! ACK (D2). The edge never moves left (RFC 9293 §3.8.6), so what was offered is always taken (D3).
+//!
+//! A scaled window field counts in units of `1 << shift` bytes, so the edge can only be repeated
+//! exactly when `nxt` advances by whole units. Otherwise the field is rounded up, which lets the
+//! edge creep right by less than a unit per segment. [`Receive::advertise`] bounds that creep: a
+//! guest that sends single bytes to a host that reads nothing must not make the backlog grow
+//! without end. At the bound the field is rounded down, as RFC 7323 §2.4 allows; what is inside
+//! the edge of before is still taken.
 
 use crate::base::Seq;
 
@@ -29,8 +36,12 @@ pub(super) struct Receive {
     edge: Seq,
     /// Bytes accepted from the guest that the host socket has not taken yet.
     pub(super) backlog: u32,
-    /// Most bytes to hold: the window with an empty backlog.
+    /// Most bytes to hold: the window with an empty backlog. At most what the field can say.
     limit: u32,
+    /// The limit at first, which the present one never exceeds.
+    ceiling: u32,
+    /// The MSS that we announced: less than that is not worth an advertisement.
+    mss: u32,
     /// Shift of the window field (RFC 7323 §2).
     shift: u8,
     pub(super) fin: GuestFin,
@@ -49,13 +60,23 @@ pub(super) struct Accepted {
 
 impl Receive {
     /// After a SYN with initial sequence number `irs`. `shift` is 0 if the guest does not scale.
-    pub(super) fn new(irs: Seq, limit: u32, shift: u8) -> Self {
+    pub(super) fn new(irs: Seq, limit: u32, mss: u32, shift: u8) -> Self {
         let nxt = irs + 1;
-        Receive { nxt, edge: nxt, backlog: 0, limit, shift, fin: GuestFin::Open }
+        let limit = limit.min(65_535 << shift);
+        Receive {
+            nxt,
+            edge: nxt,
+            backlog: 0,
+            limit,
+            ceiling: limit,
+            mss,
+            shift,
+            fin: GuestFin::Open,
+        }
     }
 
     /// Bytes that the guest may still send under the last advertisement.
-    fn open(&self) -> u32 {
+    pub(super) fn open(&self) -> u32 {
         // The edge is never left of `nxt`.
         self.nxt.distance(self.edge).max(0).cast_unsigned()
     }
@@ -83,27 +104,43 @@ impl Receive {
     /// The window field for the next segment; advertising it moves the edge.
     pub(super) fn advertise(&mut self, scaled: bool) -> u16 {
         let shift = if scaled { self.shift } else { 0 };
-        let wanted = self.limit.saturating_sub(self.backlog).min(65_535 << shift);
-        // Rounded down to what the field can say, but never left of the present edge; that is
-        // rounded up instead.
         let owed = self.open();
-        let field = (wanted >> shift).max(owed.div_ceil(1 << shift)).min(65_535);
+        let free = self.limit.saturating_sub(self.backlog);
+        // A gain that is not worth a segment is kept back until it is (RFC 9293 §3.8.6.2.2).
+        let wanted = if free.saturating_sub(owed) >= self.worthwhile() { free } else { owed };
+        let wanted = wanted.min(65_535 << shift);
+        let kept = owed.div_ceil(1 << shift);
+        let creeps = u64::from(self.backlog) + (u64::from(kept) << shift)
+            > u64::from(self.ceiling) + u64::from(self.creep_limit());
+        let kept = if creeps { owed >> shift } else { kept };
+        let field = (wanted >> shift).max(kept).min(65_535);
         self.edge = self.edge.later(self.nxt + (field << shift));
         // Bounded by 65,535 above.
         field as u16
     }
 
     /// Whether the window has grown enough since the last advertisement to be worth a segment of
-    /// its own (RFC 9293 §3.8.6.2.2, receiver's silly window avoidance).
-    pub(super) fn update_due(&self, mss: u32) -> bool {
+    /// its own (RFC 9293 §3.8.6.2.2, receiver's silly window avoidance). With half of the limit
+    /// still open the guest is not held up, by its own rule for silly windows (§3.8.6.2.1).
+    pub(super) fn update_due(&self) -> bool {
         let offered = self.open();
-        let possible = self.limit.saturating_sub(self.backlog);
-        offered < self.limit / 2 && possible.saturating_sub(offered) >= mss.min(self.limit / 2)
+        let free = self.limit.saturating_sub(self.backlog);
+        offered < self.limit / 2 && free.saturating_sub(offered) >= self.worthwhile()
+    }
+
+    /// The least gain that is advertised: a segment, or half of a limit that is smaller than two.
+    fn worthwhile(&self) -> u32 {
+        self.mss.min(self.limit / 2)
+    }
+
+    /// How far rounding may push backlog and window in sum beyond the limit that was advertised.
+    fn creep_limit(&self) -> u32 {
+        (self.ceiling / 8).max(1 << self.shift)
     }
 
     /// Sets the most bytes to hold. A smaller value takes effect as the guest uses up the window.
     pub(super) fn set_limit(&mut self, limit: u32) {
-        self.limit = limit;
+        self.limit = limit.min(self.ceiling);
     }
 }
 
@@ -112,7 +149,7 @@ mod tests {
     use super::*;
 
     fn open_window(limit: u32) -> Receive {
-        let mut receive = Receive::new(Seq(u32::MAX - 1), limit, 7);
+        let mut receive = Receive::new(Seq(u32::MAX - 1), limit, 1460, 7);
         assert_eq!(receive.nxt, Seq(u32::MAX));
         receive.advertise(true);
         receive
@@ -159,10 +196,10 @@ mod tests {
         receive.nxt += 128 * 1024;
         receive.backlog = 128 * 1024;
         receive.advertise(true);
-        assert!(!receive.update_due(1460));
+        assert!(!receive.update_due());
         receive.backlog -= 1000;
-        assert!(!receive.update_due(1460));
+        assert!(!receive.update_due());
         receive.backlog -= 460;
-        assert!(receive.update_due(1460));
+        assert!(receive.update_due());
     }
 }

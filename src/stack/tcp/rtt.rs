@@ -6,8 +6,9 @@ use crate::base::{Instant, Seq};
 
 /// RFC 6298 §2.1: before the first sample.
 const INITIAL: Duration = Duration::from_secs(1);
-/// Linux's `TCP_RTO_MIN`. RFC 6298 §2.4 says 1 s, but the guest's kernel delays an ACK by at most
-/// 40 ms on this link and nothing else takes time here.
+/// Linux's `TCP_RTO_MIN`, which like there bounds the part that allows for variation: a delayed ACK
+/// (at most 200 ms, `TCP_DELACK_MAX`) comes before the time-out. RFC 6298 §2.4 says 1 s for the
+/// whole, but nothing else takes time on this link.
 const MIN: Duration = Duration::from_millis(200);
 /// RFC 6298 §2.5 allows any maximum of at least 60 s.
 const MAX: Duration = Duration::from_secs(60);
@@ -30,7 +31,7 @@ impl Rtt {
     pub(super) fn timeout(&self) -> Duration {
         let base = match self.smoothed {
             None => INITIAL,
-            Some(smoothed) => (smoothed + 4 * self.variation).max(MIN),
+            Some(smoothed) => smoothed + (4 * self.variation).max(MIN),
         };
         base.saturating_mul(1 << self.backoff.min(10)).min(MAX)
     }
@@ -52,11 +53,12 @@ impl Rtt {
 
     /// The timer ran out (RFC 6298 §5.5).
     pub(super) fn back_off(&mut self) {
-        self.backoff += 1;
+        self.backoff = self.backoff.saturating_add(1);
         self.timed = None;
     }
 
-    /// New data up to `ack` was acknowledged (RFC 6298 §2.3, §5.7).
+    /// New data up to `ack` was acknowledged (RFC 6298 §2.3). The back-off ends even if there is no
+    /// sample: a loss here is a full ring, not a congested path that needs to be spared.
     pub(super) fn acked(&mut self, now: Instant, ack: Seq) {
         self.backoff = 0;
         let Some((end, sent)) = self.timed else { return };

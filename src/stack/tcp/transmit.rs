@@ -16,7 +16,7 @@ use crate::base::Seq;
 use crate::stack::wire::SackRanges;
 
 /// Ranges that the guest reported as received above `una`. Four are enough to describe what three
-/// SACK blocks per segment bring on a link that rarely loses; when full, the oldest report goes,
+/// SACK blocks per segment bring on a link that rarely loses; when full, one of them gives way,
 /// which costs at most a needless retransmission.
 const SCOREBOARD: usize = 4;
 
@@ -38,6 +38,8 @@ pub(super) struct Transmit {
     pub(super) mss: u32,
     /// Our FIN's sequence number, once sent.
     pub(super) fin: Option<Seq>,
+    /// The persist timer found a window that is open but silly: it is used as it is, once.
+    small_window_allowed: bool,
     duplicates: u8,
     recovery: Option<Recovery>,
     sacked: [Option<(Seq, Seq)>; SCOREBOARD],
@@ -64,8 +66,9 @@ pub(super) struct Resend {
 /// What an acknowledgment did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Acked {
-    /// It acknowledges something never sent.
-    Unsent,
+    /// It acknowledges something never sent, or lies further back than any window reaches: not
+    /// from the guest's connection as it is now (RFC 5961 §5).
+    Outside,
     /// Nothing new.
     Old,
     /// `bytes` of payload are done with; `fin` if our FIN is too.
@@ -85,6 +88,7 @@ impl Transmit {
             shift,
             mss,
             fin: None,
+            small_window_allowed: false,
             duplicates: 0,
             recovery: None,
             sacked: [None; SCOREBOARD],
@@ -96,15 +100,37 @@ impl Transmit {
     }
 
     /// Payload bytes that may be sent now under the guest's window and `cap` bytes in flight;
-    /// 0 if that would be a silly segment (RFC 9293 §3.8.6.2.1).
+    /// 0 if that would be a silly segment (RFC 9293 §3.8.6.2.1). The same rule keeps us from
+    /// trickling when it is the cap that leaves little room.
     pub(super) fn capacity(&self, cap: u32) -> u32 {
-        let usable = self.wnd.min(cap).saturating_sub(self.in_flight());
-        if usable >= self.mss || usable >= self.max_wnd / 2 { usable } else { 0 }
+        let usable = self.usable();
+        let room = cap.saturating_sub(self.in_flight());
+        let window_serves = usable >= self.mss.min(self.max_wnd / 2) || self.small_window_allowed;
+        let cap_serves = room >= self.mss.min(cap / 2);
+        if window_serves && cap_serves { usable.min(room) } else { 0 }
     }
 
-    /// Payload bytes that fit the window, silly or not: for the persist timer.
+    /// Payload bytes that fit the window, silly or not.
     pub(super) fn usable(&self) -> u32 {
         self.wnd.saturating_sub(self.in_flight())
+    }
+
+    /// Lets the next segment fill a silly window (the override time-out of §3.8.6.2.1).
+    pub(super) fn allow_small_window(&mut self) {
+        self.small_window_allowed = true;
+    }
+
+    /// New payload or our FIN takes the next `len` sequence numbers. Returns the first of them.
+    pub(super) fn advance(&mut self, len: u32) -> Seq {
+        let seq = self.nxt;
+        self.nxt += len;
+        self.small_window_allowed = false;
+        seq
+    }
+
+    /// Whether the guest said that it takes nothing at present.
+    pub(super) fn window_is_closed(&self) -> bool {
+        self.wnd == 0
     }
 
     /// The window of the handshake's segment.
@@ -116,15 +142,15 @@ impl Transmit {
     }
 
     /// RFC 9293 §3.10.7.4 fifth check: takes the window of a segment that is not older than the
-    /// last one. Returns whether the window grew.
+    /// last one. Returns whether a closed window opened.
     pub(super) fn update_window(&mut self, seq: Seq, ack: Seq, field: u16) -> bool {
         let newer = self.wl1.precedes(seq) || (self.wl1 == seq && self.wl2.at_or_before(ack));
         if !newer {
             return false;
         }
-        let before = self.wnd;
+        let was_closed = self.wnd == 0;
         self.open(seq, ack, field, true);
-        self.wnd > before
+        was_closed && self.wnd > 0
     }
 
     /// Whether a segment with this window field would change the window.
@@ -134,8 +160,10 @@ impl Transmit {
 
     /// Takes an acknowledgment and its SACK blocks. `pure` if the segment carried nothing else.
     pub(super) fn on_ack(&mut self, ack: Seq, field: u16, sack: &SackRanges, pure: bool) -> Acked {
-        if self.nxt.precedes(ack) {
-            return Acked::Unsent;
+        // Our FIN may stand one beyond the window.
+        let oldest = self.una - self.max_wnd - 1;
+        if !oldest.at_or_before(ack) || self.nxt.precedes(ack) {
+            return Acked::Outside;
         }
         self.note_sack(sack);
         if !self.una.precedes(ack) {
@@ -276,7 +304,7 @@ mod tests {
         assert_eq!(transmit.capacity(u32::MAX), 11_000);
         assert_eq!(transmit.capacity(5_500), 0);
         assert_eq!(transmit.capacity(6_000), 1_000);
-        assert!(transmit.update_window(Seq(8), transmit.una, 700) == false);
+        assert!(!transmit.update_window(Seq(8), transmit.una, 700));
         assert_eq!((transmit.capacity(u32::MAX), transmit.usable()), (0, 600));
     }
 
@@ -343,7 +371,7 @@ mod tests {
         let una = transmit.una;
         let sack =
             [Some((una + 9000, una + 9500)), Some((una - 5, una + 5)), Some((una + 9, una + 3))];
-        assert_eq!(transmit.on_ack(transmit.nxt + 1, 2000, &sack, true), Acked::Unsent);
+        assert_eq!(transmit.on_ack(transmit.nxt + 1, 2000, &sack, true), Acked::Outside);
         assert_eq!(transmit.on_ack(una, 2000, &sack, true), Acked::Old);
         assert_eq!(transmit.sacked, [None; SCOREBOARD]);
     }
