@@ -67,9 +67,10 @@ fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
 /// Sets up the guest, starts what serves it, gives up all privilege, and stays until the end.
 fn serve(config: &Config, signals: &Signals) -> Result<u8, Failure> {
     let link = config.link();
-    let (guest, _tap) = match &config.action {
+    let data_path = DataPath::new().map_err(failed("make the data path"))?;
+    let (guest, ended) = match &config.action {
         Action::Run { command, own_ids, files } => {
-            let started = run::start(&run::RunOptions {
+            let mut started = run::start(&run::RunOptions {
                 command,
                 own_ids: *own_ids,
                 identity: &config.identity,
@@ -79,14 +80,16 @@ fn serve(config: &Config, signals: &Signals) -> Result<u8, Failure> {
             })?;
             setup::raise_descriptor_limit();
             setup::seal()?;
+            let ended = data_path.start(&mut started.tap, config)?;
             let released = started.release()?;
-            (Guest::Command(released.pid), released.tap)
+            (Guest::Command(released.pid), ended)
         }
         Action::Attach(options) => {
-            let attached = attach::start(options, &link)?;
+            let mut attached = attach::start(options, &link)?;
             setup::raise_descriptor_limit();
             setup::seal()?;
-            (Guest::Target(attached.anchor), attached.tap)
+            let ended = data_path.start(&mut attached.tap, config)?;
+            (Guest::Target(attached.anchor), ended)
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

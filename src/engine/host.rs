@@ -56,20 +56,25 @@ impl Outbound {
     }
 }
 
-/// Gives a stream whose other end the DNS service reads; `None` if it does not take more.
-pub type DnsConnector = Box<dyn FnMut() -> Option<UnixStream> + Send>;
+/// The way to the DNS service, which lives on the control thread.
+pub struct DnsLink {
+    /// Gives a stream whose other end the service reads; `None` if it does not take more.
+    pub connect: Box<dyn FnMut() -> Option<UnixStream> + Send>,
+    /// Gives the service a query under a number; whether it takes it.
+    pub ask: Box<dyn FnMut(u64, &[u8]) -> bool + Send>,
+}
 
 /// Host sockets of one worker.
 pub struct HostSockets {
     epoll: Epoll,
     events: Vec<EpollEvent>,
     outbound: Outbound,
-    dns: DnsConnector,
+    dns: DnsLink,
 }
 
 impl HostSockets {
     /// No sockets yet. Errors are those of `epoll_create1(2)`.
-    pub fn new(outbound: Outbound, dns: DnsConnector) -> io::Result<HostSockets> {
+    pub fn new(outbound: Outbound, dns: DnsLink) -> io::Result<HostSockets> {
         Ok(HostSockets {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             events: vec![EpollEvent::empty(); BATCH],
@@ -112,11 +117,15 @@ impl SocketPort for HostSockets {
     }
 
     fn connect_dns(&mut self, token: Token) -> io::Result<Socket> {
-        let stream = (self.dns)().ok_or_else(|| io::Error::from(Errno::ECONNREFUSED))?;
+        let stream = (self.dns.connect)().ok_or_else(|| io::Error::from(Errno::ECONNREFUSED))?;
         stream.set_nonblocking(true)?;
         let socket = Socket::from(std::os::fd::OwnedFd::from(stream));
         self.register(&socket, token)?;
         Ok(socket)
+    }
+
+    fn ask_dns(&mut self, token: u64, query: &[u8]) -> bool {
+        (self.dns.ask)(token, query)
     }
 
     fn send(&mut self, stream: &Socket, parts: &[IoSlice<'_>]) -> io::Result<usize> {

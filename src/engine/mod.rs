@@ -14,9 +14,12 @@ mod io;
 pub mod ports;
 pub mod tap;
 mod tcp_flow;
+pub mod thread;
 pub mod token;
+mod walk_dns;
 mod walk_out;
 mod walk_tcp;
+mod walk_udp;
 mod wheel;
 mod worker;
 

@@ -71,6 +71,9 @@ pub trait SocketPort {
     /// A stream to the DNS service, speaking RFC 7766. Readiness comes under `token`.
     fn connect_dns(&mut self, token: Token) -> io::Result<Self::Stream>;
 
+    /// Gives the DNS service a query under a number of the caller's; whether it takes it.
+    fn ask_dns(&mut self, token: u64, query: &[u8]) -> bool;
+
     /// Sends what the socket takes of `parts`, in order; bytes taken.
     fn send(&mut self, stream: &Self::Stream, parts: &[IoSlice<'_>]) -> io::Result<usize>;
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::base::{DropReason, Instant};
 use crate::gate::AddressPlan;
+use crate::stack::ip::reassembly::Reassembly;
 use crate::stack::services::Services;
 use crate::stack::tcp::{Action, Options as TcpOptions};
 use crate::stack::wire::{Checksum, ETHERNET_HEADER_LEN, MAX_PAYLOAD, VNET_HEADER_LEN};
@@ -23,6 +24,7 @@ use super::io::{Counters, Io, Limits};
 use super::ports::{Event, FramePort, Readiness, SocketPort};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::token::{Kind, Token};
+use super::walk_dns::PendingQueries;
 use super::wheel::Wheel;
 
 /// Frames read from the TAP in one turn.
@@ -55,6 +57,8 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) tcp_options: [TcpOptions; 2],
     pub(super) services: Services,
     pub(super) tcp: FlowTable<TcpKey, TcpFlow<S>>,
+    pub(super) reassembly: Reassembly,
+    pub(super) dns_queries: PendingQueries,
     pub(super) wheel: Wheel<Token>,
     pub(super) hash: ahash::RandomState,
     pub(super) flows_opened: u64,
@@ -101,6 +105,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             tcp_options,
             services: Services::new(plan.clone(), now),
             tcp: FlowTable::new(Kind::Tcp, limits.tcp_flows),
+            reassembly: Reassembly::new(),
+            dns_queries: PendingQueries::default(),
             wheel: Wheel::new(now),
             hash: ahash::RandomState::with_seed(seed as usize),
             flows_opened: 0,
@@ -146,6 +152,15 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
         let next = [self.wheel.next(), self.trim_at].into_iter().flatten().min()?;
         Some(next.since(now))
+    }
+
+    /// Waits for events of the host edge, for at most `timeout`.
+    pub fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        events: &mut Vec<Event>,
+    ) -> std::io::Result<()> {
+        self.io.host.wait(timeout, events)
     }
 
     /// One turn: everything that `events` and `now` ask for. `Err` if the TAP is gone.
@@ -253,12 +268,17 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.services.on_deadline(now, &mut self.answers);
             self.send_answers();
         }
+        let mut first_fragments = Vec::new();
+        for _ in 0..self.reassembly.on_deadline(now, &mut first_fragments) {
+            self.io.drop_frame(DropReason::FragmentTimeout);
+        }
         self.schedule_housekeeping();
     }
 
     /// Makes sure that the wheel holds an entry for the earliest of the housekeeping deadlines.
     pub(super) fn schedule_housekeeping(&mut self) {
-        let Some(deadline) = self.services.next_deadline() else { return };
+        let deadlines = [self.services.next_deadline(), self.reassembly.next_deadline()];
+        let Some(deadline) = deadlines.into_iter().flatten().min() else { return };
         if self.housekeeping_entry.is_none_or(|entry| deadline < entry) {
             self.housekeeping_entry = Some(deadline);
             self.wheel.insert(deadline, Token::only(Kind::Housekeeping));
