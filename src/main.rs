@@ -145,8 +145,10 @@ fn report(failure: &Failure) {
 
 fn status_of(failure: &Failure, is_run: bool) -> u8 {
     match failure {
-        Failure::Setup(e) if e.is_command_not_found() => exit::NOT_FOUND,
-        Failure::Setup(SetupError::Exec { .. }) => exit::NOT_EXECUTABLE,
+        Failure::Setup(SetupError::CommandNotFound(_)) => exit::NOT_FOUND,
+        Failure::Setup(SetupError::NoInterpreter(_) | SetupError::NotExecutable { .. }) => {
+            exit::NOT_EXECUTABLE
+        }
         _ if is_run => exit::RUN_FAILED,
         Failure::Usage(_) => exit::USAGE,
         _ => exit::FAILED,
