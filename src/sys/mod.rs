@@ -5,3 +5,5 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod datagram;
+pub mod pages;
