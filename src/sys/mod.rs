@@ -5,7 +5,9 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod datagram;
 pub mod namespace;
+pub mod pages;
 pub mod process;
 pub mod readiness;
 pub mod scm;
