@@ -112,6 +112,12 @@ impl Trial {
         self.outcomes[step as usize]
     }
 
+    /// Whether the child never ran, hung, or was killed, so that later steps say nothing.
+    pub fn stopped(&self) -> bool {
+        self.not_started.is_some()
+            || self.outcomes.iter().any(|o| matches!(o, Outcome::Hung | Outcome::Killed(_)))
+    }
+
     /// The same trial in which `step` went as `outcome` says.
     #[must_use]
     pub fn with(mut self, step: Step, outcome: Outcome) -> Trial {
