@@ -1,1 +1,2 @@
 //! setup
+pub mod doctor;
