@@ -1,10 +1,10 @@
-//! Doctor on a real kernel: for root and for an ordinary user, in namespaces where one thing at a time is
-//! broken. Each test compares two reports from surroundings that differ in that thing only, and wants
-//! exactly the right checks to change.
+//! Doctor on a real kernel: for root and for an ordinary user, in namespaces where one thing at a
+//! time is broken. Each test compares two reports from surroundings that differ in that thing only,
+//! and wants exactly the right checks to change.
 //!
-//! The body of each report is this test binary again ([`report_of_this_process`]), started by a shell
-//! that has prepared the surroundings in namespaces of its own; nothing outlives it. Needs root, to mask
-//! devices and to set sysctls of new namespaces.
+//! The body of each report is this test binary again ([`report_of_this_process`]), started by a
+//! shell that has prepared the surroundings in namespaces of its own; nothing outlives it. Needs
+//! root, to mask devices and to set sysctls of new namespaces.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -76,7 +76,8 @@ impl Outcome {
     }
 }
 
-/// The report of doctor after `script`, started through `prefix`, in new network and mount namespaces.
+/// The report of doctor after `script`, started through `prefix`, in new network and mount
+/// namespaces.
 fn report(script: &str, prefix: &str) -> Outcome {
     in_namespaces("unshare --net --mount --propagation private --", script, prefix)
 }
@@ -137,7 +138,8 @@ fn report_of_this_process() {
 #[test]
 fn an_ordinary_user_with_everything_has_nothing_to_mend() {
     let healthy = report(HEALTHY, USER);
-    // What this machine's kernel and packages lack is theirs; what the surroundings give must be ok.
+    // What this machine's kernel and packages lack is theirs; what the surroundings give must be
+    // ok.
     let of_the_machine = ["kernel", "landlock", "peek-offset", "udp-offloads", "descriptors"];
     let bad: Vec<_> =
         healthy.not_ok().into_iter().filter(|name| !of_the_machine.contains(name)).collect();

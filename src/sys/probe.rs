@@ -1,10 +1,11 @@
 //! Attempts that tell what this kernel grants the caller, and that leave nothing behind.
 //!
-//! [`trial`] forks a child that makes its own user, network and mount namespace and a TAP in it, step by
-//! step, the way that a guest is set up. The child makes system calls only (no allocation, no lock), so it
-//! may be forked from a process with many threads. It writes each step to a pipe when it begins and when it
-//! ends; so the parent knows where a child stopped that hung or was killed. Everything that the child makes
-//! goes away with it: its namespaces have no other member and its mounts and its TAP are in them.
+//! [`trial`] forks a child that makes its own user, network and mount namespace and a TAP in it,
+//! step by step, the way that a guest is set up. The child makes system calls only (no allocation,
+//! no lock), so it may be forked from a process with many threads. It writes each step to a pipe
+//! when it begins and when it ends; so the parent knows where a child stopped that hung or was
+//! killed. Everything that the child makes goes away with it: its namespaces have no other member
+//! and its mounts and its TAP are in them.
 //!
 //! The other functions ask the kernel one question each, on a descriptor of their own.
 
@@ -146,8 +147,8 @@ pub fn trial(uid: u32, gid: u32, within: Duration) -> Trial {
         Ok(pipe) => pipe,
         Err(errno) => return Trial { not_started: Some(errno), ..trial },
     };
-    // SAFETY: the child only makes system calls through functions that neither allocate nor lock, and
-    // ends with `_exit`, so the state of other threads' locks at the fork does not matter.
+    // SAFETY: the child only makes system calls through functions that neither allocate nor lock,
+    // and ends with `_exit`, so the state of other threads' locks at the fork does not matter.
     let child = match unsafe { nix::unistd::fork() } {
         Ok(ForkResult::Child) => attempt_all(&writer, &maps),
         Ok(ForkResult::Parent { child }) => child,
@@ -184,7 +185,8 @@ enum End {
     TimedOut,
 }
 
-/// Reads records until the child is done. A step that began and did not end stays [`Outcome::Hung`].
+/// Reads records until the child is done. A step that began and did not end stays
+/// [`Outcome::Hung`].
 fn follow(reader: BorrowedFd<'_>, within: Duration, trial: &mut Trial) -> End {
     let deadline = clock::now() + within;
     loop {
@@ -220,8 +222,8 @@ fn follow(reader: BorrowedFd<'_>, within: Duration, trial: &mut Trial) -> End {
     }
 }
 
-/// Waits for a child that is on its way out, but not for ever: one that sleeps uninterruptibly in the
-/// kernel does not even heed `SIGKILL`.
+/// Waits for a child that is on its way out, but not for ever: one that sleeps uninterruptibly in
+/// the kernel does not even heed `SIGKILL`.
 fn reap(child: Pid) -> Option<WaitStatus> {
     let deadline = clock::now() + REAP_WITHIN;
     loop {
@@ -320,7 +322,8 @@ fn attempt<T>(pipe: &OwnedFd, step: Step, what: impl FnOnce() -> nix::Result<T>)
     result
 }
 
-/// Writes one record. A parent that has gone takes the child with it, so failure has no consequence.
+/// Writes one record. A parent that has gone takes the child with it, so failure has no
+/// consequence.
 fn tell(pipe: &OwnedFd, step: u8, result: i32) {
     let [a, b, c, d] = result.to_ne_bytes();
     let _ = nix::unistd::write(pipe, &[step, 0, 0, 0, a, b, c, d]);
@@ -344,7 +347,8 @@ fn tun_set_interface(tun: BorrowedFd<'_>, flags: libc::c_int) -> nix::Result<()>
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The kernel reads sixteen bits of flags.
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: the kernel reads and writes one ifreq, which `request` is; `tun` is open for the call.
+    // SAFETY: the kernel reads and writes one ifreq, which `request` is; `tun` is open for the
+    // call.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     Errno::result(result).map(drop)
 }
@@ -423,7 +427,8 @@ pub fn path_mtu(socket: BorrowedFd<'_>, ipv6: bool) -> nix::Result<u32> {
 pub fn file_capabilities(path: &CStr) -> Option<Vec<u8>> {
     // A version 3 attribute has 24 bytes.
     let mut value = vec![0; 64];
-    // SAFETY: both strings end with a zero byte; the kernel writes at most `value.len()` bytes to it.
+    // SAFETY: both strings end with a zero byte; the kernel writes at most `value.len()` bytes to
+    // it.
     let length = unsafe {
         libc::getxattr(
             path.as_ptr(),

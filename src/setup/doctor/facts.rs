@@ -26,8 +26,8 @@ pub(super) struct Facts {
     pub(super) ping6: Result<(), Errno>,
     /// Binding a socket to TCP port 1 of the loopback.
     pub(super) low_port: Result<(), Errno>,
-    /// The soft and the hard limit of open descriptors; `RLIM_INFINITY` is `u64::MAX`. Set-up raises the
-    /// soft one to the hard one.
+    /// The soft and the hard limit of open descriptors; `RLIM_INFINITY` is `u64::MAX`. Set-up
+    /// raises the soft one to the hard one.
     pub(super) descriptors: (u64, u64),
     pub(super) ipv4: Path,
     pub(super) ipv6: Path,
@@ -72,7 +72,8 @@ pub(super) struct Sysctls {
     pub(super) unprivileged_userns_clone: Option<u64>,
     /// Ubuntu's switch, since 23.10.
     pub(super) apparmor_restrict_userns: Option<u64>,
-    /// Lowest and highest group that may open ping sockets; none when the first is above the second.
+    /// Lowest and highest group that may open ping sockets; none when the first is above the
+    /// second.
     pub(super) ping_group_range: Option<(u32, u32)>,
     pub(super) unprivileged_port_start: Option<u64>,
     pub(super) disable_ipv6: Option<u64>,
@@ -204,9 +205,9 @@ pub(super) fn nameservers(resolv_conf: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether a raw `security.capability` attribute puts capability number `capability` (below 32) into the
-/// effective set of whoever executes the file (`struct vfs_cap_data`: little-endian words, the
-/// revision and the effective flag first, then the permitted set).
+/// Whether a raw `security.capability` attribute puts capability number `capability` (below 32)
+/// into the effective set of whoever executes the file (`struct vfs_cap_data`: little-endian words,
+/// the revision and the effective flag first, then the permitted set).
 pub(super) fn grants(attribute: &[u8], capability: u32) -> bool {
     let word = |at: usize| {
         let bytes = attribute.get(at..at + 4)?;

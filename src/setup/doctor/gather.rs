@@ -1,5 +1,5 @@
-//! Asks this machine for the [`Facts`]: reads files, opens sockets that send nothing, and has a child try
-//! the set-up of a guest ([`probe::trial`]). Judges nothing and writes nothing.
+//! Asks this machine for the [`Facts`]: reads files, opens sockets that send nothing, and has a
+//! child try the set-up of a guest ([`probe::trial`]). Judges nothing and writes nothing.
 
 use std::ffi::CString;
 use std::fs;
@@ -21,12 +21,12 @@ use super::facts::{
 };
 use crate::sys::probe;
 
-/// How long the trial may take. It takes some milliseconds; loading the kernel's TUN module on the first
-/// open takes longer.
+/// How long the trial may take. It takes some milliseconds; loading the kernel's TUN module on the
+/// first open takes longer.
 const TRIAL_WITHIN: Duration = Duration::from_secs(5);
 
-/// Where "outside" is, to ask for the route there: a.root-servers.net. Nothing is sent; the addresses
-/// only have to be ones that every default route covers.
+/// Where "outside" is, to ask for the route there: a.root-servers.net. Nothing is sent; the
+/// addresses only have to be ones that every default route covers.
 const OUTSIDE: (IpAddr, IpAddr) = (
     IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30)),
@@ -127,8 +127,8 @@ fn helper(program: &str, capability: u32) -> Option<Helper> {
     })
 }
 
-/// Binds TCP port 1 on the loopback and lets go of it at once; nothing listens. A port that is in use
-/// was not refused for want of privilege.
+/// Binds TCP port 1 on the loopback and lets go of it at once; nothing listens. A port that is in
+/// use was not refused for want of privilege.
 fn low_port() -> Result<(), Errno> {
     let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1);
     let tcp = socket(Domain::IPV4, Type::STREAM, None)?;

@@ -49,7 +49,9 @@ pub(super) fn runtime_dir(facts: &Facts) -> Check {
                 "sudo install -d -m 0700 -o {uid} -g {} {own} && export XDG_RUNTIME_DIR={own}",
                 facts.caller.gid
             ),
-            format!("sudo loginctl enable-linger {uid} # with systemd; else at each login as above"),
+            format!(
+                "sudo loginctl enable-linger {uid} # with systemd; else at each login as above"
+            ),
         )
     };
     let degraded = |seen: String, mend| Check::degraded(NAME, seen, LOST, mend);

@@ -92,9 +92,7 @@ fn apparmor() -> (String, Mend) {
 }
 
 fn security_module() -> Mend {
-    Mend::once(
-        "look for the denial with `sudo dmesg | grep -iE 'audit|denied'` and allow it in that policy",
-    )
+    Mend::once("sudo dmesg | grep -iE 'audit|denied' # then allow in that policy what it denied")
 }
 
 /// For a caller whom something around it keeps from asking.
@@ -117,8 +115,8 @@ pub(super) fn mount(facts: &Facts) -> Check {
     dependent(NAME, "user.max_mnt_namespaces", facts.sysctls.max_mnt_namespaces, facts, &steps)
 }
 
-/// A namespace that the user namespace owns. Without one there is nothing to try it in, and only the
-/// limit can be judged.
+/// A namespace that the user namespace owns. Without one there is nothing to try it in, and only
+/// the limit can be judged.
 fn dependent(
     name: &'static str,
     key: &str,

@@ -137,7 +137,8 @@ pub(super) fn queues(facts: &Facts) -> Check {
     }
 }
 
-/// Whether a feature is there: as tried, or where an earlier step stood in the way by the kernel's version.
+/// Whether a feature is there: as tried, or where an earlier step stood in the way by the kernel's
+/// version.
 fn tried_or_since(facts: &Facts, step: Step, since: (u32, u32)) -> (bool, &'static str) {
     match facts.trial.outcome(step) {
         Outcome::Passed => (true, "tried"),

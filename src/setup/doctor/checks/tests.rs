@@ -90,8 +90,8 @@ fn no_user_namespace(facts: &mut Facts, errno: Errno) {
         .with(Step::TunFeatures, Outcome::Passed);
 }
 
-/// Asserts that `change` spoils the check `name` and nothing else that is judged. `seen` and `mend` are
-/// parts of its texts.
+/// Asserts that `change` spoils the check `name` and nothing else that is judged. `seen` and `mend`
+/// are parts of its texts.
 #[track_caller]
 fn spoils(
     name: &str,
