@@ -32,7 +32,7 @@ pub(super) struct ConnectFailure(pub(super) io::Error);
 /// One flow. Methods put the machine's actions through `actions`, which is empty between calls.
 pub(super) struct TcpFlow<S: SocketPort> {
     pub(super) key: TcpKey,
-    guest_mac: Mac,
+    pub(super) guest_mac: Mac,
     pub(super) machine: Connection,
     stream: Option<S::Stream>,
     readable: bool,

