@@ -52,7 +52,6 @@ mod tests {
         let mut file = Vec::new();
         let mut capture = Capture::new(&mut file).unwrap();
         capture.frame(Duration::new(3, 5), &[0xaa; 20]).unwrap();
-        drop(capture);
         // pcap(5): nanosecond magic, version 2.4, link type 1 (Ethernet), in one byte order.
         let big_endian = file[0] == 0xa1;
         let word = |at: usize| {
