@@ -198,7 +198,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.read_frames(now)?;
         }
         self.run_flows(now);
-        self.flush_acknowledgments(now);
+        self.flush_acknowledgments(false);
         self.run_timers(now);
         self.trim(now);
         Ok(())
@@ -259,14 +259,25 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    fn flush_acknowledgments(&mut self, now: Instant) {
-        let _ = now;
-        while let Some(token) = self.ack_list.pop() {
-            self.with_tcp(token, |flow, io, actions| {
-                flow.on_ack_list = false;
-                flow.flush(io, actions);
+    /// Sends the acknowledgments that nothing else will carry: to be called before a wait.
+    pub fn before_wait(&mut self) {
+        self.flush_acknowledgments(true);
+    }
+
+    /// Sends acknowledgments that are owed, either all or those that cannot wait for data.
+    fn flush_acknowledgments(&mut self, all: bool) {
+        let mut list = std::mem::take(&mut self.ack_list);
+        list.retain(|&token| {
+            let waits = self.tcp.get_mut(token).is_some_and(|flow| {
+                flow.on_ack_list = flow.machine.ack_owed() && !flow.machine.ack_pressing() && !all;
+                flow.on_ack_list
             });
-        }
+            if !waits {
+                self.with_tcp(token, |flow, io, actions| flow.flush(io, actions));
+            }
+            waits
+        });
+        self.ack_list.append(&mut list);
     }
 
     fn run_timers(&mut self, now: Instant) {
@@ -288,7 +299,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
         }
         self.due = due;
-        self.flush_acknowledgments(now);
+        self.flush_acknowledgments(false);
     }
 
     /// Timers of the services.
