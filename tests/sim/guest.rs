@@ -274,5 +274,9 @@ impl Running {
             Err(tcp::RecvError::Finished) => self.saw_eof = true,
             Err(tcp::RecvError::InvalidState) => {}
         }
+        // The end can be seen at once behind the last byte: nothing else tells the application.
+        if socket.recv_queue() == 0 && socket.recv(|_| (0, ())) == Err(tcp::RecvError::Finished) {
+            self.saw_eof = true;
+        }
     }
 }
