@@ -131,6 +131,8 @@ pub struct Guest {
     port: Port,
     sockets: SocketSet<'static>,
     pub running: Vec<Running>,
+    /// ICMP and ICMPv6 "destination unreachable" messages received.
+    pub unreachables: u64,
     next_port: u16,
 }
 
@@ -166,7 +168,7 @@ impl Guest {
         }
         let sockets = SocketSet::new(vec![]);
         let next_port = 40_000 + (seed % 20_000) as u16;
-        Guest { interface, port, sockets, running: vec![], next_port }
+        Guest { interface, port, sockets, running: vec![], unreachables: 0, next_port }
     }
 
     /// Starts a connection.
@@ -199,7 +201,21 @@ impl Guest {
 
     /// A frame arrives.
     pub fn receive(&mut self, frame: Vec<u8>) {
+        // Ethernet, then an IP header without options: protocol and ICMP type (RFC 792, RFC 4443).
+        let unreachable = match (frame.get(12..14), frame.get(20), frame.get(23)) {
+            (Some([0x08, 0x00]), _, Some(1)) => frame.get(34) == Some(&3),
+            (Some([0x86, 0xdd]), Some(58), _) => frame.get(54) == Some(&1),
+            _ => false,
+        };
+        self.unreachables += u64::from(unreachable);
         self.port.inbound.push_back(frame);
+    }
+
+    /// Resets every connection.
+    pub fn abort_all(&mut self) {
+        for running in &mut self.running {
+            self.sockets.get_mut::<tcp::Socket<'_>>(running.handle).abort();
+        }
     }
 
     /// Runs the stack and the applications at `now`; the frames that the guest sends.

@@ -236,6 +236,11 @@ impl Host {
         self.scripts.insert(port, script);
     }
 
+    /// What the server at `port` does.
+    pub fn script(&self, port: u16) -> Script {
+        self.scripts[&port].clone()
+    }
+
     /// Lets the peers act until `now`; the events that follow are for the engine.
     pub fn advance(&mut self, now: u64) -> Vec<Event> {
         self.now = now;

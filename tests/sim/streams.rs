@@ -1,6 +1,7 @@
 //! Byte streams through the engine: complete, in order, ended as they should be, in bounded time,
 //! whatever the link does.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -8,7 +9,7 @@ use nix::errno::Errno;
 use tapway::base::DropReason;
 use tapway::engine::Limits;
 
-use crate::guest::Application;
+use crate::guest::{Application, Running};
 use crate::host::{End, Script};
 use crate::link::Faults;
 use crate::rng::Rng;
@@ -54,6 +55,7 @@ fn random_setting(seed: u64, rng: &mut Rng) -> Setting {
         mtu: rng.pick(&[1280, 1500, 1500, 9000]),
         faults,
         limits,
+        spurious_events: rng.chance(300),
     }
 }
 
@@ -92,9 +94,29 @@ fn finish(world: &mut World) {
     world.check_counters();
 }
 
+/// Runs until the guest's connections and the peers' are all over, and checks that every byte has
+/// come through both ways.
+fn complete(world: &mut World) {
+    let done = world.run_until(900 * SECOND, |world| {
+        let guest_done = |guest: &Running| guest.saw_eof && guest.is_over();
+        world.guest.running.iter().all(guest_done) && world.host.0.borrow().is_quiet()
+    });
+    let host = world.host.0.borrow();
+    for guest in &world.guest.running {
+        let port = guest.application.target.port();
+        let [seen] = &host.seen(port)[..] else { panic!("not one connection to port {port}") };
+        let script = host.script(port);
+        assert!(done, "not over:\n{guest:?}\npeer {seen:?}\n{script:?}");
+        let expected = if script.echo { guest.application.sends } else { script.sends };
+        assert_eq!((guest.received, guest.wrong_at), (expected, None), "to the guest");
+        assert_eq!((seen.received, seen.wrong_at), (guest.application.sends, None), "to the host");
+        assert_eq!(seen.end, Some(End::Eof));
+    }
+}
+
 #[test]
 fn streams_are_complete_and_in_order_both_ways() {
-    for_seeds(150, |seed| {
+    for_seeds(300, |seed| {
         let mut rng = Rng::new(seed ^ 0x5eed);
         let mut world = World::new(random_setting(seed, &mut rng));
         let script = Script {
@@ -108,18 +130,183 @@ fn streams_are_complete_and_in_order_both_ways() {
             waits_for_end: !script.waits_for_end && rng.chance(300),
             ..random_application(&mut rng, target)
         };
-        world.host.0.borrow_mut().serve(80, script.clone());
-        world.guest.connect(application.clone());
-        let done = world.run_until(600 * SECOND, |world| {
+        world.host.0.borrow_mut().serve(80, script);
+        world.guest.connect(application);
+        complete(&mut world);
+        finish(&mut world);
+    });
+}
+
+#[test]
+fn an_echo_through_small_buffers_comes_back_whole() {
+    for_seeds(100, |seed| {
+        let mut rng = Rng::new(seed ^ 0xec40);
+        let mut world = World::new(random_setting(seed, &mut rng));
+        let script = Script { echo: true, buffer: 3000, ..random_script(&mut rng) };
+        world.host.0.borrow_mut().serve(7, script);
+        let target = server(&mut rng, 7);
+        let sends = rng.range(1, 20_000);
+        world.guest.connect(Application { sends, ..random_application(&mut rng, target) });
+        complete(&mut world);
+        finish(&mut world);
+    });
+}
+
+#[test]
+fn connections_that_share_scarce_memory_all_come_through() {
+    for_seeds(30, |seed| {
+        let mut rng = Rng::new(seed ^ 0x7ea);
+        let mut setting = random_setting(seed, &mut rng);
+        setting.limits = Limits {
+            receive_window: 16 << 10,
+            backlog_bytes: 40 << 10,
+            tight_window: 2 << 10,
+            slabs: 3,
+            ..setting.limits
+        };
+        let mut world = World::new(setting);
+        for port in 100..108 {
+            let script = Script { sends: rng.range(0, 20_000), ..random_script(&mut rng) };
+            world.host.0.borrow_mut().serve(port, script);
+            let target = server(&mut rng, port);
+            let sends = rng.range(1, 20_000);
+            world.guest.connect(Application { sends, ..random_application(&mut rng, target) });
+        }
+        complete(&mut world);
+        finish(&mut world);
+    });
+}
+
+#[test]
+fn damaged_frames_are_noticed_by_their_checksums() {
+    let noticed = Cell::new(0);
+    for_seeds(60, |seed| {
+        let mut rng = Rng::new(seed ^ 0xbad);
+        let mut setting = random_setting(seed, &mut rng);
+        setting.faults = Faults { corruption: 100, ..Faults::default() };
+        let mut world = World::new(setting);
+        world.host.0.borrow_mut().serve(80, Script { sends: 20_000, ..random_script(&mut rng) });
+        // IPv6 has no header checksum: a damaged address there may pass for another one.
+        let target = "192.0.2.7:80".parse().unwrap();
+        world.guest.connect(Application { sends: 20_000, ..random_application(&mut rng, target) });
+        complete(&mut world);
+        let drops = &world.worker.counters().drops;
+        let found =
+            drops.get(DropReason::BadIpChecksum) + drops.get(DropReason::BadTransportChecksum);
+        noticed.set(noticed.get() + found);
+        finish(&mut world);
+    });
+    assert!(noticed.get() > 60, "{} damaged frames", noticed.get());
+}
+
+#[test]
+fn bulk_to_the_guest_goes_in_large_frames_with_room_for_the_rest() {
+    for_seeds(6, |seed| {
+        let faults = Faults { loss: seed * 20, ..Faults::default() };
+        let setting = Setting {
+            seed,
+            vnet_header: true,
+            mtu: 1500,
+            faults,
+            limits: Limits::default(),
+            spurious_events: false,
+        };
+        let mut world = World::new(setting);
+        let script = Script { sends: 600_000, buffer: 1 << 20, ..Script::default() };
+        world.host.0.borrow_mut().serve(80, script);
+        let target = if seed % 2 == 0 { "192.0.2.7:80" } else { "[2001:db8::7]:80" };
+        let application =
+            Application { buffers: (400_000, 65_535), ..Application::to(target.parse().unwrap()) };
+        world.guest.connect(application);
+        complete(&mut world);
+        let written = world.worker.counters().frames_to_guest;
+        assert!(written < 200, "{written} frames for what 14 of 64 KiB could carry");
+        finish(&mut world);
+    });
+}
+
+#[test]
+fn a_refused_connection_is_reset_and_leaves_nothing() {
+    for_seeds(60, |seed| {
+        let mut rng = Rng::new(seed ^ 0x4ef);
+        let mut world = World::new(random_setting(seed, &mut rng));
+        let connect_error = Some((Errno::ECONNREFUSED, rng.chance(500)));
+        world.host.0.borrow_mut().serve(81, Script { connect_error, ..random_script(&mut rng) });
+        let target = server(&mut rng, 81);
+        world.guest.connect(random_application(&mut rng, target));
+        let refused = world.run_until(300 * SECOND, |world| world.guest.running[0].was_refused());
+        assert!(refused, "{:?}", world.guest.running[0]);
+        finish(&mut world);
+    });
+}
+
+#[test]
+fn an_unreachable_target_is_told_by_icmp_and_leaves_nothing() {
+    for_seeds(20, |seed| {
+        let mut rng = Rng::new(seed ^ 0x9a);
+        let mut world =
+            World::new(Setting { faults: Faults::default(), ..random_setting(seed, &mut rng) });
+        let connect_error = Some((Errno::EHOSTUNREACH, rng.chance(500)));
+        world.host.0.borrow_mut().serve(82, Script { connect_error, ..random_script(&mut rng) });
+        let target = server(&mut rng, 82);
+        world.guest.connect(random_application(&mut rng, target));
+        world.run_until(3 * SECOND, |_| false);
+        assert!(world.guest.unreachables > 0, "no ICMP error reached the guest");
+        assert!(world.host.0.borrow().connects > 0);
+        world.guest.abort_all();
+        finish(&mut world);
+    });
+}
+
+#[test]
+fn a_reset_by_the_peer_reaches_the_guest() {
+    for_seeds(100, |seed| {
+        let mut rng = Rng::new(seed ^ 0x4e5);
+        let mut world = World::new(random_setting(seed, &mut rng));
+        let script = Script {
+            sends: 10_000,
+            resets_after: Some(rng.range(0, 8_000)),
+            ..random_script(&mut rng)
+        };
+        world.host.0.borrow_mut().serve(83, script);
+        let target = server(&mut rng, 83);
+        let sends = 10_000;
+        let patient =
+            Application { sends, waits_for_end: true, ..random_application(&mut rng, target) };
+        world.guest.connect(patient);
+        let reset = world.run_until(900 * SECOND, |world| {
             let guest = &world.guest.running[0];
-            guest.saw_eof && guest.is_over() && world.host.0.borrow().is_quiet()
+            guest.is_over() && world.host.0.borrow().is_quiet()
         });
-        let seen = world.host.0.borrow().seen(80);
         let guest = &world.guest.running[0];
-        assert!(done, "not over: {guest:?}, peer {seen:?}, script {script:?}");
-        assert_eq!((guest.received, guest.wrong_at), (script.sends, None));
-        assert_eq!((seen[0].received, seen[0].wrong_at), (application.sends, None));
-        assert_eq!(seen[0].end, Some(End::Eof));
+        let seen = world.host.0.borrow().seen(83);
+        assert!(reset, "{guest:?} {seen:?}");
+        assert_eq!((guest.wrong_at, seen[0].wrong_at), (None, None));
+        finish(&mut world);
+    });
+}
+
+#[test]
+fn a_reset_by_the_guest_reaches_the_peer() {
+    for_seeds(100, |seed| {
+        let mut rng = Rng::new(seed ^ 0xabc);
+        let mut world = World::new(random_setting(seed, &mut rng));
+        let script = Script { sends: 20_000, waits_for_end: true, ..random_script(&mut rng) };
+        world.host.0.borrow_mut().serve(84, script);
+        let target = server(&mut rng, 84);
+        world.guest.connect(Application {
+            sends: 5_000,
+            waits_for_end: true,
+            aborts_after: Some(rng.range(0, 15_000)),
+            ..random_application(&mut rng, target)
+        });
+        let over = world.run_until(900 * SECOND, |world| {
+            world.guest.running[0].aborted && world.host.0.borrow().is_quiet()
+        });
+        let guest = &world.guest.running[0];
+        let seen = world.host.0.borrow().seen(84);
+        assert!(over, "{guest:?} {seen:?}");
+        assert!(seen.iter().all(|seen| seen.end == Some(End::Reset)), "{seen:?}");
         finish(&mut world);
     });
 }

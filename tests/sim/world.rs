@@ -55,6 +55,9 @@ pub struct Setting {
     pub mtu: u16,
     pub faults: Faults,
     pub limits: Limits,
+    /// The engine also hears of readiness that is not there, of sockets that are gone, and of
+    /// things twice.
+    pub spurious_events: bool,
 }
 
 pub struct World {
@@ -111,7 +114,10 @@ impl World {
             let readiness = Readiness { readable: true, ..Readiness::default() };
             self.events.push(Event { token: Token::only(Kind::Tap), readiness });
         }
-        let events = std::mem::take(&mut self.events);
+        let mut events = std::mem::take(&mut self.events);
+        if self.setting.spurious_events {
+            self.disturb(&mut events);
+        }
         self.worker.turn(Instant::from_nanos(self.now), &events).unwrap();
         let written = std::mem::take(&mut self.tap.0.borrow_mut().outbound);
         for bytes in written {
@@ -127,6 +133,23 @@ impl World {
             self.to_engine.send(self.now, frame);
         }
         self.advance();
+    }
+
+    fn disturb(&mut self, events: &mut Vec<Event>) {
+        if let Some(&event) = events.last()
+            && self.rng.chance(100)
+        {
+            events.push(event);
+        }
+        if self.rng.chance(100) {
+            let token = Token {
+                kind: self.rng.pick(&[Kind::Tcp, Kind::Udp, Kind::Echo, Kind::Tap]),
+                generation: self.rng.range(0, 3) as u32,
+                index: self.rng.range(0, 3) as u32,
+            };
+            let readiness = Readiness { readable: true, ..Readiness::default() };
+            events.push(Event { token, readiness });
+        }
     }
 
     fn advance(&mut self) {
