@@ -61,12 +61,15 @@ impl Outbound {
     }
 }
 
+/// Gives the DNS service a query under a number; whether it takes it.
+pub type AskDns = Box<dyn FnMut(u64, &[u8]) -> bool + Send>;
+
 /// The way to the DNS service, which lives on the control thread.
 pub struct DnsLink {
     /// Gives a stream whose other end the service reads; `None` if it does not take more.
     pub connect: Box<dyn FnMut() -> Option<UnixStream> + Send>,
     /// Gives the service a query under a number; whether it takes it.
-    pub ask: Box<dyn FnMut(u64, &[u8]) -> bool + Send>,
+    pub ask: AskDns,
 }
 
 /// Host sockets of one worker.

@@ -181,12 +181,6 @@ impl<S: SocketPort> TcpFlow<S> {
         self.perform(&[], io, actions);
     }
 
-    /// Ends the flow from our side: both ends are reset.
-    pub(super) fn abort<F: FramePort>(&mut self, io: &mut Io<F, S>, actions: &mut Vec<Action>) {
-        self.machine.abort(actions);
-        self.perform(&[], io, actions);
-    }
-
     /// Gives every buffer back; the socket, if there still is one, is closed.
     pub(super) fn release<F: FramePort>(mut self, io: &mut Io<F, S>) {
         self.sent.clear(&mut io.pool);

@@ -48,7 +48,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
             rounds += 1;
             match self.io.host.recv_datagrams(&flow.socket, &mut batch) {
-                Ok(_) => self.to_guest(now, token, &mut batch),
+                Ok(_) => self.deliver_batch(now, token, &mut batch),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // The error of an earlier datagram: the queue tells more.
                 Err(_) => self.drain_errors(now, token),
@@ -59,7 +59,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.settle_mapping(token);
     }
 
-    fn to_guest(&mut self, now: Instant, token: Token, batch: &mut Batch) {
+    fn deliver_batch(&mut self, now: Instant, token: Token, batch: &mut Batch) {
         for (received, bytes) in batch.datagrams() {
             let table = if token.kind == Kind::Udp { &mut self.udp } else { &mut self.echo };
             let Some((key, flow)) = table.get_with_key(token) else { return };

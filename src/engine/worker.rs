@@ -369,9 +369,4 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
         Some(result)
     }
-
-    /// Counts a drop that is found outside of a frame's walk.
-    pub(super) fn drop_frame(&mut self, reason: DropReason) {
-        self.io.drop_frame(reason);
-    }
 }

@@ -129,7 +129,7 @@ impl TcpHeader {
             },
         );
         let needs_segmentation = payload_len > usize::from(self.segment_size);
-        let gso = needs_segmentation.then(|| match addresses.guest {
+        let gso = needs_segmentation.then_some(match addresses.guest {
             SocketAddr::V4(_) => Gso::Tcp4(self.segment_size),
             SocketAddr::V6(_) => Gso::Tcp6(self.segment_size),
         });
