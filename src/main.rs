@@ -1,14 +1,17 @@
 //! `tapway`: argv to Config, Config to a guest, and then its life.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
 use tapway::cli::native::{self, Invocation, exit};
 use tapway::cli::{self, Action, Config, LogOptions};
-use tapway::control::lifecycle::{Guest, Outcome, Signals, supervise};
+use tapway::control::lifecycle::{Guest, Outcome, Signals};
+use tapway::launch::{DataPath, LaunchOptions};
 use tapway::setup::{
-    self, HostFacts, NameLock, SetupError, attach, chain, open_output, probe_outbound, run,
+    self, HostFacts, NameLock, SetupError, Tap, attach, chain, doctor, open_output, probe_outbound,
+    run,
 };
 
 /// Why the program fails.
@@ -43,6 +46,10 @@ fn main() -> ExitCode {
 fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
     let draft = match native::parse(arguments)? {
         Invocation::Guest(draft) => *draft,
+        Invocation::Doctor(options) => {
+            let mut out = io::stdout().lock();
+            return doctor::run(options, &mut out).map_err(failed("print the report"));
+        }
         Invocation::Print(text) => {
             // A reader that has had enough (`| head`) is not a failure.
             let _ = io::stdout().write_all(text.as_bytes());
@@ -57,19 +64,19 @@ fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
     start_log(&config.log)?;
     let _name = NameLock::take(&config.name, config.identity.uid)?;
     let pcap = config.pcap.as_deref();
-    let _pcap = pcap.map(|path| open_output(path, "capture file", false)).transpose()?;
+    let pcap = pcap.map(|path| open_output(path, "capture file", false)).transpose()?;
     let outbound = config.outbound.v4.map(Into::into).into_iter();
     outbound.chain(config.outbound.v6.map(Into::into)).try_for_each(probe_outbound)?;
     let signals = Signals::take().map_err(failed("take over the signals"))?;
-    serve(&config, &signals)
+    serve(&config, &signals, pcap)
 }
 
 /// Sets up the guest, starts what serves it, gives up all privilege, and stays until the end.
-fn serve(config: &Config, signals: &Signals) -> Result<u8, Failure> {
+fn serve(config: &Config, signals: &Signals, pcap: Option<File>) -> Result<u8, Failure> {
     let link = config.link();
-    let (guest, _tap) = match &config.action {
+    let (guest, data_path, guest_file) = match &config.action {
         Action::Run { command, own_ids, files } => {
-            let started = run::start(&run::RunOptions {
+            let mut started = run::start(&run::RunOptions {
                 command,
                 own_ids: *own_ids,
                 identity: &config.identity,
@@ -79,25 +86,43 @@ fn serve(config: &Config, signals: &Signals) -> Result<u8, Failure> {
             })?;
             setup::raise_descriptor_limit();
             setup::seal()?;
+            let data_path = start_data_path(config, &mut started.tap, pcap)?;
             let released = started.release()?;
-            (Guest::Command(released.pid), released.tap)
+            (Guest::Command(released.pid), data_path, released.resolv_conf)
         }
         Action::Attach(options) => {
-            let attached = attach::start(options, &link)?;
+            let mut attached = attach::start(options, &link)?;
             setup::raise_descriptor_limit();
             setup::seal()?;
-            (Guest::Target(attached.anchor), attached.tap)
+            let data_path = start_data_path(config, &mut attached.tap, pcap)?;
+            (Guest::Target(attached.anchor), data_path, None)
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(failed("start the event loop"))?;
-    match runtime.block_on(supervise(&guest, signals)) {
+    match runtime.block_on(data_path.serve(&guest, signals, guest_file)) {
         Ok(Outcome::Exited(status)) => Ok(status),
         Ok(Outcome::Gone | Outcome::Asked(_)) => Ok(0),
-        Err(source) => Err(failed("watch over the guest")(source)),
+        Err(source) => Err(failed("serve the guest")(source)),
     }
+}
+
+fn start_data_path(
+    config: &Config,
+    tap: &mut Tap,
+    pcap: Option<File>,
+) -> Result<DataPath, Failure> {
+    let options = LaunchOptions {
+        plan: config.plan.clone(),
+        outbound: config.outbound.clone(),
+        upstreams: config.dns.upstreams.clone(),
+        dns: config.dns.enabled,
+        search: config.dns.search.clone(),
+        local_names: config.dns.local_names.clone(),
+    };
+    DataPath::start(tap, options, pcap).map_err(failed("start the data path"))
 }
 
 fn start_log(options: &LogOptions) -> Result<(), SetupError> {
@@ -130,8 +155,10 @@ fn report(failure: &Failure) {
 
 fn status_of(failure: &Failure, is_run: bool) -> u8 {
     match failure {
-        Failure::Setup(e) if e.is_command_not_found() => exit::NOT_FOUND,
-        Failure::Setup(SetupError::Exec { .. }) => exit::NOT_EXECUTABLE,
+        Failure::Setup(SetupError::CommandNotFound(_)) => exit::NOT_FOUND,
+        Failure::Setup(SetupError::NoInterpreter(_) | SetupError::NotExecutable { .. }) => {
+            exit::NOT_EXECUTABLE
+        }
         _ if is_run => exit::RUN_FAILED,
         Failure::Usage(_) => exit::USAGE,
         _ => exit::FAILED,

@@ -1,11 +1,12 @@
 //! What a command line means: the options of each room, with nothing left to check.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use tracing::level_filters::LevelFilter;
 
+use crate::engine::host::Outbound;
 use crate::gate::AddressPlan;
 use crate::setup::attach::AttachOptions;
 use crate::setup::{Identity, IfName, InstanceName, LinkOptions, PrivateFiles};
@@ -65,19 +66,10 @@ pub struct DnsOptions {
     pub upstreams: Option<Vec<SocketAddr>>,
     /// Whether there is a forwarder.
     pub enabled: bool,
+    /// Names that the forwarder answers by itself: those of the guest's `hosts` that are ours.
+    pub local_names: Vec<(String, Vec<std::net::IpAddr>)>,
     /// The guest's search domains; `None` follows the host's.
     pub search: Option<Vec<String>>,
-}
-
-/// Where host sockets of outbound flows send from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outbound {
-    /// The source address of IPv4 sockets, if not the kernel's choice.
-    pub v4: Option<Ipv4Addr>,
-    /// The source address of IPv6 sockets, if not the kernel's choice.
-    pub v6: Option<Ipv6Addr>,
-    /// The interface to which sockets are bound (`SO_BINDTODEVICE`).
-    pub interface: Option<String>,
 }
 
 /// Options of the log.

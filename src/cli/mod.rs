@@ -14,7 +14,7 @@ pub mod native;
 mod resolve;
 mod value;
 
-pub use config::{Action, Config, DnsOptions, LogOptions, Outbound};
+pub use config::{Action, Config, DnsOptions, LogOptions};
 pub use draft::{Draft, DraftTarget, DraftThreads};
 pub use resolve::{ConfigError, resolve};
 pub use value::{AddedHost, Cidr, DnsChoice, HostTarget, ParseValueError, Switch};

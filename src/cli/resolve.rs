@@ -4,15 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use tracing::level_filters::LevelFilter;
 
-use super::config::{Action, Config, DnsOptions, LogOptions, Outbound};
+use super::config::{Action, Config, DnsOptions, LogOptions};
 use super::draft::{Draft, DraftTarget, DraftThreads};
 use super::value::{Cidr, DnsChoice, HostTarget, Switch};
 use crate::base::Mac;
+use crate::engine::host::Outbound;
 use crate::gate::{AddressPlan, Plan4, Plan6};
 use crate::setup::attach::Target;
-use crate::setup::{
-    HOST_NAMES, HostEntry, HostFacts, IfName, MAX_QUEUES, PrivateFiles, hosts, resolv_conf,
-};
+use crate::setup::{HOST_NAMES, HostEntry, HostFacts, IfName, PrivateFiles, hosts, resolv_conf};
 
 /// Options that do not fit each other or this host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,8 +81,8 @@ pub enum ConfigError {
     /// `host-gateway` without an address to stand for it.
     #[error("--add-host {0}:host-gateway: the host has no address towards the outside")]
     NoHostAddress(String),
-    /// More than the TAP can have.
-    #[error("--threads {0}: a TAP has no more than {MAX_QUEUES} queues")]
+    /// More than there can be.
+    #[error("--threads {0}: this version has one worker; leave the option out, or say auto")]
     Threads(usize),
     /// Not a process.
     #[error("{0} is not a process id")]
@@ -100,16 +99,15 @@ pub enum ConfigError {
 pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
     let plan = address_plan(&draft, facts)?;
     let outbound = outbound(&draft, facts)?;
-    let dns = dns_options(&draft)?;
+    let mut dns = dns_options(&draft)?;
     let threads = match draft.threads {
         // One worker saturates most links; more are taken when asked for.
         None | Some(DraftThreads::Auto) => 1,
-        Some(DraftThreads::Count(n)) if n.get() > MAX_QUEUES => {
-            return Err(ConfigError::Threads(n.get()));
-        }
-        Some(DraftThreads::Count(n)) => n.get(),
+        Some(DraftThreads::Count(n)) if n.get() == 1 => 1,
+        Some(DraftThreads::Count(n)) => return Err(ConfigError::Threads(n.get())),
     };
     let entries = host_entries(&draft, facts, &plan)?;
+    dns.local_names = local_names(&entries);
     let (kind, action) = match draft.target {
         DraftTarget::Run { command, map_user } => {
             let files = PrivateFiles {
@@ -363,8 +361,23 @@ fn dns_options(draft: &Draft) -> Result<DnsOptions, ConfigError> {
     Ok(DnsOptions {
         enabled: !off,
         upstreams: (!upstreams.is_empty()).then_some(upstreams),
+        local_names: Vec::new(),
         search: (!draft.dns_search.is_empty()).then(|| draft.dns_search.clone()),
     })
+}
+
+/// The same for those in the guest who ask the DNS service instead of reading `hosts`.
+fn local_names(entries: &[HostEntry]) -> Vec<(String, Vec<IpAddr>)> {
+    let mut names: Vec<(String, Vec<IpAddr>)> = Vec::new();
+    for HostEntry { address, names: of_entry } in entries {
+        for name in of_entry {
+            match names.iter_mut().find(|(known, _)| known == name) {
+                Some((_, addresses)) => addresses.push(*address),
+                None => names.push((name.clone(), vec![*address])),
+            }
+        }
+    }
+    names
 }
 
 /// The lines of the guest's `hosts` file that are ours: those of `--add-host`, then the host's names.

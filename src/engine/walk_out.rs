@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::base::{DropReason, Instant, Mac};
 use crate::gate::Destination;
+use crate::stack::icmp::error::Problem;
+use crate::stack::ip::reassembly::Verdict;
 use crate::stack::ip::{self, Packet, Parsed};
 use crate::stack::link::{self, Carried};
 use crate::stack::wire::{Datagram, VNET_HEADER_LEN, VnetHeader, checksum, protocol};
@@ -37,6 +39,38 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         };
         match parsed {
             Parsed::Whole(packet) => self.on_packet(now, &vnet, frame.source, &packet),
+            Parsed::Fragment(packet) => self.on_fragment(now, frame.source, &packet),
+        }
+    }
+
+    /// A piece of a packet; the whole, once complete, goes on as if it had come in one frame.
+    fn on_fragment(
+        &mut self,
+        now: Instant,
+        source_mac: Mac,
+        fragment: &Packet<'_>,
+    ) -> Result<(), DropReason> {
+        if !self.plan.source_allowed(fragment.source) {
+            return Err(DropReason::ForgedSource);
+        }
+        let verdict = self.reassembly.on_fragment(now, fragment.bytes);
+        for _ in 0..self.reassembly.take_evicted() {
+            self.io.drop_frame(DropReason::FragmentLimit);
+        }
+        self.schedule_housekeeping();
+        let whole = match verdict {
+            Verdict::Hold => return Ok(()),
+            Verdict::Drop(reason) => return Err(reason),
+            Verdict::Whole(bytes) => bytes,
+        };
+        let parsed = match fragment.source {
+            IpAddr::V4(_) => ip::parse_v4(&whole)?,
+            IpAddr::V6(_) => ip::parse_v6(&whole)?,
+        };
+        match parsed {
+            Parsed::Whole(packet) => {
+                self.on_packet(now, &VnetHeader::default(), source_mac, &packet)
+            }
             Parsed::Fragment(_) => Err(DropReason::BadFragment),
         }
     }
@@ -65,7 +99,17 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
         match packet.protocol {
             protocol::TCP => self.on_tcp(now, source_mac, packet, destination),
-            _ => Err(DropReason::UnknownProtocol),
+            protocol::UDP => self.on_udp(now, vnet, source_mac, packet, destination),
+            protocol::ICMP if packet.source.is_ipv4() => {
+                self.on_icmp(now, source_mac, packet, destination)
+            }
+            protocol::ICMPV6 if packet.source.is_ipv6() => {
+                self.on_icmp(now, source_mac, packet, destination)
+            }
+            _ => {
+                self.answer_problem(source_mac, Problem::ProtocolUnreachable, packet.bytes);
+                Err(DropReason::UnknownProtocol)
+            }
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Entries are never moved or cancelled. A flow keeps its own earliest entry in mind, lets an
 //! entry that came too early fire, and inserts again: a retransmission time-out that is pushed
-//! back with every acknowledgment costs nothing until it would fire.
+//! back with every acknowledgment costs nothing until it would fire. When entries that
+//! nobody waits for any more have become too many, the owner clears the wheel and inserts anew.
 
 use crate::base::Instant;
 
@@ -40,6 +41,20 @@ impl<T: Copy> Wheel<T> {
     /// Whether nothing is due ever.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Forgets every entry, and the memory that they took.
+    pub fn clear(&mut self) {
+        for level in &mut self.levels {
+            level.occupied = 0;
+            level.slots = std::array::from_fn(|_| Vec::new());
+        }
+        self.len = 0;
     }
 
     /// Adds `value`, due at `at`, or at the next tick if that has passed. It never fires early.
@@ -138,7 +153,7 @@ mod tests {
     fn entries_fire_in_time_and_never_early() {
         let start = Instant::from_millis(123_456);
         let mut wheel = Wheel::new(start);
-        let delays = [1, 5, 63, 64, 65, 200, 4_000, 75_000, 7_200_000];
+        let delays = [1, 5, 63, 67, 72, 200, 4_000, 75_000, 7_200_000];
         for (index, delay) in delays.into_iter().enumerate() {
             wheel.insert(start + Duration::from_millis(delay), index as u32);
         }

@@ -13,23 +13,34 @@ use std::time::Duration;
 
 use crate::base::{DropReason, Instant};
 use crate::gate::AddressPlan;
+use crate::stack::ip::reassembly::Reassembly;
 use crate::stack::services::Services;
 use crate::stack::tcp::{Action, Options as TcpOptions};
-use crate::stack::wire::{Checksum, ETHERNET_HEADER_LEN, MAX_PAYLOAD, VNET_HEADER_LEN};
+use crate::stack::wire::{Checksum, ETHERNET_HEADER_LEN, HEADROOM, MAX_PAYLOAD, VNET_HEADER_LEN};
+
+use crate::sys::datagram::Batch;
 
 use super::buffers::Pool;
+use super::datagram_flow::{DatagramFlow, MappingKey};
 use super::flow_table::FlowTable;
 use super::io::{Counters, Io, Limits};
 use super::ports::{Event, FramePort, Readiness, SocketPort};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::token::{Kind, Token};
+use super::walk_dns::PendingQueries;
 use super::wheel::Wheel;
 
 /// Frames read from the TAP in one turn.
 const FRAME_BATCH: usize = 64;
 
+/// Datagrams received with one system call.
+const DATAGRAM_BATCH: usize = 16;
+
 /// Free slabs are given back this long after the first of them became free for good.
 const TRIM_AFTER: Duration = Duration::from_secs(2);
+
+/// Timer entries, beside two for each flow, from which on the wheel is filled anew.
+const SPARE_TIMERS: usize = 4096;
 
 /// Longest frame that a TAP delivers: virtio-net and Ethernet headers and 64 KiB of IP packet.
 const FRAME_LEN: usize = VNET_HEADER_LEN + ETHERNET_HEADER_LEN + 4 + 65_536;
@@ -47,6 +58,19 @@ pub struct Options {
     pub seed: u64,
 }
 
+/// What a worker holds for its guest beside the flows themselves; all of it is bounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Slabs of 64 KiB in retransmission queues.
+    pub slabs: usize,
+    /// Bytes from the guest that wait for host sockets.
+    pub backlog_bytes: usize,
+    /// Bytes of incomplete packets, bookkeeping included.
+    pub reassembly_bytes: usize,
+    /// Entries in the timer wheel, those that nobody waits for any more included.
+    pub timers: usize,
+}
+
 /// The worker. Generic over its two edges, so that the simulator drives the very same code.
 pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) io: Io<F, S>,
@@ -55,6 +79,13 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) tcp_options: [TcpOptions; 2],
     pub(super) services: Services,
     pub(super) tcp: FlowTable<TcpKey, TcpFlow<S>>,
+    pub(super) reassembly: Reassembly,
+    pub(super) dns_queries: PendingQueries,
+    pub(super) udp: FlowTable<MappingKey, DatagramFlow<S>>,
+    pub(super) echo: FlowTable<MappingKey, DatagramFlow<S>>,
+    /// Shared by the sockets of all mappings.
+    pub(super) batch: Batch,
+    pub(super) fragment_ident: u32,
     pub(super) wheel: Wheel<Token>,
     pub(super) hash: ahash::RandomState,
     pub(super) flows_opened: u64,
@@ -66,6 +97,8 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     frame: Vec<u8>,
     due: Vec<Token>,
     tap_ready: bool,
+    /// The batch may hold memory.
+    pub(super) batch_used: bool,
     trim_at: Option<Instant>,
     housekeeping_entry: Option<Instant>,
 }
@@ -101,6 +134,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             tcp_options,
             services: Services::new(plan.clone(), now),
             tcp: FlowTable::new(Kind::Tcp, limits.tcp_flows),
+            udp: FlowTable::new(Kind::Udp, limits.udp_flows),
+            echo: FlowTable::new(Kind::Echo, limits.echo_flows),
+            batch: Batch::new(DATAGRAM_BATCH, HEADROOM),
+            fragment_ident: seed as u32,
+            reassembly: Reassembly::new(),
+            dns_queries: PendingQueries::default(),
             wheel: Wheel::new(now),
             hash: ahash::RandomState::with_seed(seed as usize),
             flows_opened: 0,
@@ -111,6 +150,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             frame: vec![0; FRAME_LEN],
             due: Vec::new(),
             tap_ready: false,
+            batch_used: false,
             trim_at: None,
             housekeeping_entry: None,
             plan,
@@ -136,7 +176,17 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// How many flows are open.
     pub fn flow_count(&self) -> usize {
-        self.tcp.len()
+        self.tcp.len() + self.udp.len() + self.echo.len()
+    }
+
+    /// What is held beside the flows themselves.
+    pub fn held(&self) -> Held {
+        Held {
+            slabs: self.io.pool.in_use(),
+            backlog_bytes: self.io.backlog_bytes,
+            reassembly_bytes: self.reassembly.bytes(),
+            timers: self.wheel.len(),
+        }
     }
 
     /// How long [`SocketPort::wait`] may sleep; `None` is for ever.
@@ -148,13 +198,25 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         Some(next.since(now))
     }
 
+    /// Waits for events of the host edge, for at most `timeout`.
+    pub fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        events: &mut Vec<Event>,
+    ) -> std::io::Result<()> {
+        self.io.host.wait(timeout, events)
+    }
+
     /// One turn: everything that `events` and `now` ask for. `Err` if the TAP is gone.
     pub fn turn(&mut self, now: Instant, events: &[Event]) -> std::io::Result<()> {
         for event in events {
             match event.token.kind {
                 Kind::Tap => self.tap_ready = true,
                 Kind::Tcp => self.on_tcp_readiness(now, event.token, event.readiness),
-                Kind::Commands | Kind::Udp | Kind::Echo | Kind::Housekeeping => {}
+                Kind::Udp | Kind::Echo => {
+                    self.on_datagram_readiness(now, event.token, event.readiness);
+                }
+                Kind::Commands | Kind::Housekeeping => {}
             }
         }
         if self.tap_ready {
@@ -162,7 +224,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.read_frames(now)?;
         }
         self.run_flows(now);
-        self.flush_acknowledgments(now);
+        self.flush_acknowledgments(false);
         self.run_timers(now);
         self.trim(now);
         Ok(())
@@ -208,6 +270,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 return;
             }
             let Some(token) = self.run_list.pop_front() else { return };
+            if token.kind != Kind::Tcp {
+                let table = if token.kind == Kind::Udp { &mut self.udp } else { &mut self.echo };
+                if let Some(flow) = table.get_mut(token) {
+                    flow.on_run_list = false;
+                    self.receive(now, token);
+                }
+                continue;
+            }
             self.with_tcp(token, |flow, io, actions| {
                 flow.on_run_list = false;
                 flow.read(now, io, actions);
@@ -215,14 +285,25 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    fn flush_acknowledgments(&mut self, now: Instant) {
-        let _ = now;
-        while let Some(token) = self.ack_list.pop() {
-            self.with_tcp(token, |flow, io, actions| {
-                flow.on_ack_list = false;
-                flow.flush(io, actions);
+    /// Sends the acknowledgments that nothing else will carry: to be called before a wait.
+    pub fn before_wait(&mut self) {
+        self.flush_acknowledgments(true);
+    }
+
+    /// Sends acknowledgments that are owed, either all or those that cannot wait for data.
+    fn flush_acknowledgments(&mut self, all: bool) {
+        let mut list = std::mem::take(&mut self.ack_list);
+        list.retain(|&token| {
+            let waits = self.tcp.get_mut(token).is_some_and(|flow| {
+                flow.on_ack_list = flow.machine.ack_owed() && !flow.machine.ack_pressing() && !all;
+                flow.on_ack_list
             });
-        }
+            if !waits {
+                self.with_tcp(token, |flow, io, actions| flow.flush(io, actions));
+            }
+            waits
+        });
+        self.ack_list.append(&mut list);
     }
 
     fn run_timers(&mut self, now: Instant) {
@@ -239,11 +320,42 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                     });
                 }
                 Kind::Housekeeping => self.keep_house(now),
-                Kind::Tap | Kind::Commands | Kind::Udp | Kind::Echo => {}
+                Kind::Udp | Kind::Echo => self.on_mapping_deadline(now, token),
+                Kind::Tap | Kind::Commands => {}
             }
         }
         self.due = due;
-        self.flush_acknowledgments(now);
+        self.flush_acknowledgments(false);
+        self.sweep_timers();
+    }
+
+    /// Entries of flows that are gone, or that look at a later time again, must not pile up: a
+    /// keep-alive entry stands for two hours. Filling the wheel anew costs as much as the entries
+    /// that it rids us of.
+    fn sweep_timers(&mut self) {
+        if self.wheel.len() <= 2 * self.flow_count() + SPARE_TIMERS {
+            return;
+        }
+        self.wheel.clear();
+        self.housekeeping_entry = None;
+        self.schedule_housekeeping();
+        let tokens: Vec<Token> = self.tcp.iter().map(|(token, ..)| token).collect();
+        for token in tokens {
+            let Some(flow) = self.tcp.get_mut(token) else { continue };
+            flow.wheel_entry = flow.machine.next_deadline();
+            if let Some(deadline) = flow.wheel_entry {
+                self.wheel.insert(deadline, token);
+            }
+        }
+        for table in [&mut self.udp, &mut self.echo] {
+            let tokens: Vec<Token> = table.iter().map(|(token, ..)| token).collect();
+            for token in tokens {
+                let Some(flow) = table.get_mut(token) else { continue };
+                let deadline = flow.mapping.deadline();
+                flow.wheel_entry = Some(deadline);
+                self.wheel.insert(deadline, token);
+            }
+        }
     }
 
     /// Timers of the services.
@@ -253,12 +365,17 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.services.on_deadline(now, &mut self.answers);
             self.send_answers();
         }
+        let mut first_fragments = Vec::new();
+        for _ in 0..self.reassembly.on_deadline(now, &mut first_fragments) {
+            self.io.drop_frame(DropReason::FragmentTimeout);
+        }
         self.schedule_housekeeping();
     }
 
     /// Makes sure that the wheel holds an entry for the earliest of the housekeeping deadlines.
     pub(super) fn schedule_housekeeping(&mut self) {
-        let Some(deadline) = self.services.next_deadline() else { return };
+        let deadlines = [self.services.next_deadline(), self.reassembly.next_deadline()];
+        let Some(deadline) = deadlines.into_iter().flatten().min() else { return };
         if self.housekeeping_entry.is_none_or(|entry| deadline < entry) {
             self.housekeeping_entry = Some(deadline);
             self.wheel.insert(deadline, Token::only(Kind::Housekeeping));
@@ -270,9 +387,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         match self.trim_at {
             Some(at) if at <= now => {
                 self.io.pool.trim();
+                self.batch.release();
+                self.batch_used = false;
                 self.trim_at = None;
             }
-            None if self.io.pool.can_trim() => self.trim_at = Some(now + TRIM_AFTER),
+            None if self.io.pool.can_trim() || self.batch_used => {
+                self.trim_at = Some(now + TRIM_AFTER)
+            }
             _ => {}
         }
     }
@@ -314,10 +435,5 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.wheel.insert(deadline, token);
         }
         Some(result)
-    }
-
-    /// Counts a drop that is found outside of a frame's walk.
-    pub(super) fn drop_frame(&mut self, reason: DropReason) {
-        self.io.drop_frame(reason);
     }
 }

@@ -60,7 +60,7 @@ pub enum TargetError {
     #[error("process {0} ended during set-up")]
     ProcessEnded(i32),
     /// The namespaces of the process may not be opened.
-    #[error("process {pid} is not yours: {source}")]
+    #[error("process {pid} is not yours")]
     ProcessForeign {
         /// The process.
         pid: i32,

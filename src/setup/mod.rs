@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attach;
+pub mod doctor;
 mod facts;
 mod files;
 mod hints;
@@ -68,12 +69,19 @@ pub enum SetupError {
     /// The child died without a word.
     #[error("the process that sets up the guest died ({0})")]
     ChildDied(String),
-    /// The command could not be started.
-    #[error("{}", exec_message(.command, .source))]
-    Exec {
-        /// The command's name as typed.
+    /// The command does not exist.
+    #[error("command not found: {}", .0.display())]
+    CommandNotFound(OsString),
+    /// The command is a script of an interpreter that does not exist.
+    #[error("cannot execute {}: the interpreter that it names does not exist", .0.display())]
+    NoInterpreter(OsString),
+    /// The command exists and `execve` refuses it.
+    #[error("cannot execute {}", .command.display())]
+    NotExecutable {
+        /// As typed.
         command: OsString,
-        /// Why `execve` refused.
+        /// The kernel's answer.
+        #[source]
         source: io::Error,
     },
     /// Another instance of this user has the name.
@@ -117,12 +125,6 @@ impl SetupError {
             _ => None,
         }
     }
-
-    /// Whether the command named on the command line does not exist, as opposed to one that exists and
-    /// cannot be executed.
-    pub fn is_command_not_found(&self) -> bool {
-        matches!(self, SetupError::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound)
-    }
 }
 
 /// An error and its causes in one line.
@@ -134,15 +136,4 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
-}
-
-fn exec_message(command: &OsString, source: &io::Error) -> String {
-    let name = command.display();
-    if source.kind() != io::ErrorKind::NotFound {
-        format!("cannot execute {name}: {source}")
-    } else if command.as_encoded_bytes().contains(&b'/') && PathBuf::from(command).exists() {
-        format!("cannot execute {name}: the interpreter that it names does not exist")
-    } else {
-        format!("command not found: {name}")
-    }
 }

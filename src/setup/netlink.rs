@@ -7,7 +7,8 @@
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage};
@@ -165,13 +166,16 @@ fn tun_state(parts: &[LinkInfo]) -> Option<TunState> {
     Some(state)
 }
 
-/// The flags that turn a "new" request into a creation, which must not find its object there already.
-/// A change of an existing link is a "set" request and needs none.
+/// The flags that turn a "new" request into a creation, which must not find its object there already,
+/// or, for a queueing discipline, takes its place. A change of an existing link is a "set" request and needs none.
 fn creation(payload: &NetlinkPayload<RouteNetlinkMessage>) -> u16 {
     match payload {
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::NewRoute(_),
         ) => NLM_F_CREATE | NLM_F_EXCL,
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewQueueDiscipline(_)) => {
+            NLM_F_CREATE | NLM_F_REPLACE
+        }
         _ => 0,
     }
 }

@@ -14,6 +14,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
@@ -114,15 +115,33 @@ impl Started {
     /// Starts the command and waits until it runs.
     ///
     /// # Errors
-    /// [`SetupError::Exec`] when it cannot be executed.
+    /// [`SetupError::CommandNotFound`] and its two siblings when it cannot be executed.
     pub fn release(self) -> Result<Released, SetupError> {
         self.child.order(&Order::Go)?;
         match self.child.executed()? {
             (pid, None) => Ok(Released { pid, tap: self.tap, resolv_conf: self.resolv_conf }),
-            (_, Some(errno)) => Err(SetupError::Exec {
-                command: self.command,
-                source: io::Error::from_raw_os_error(errno),
-            }),
+            (_, Some(errno)) => Err(refused(self.command, errno)),
+        }
+    }
+}
+
+/// What `execvp` means by its errno. It reports a directory of PATH that may not be searched
+/// (`EACCES`) like a file that may not be executed, and a missing interpreter (`ENOENT`) like a
+/// missing file.
+fn refused(command: OsString, errno: i32) -> SetupError {
+    let found = if command.as_bytes().contains(&b'/') {
+        Path::new(&command).exists()
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+        std::env::split_paths(&path).any(|directory| directory.join(&command).is_file())
+    };
+    match errno {
+        libc::ENOENT if found => SetupError::NoInterpreter(command),
+        libc::ENOENT => SetupError::CommandNotFound(command),
+        libc::EACCES if !found => SetupError::CommandNotFound(command),
+        _ => {
+            let source = io::Error::from_raw_os_error(errno);
+            SetupError::NotExecutable { command, source }
         }
     }
 }

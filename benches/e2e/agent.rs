@@ -1,0 +1,151 @@
+//! What the benchmark runs *inside* the namespaces: small programs behind `e2e agent NAME ARGS`.
+//!
+//! They are this same executable, so that the lab needs no interpreter and the client of the
+//! idle-connection workload is the same for every contender. Each prints its answer on stdout;
+//! those that wait do so until their stdin ends.
+
+use std::io::{self, BufRead, ErrorKind, Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tapway::sys::clock;
+
+use crate::base::{Failure, output_of, pause};
+
+/// Runs the agent that `args` name; the returned text is its answer.
+pub fn run(args: &[String]) -> Result<String, Failure> {
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["sit"] => sit(),
+        ["whoami", port] => whoami(number(port)?),
+        ["probe", server, seconds] => probe(address(server)?, number(seconds)?),
+        ["hold", port] => hold(number(port)?),
+        ["connect", server, count, seconds] => {
+            connect(address(server)?, number(count)?, number(seconds)?)
+        }
+        ["stamp"] => Ok(clock::now().as_nanos().to_string()),
+        ["launch", count, command @ ..] => launch(number(count)?, command),
+        _ => Err(Failure(format!("unknown agent: {}", words.join(" ")))),
+    }
+}
+
+fn number<T: std::str::FromStr>(word: &str) -> Result<T, Failure> {
+    word.parse().map_err(|_| Failure(format!("not a number in range: {word}")))
+}
+
+fn address(word: &str) -> Result<SocketAddr, Failure> {
+    word.parse().map_err(|_| Failure(format!("not ADDRESS:PORT: {word}")))
+}
+
+/// Tells the parent, through the pipe, that this program has come to a certain point.
+fn say(line: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| Failure::because("answer", e))
+}
+
+/// Keeps its namespace alive.
+fn sit() -> Result<String, Failure> {
+    say("ready")?;
+    // The end of stdin is the sign to go; an error is as good a reason.
+    let _ = io::stdin().read_to_end(&mut Vec::new());
+    Ok(String::new())
+}
+
+fn listen(port: u16) -> Result<TcpListener, Failure> {
+    // One socket for both families: the lab's namespaces keep `bindv6only` at 0.
+    TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+        .map_err(|e| Failure::because(format_args!("listen on port {port}"), e))
+}
+
+/// Tells each client the address that its connection comes from.
+fn whoami(port: u16) -> Result<String, Failure> {
+    for client in listen(port)?.incoming().flatten() {
+        if let Ok(peer) = client.peer_addr() {
+            // A client that went away has no use for the answer.
+            let _ = writeln!(&client, "{}", peer.ip().to_canonical());
+        }
+    }
+    Ok(String::new())
+}
+
+/// Asks `whoami` until it answers, at most for `seconds`: the network may still be in the making.
+fn probe(server: SocketAddr, seconds: u64) -> Result<String, Failure> {
+    let start = clock::now();
+    let mut last = String::new();
+    while clock::now().since(start) < Duration::from_secs(seconds) {
+        match ask(server) {
+            Ok(answer) if !answer.is_empty() => return Ok(answer.trim().to_owned()),
+            Ok(_) => last = "the connection was closed without an answer".into(),
+            Err(e) => last = e.to_string(),
+        }
+        pause(Duration::from_millis(10));
+    }
+    Err(Failure(format!("no connection to {server} within {seconds} s: {last}")))
+}
+
+fn ask(server: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&server, Duration::from_millis(500))?;
+    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Accepts, greets with one byte, and keeps every connection until the process is ended.
+fn hold(port: u16) -> Result<String, Failure> {
+    let mut kept = Vec::new();
+    for client in listen(port)?.incoming().flatten() {
+        if (&client).write_all(b".").is_ok() {
+            kept.push(client);
+        }
+    }
+    Ok(String::new())
+}
+
+/// Opens `count` connections within `seconds`, each proved end to end by the server's greeting,
+/// says so, and on the next line of stdin tells how many of them are still open.
+fn connect(server: SocketAddr, count: usize, seconds: u64) -> Result<String, Failure> {
+    let start = clock::now();
+    let mut open = Vec::with_capacity(count);
+    for n in 0..count {
+        if clock::now().since(start) >= Duration::from_secs(seconds) {
+            return Err(Failure(format!("only {n} of {count} connections open after {seconds} s")));
+        }
+        let one = || -> io::Result<TcpStream> {
+            let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.read_exact(&mut [0])?;
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        };
+        open.push(one().map_err(|e| {
+            Failure::because(format_args!("with {n} connections open, one more"), e)
+        })?);
+    }
+    say("open")?;
+    let mut go = String::new();
+    io::stdin().lock().read_line(&mut go).map_err(|e| Failure::because("wait", e))?;
+    let is_open = |mut stream: &TcpStream| {
+        stream.read(&mut [0]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
+    };
+    Ok(open.iter().filter(|stream| is_open(stream)).count().to_string())
+}
+
+/// Runs `command` (which ends in `agent stamp`) `count` times; per run, one line with the
+/// nanoseconds from the start to the stamp and from the start to the end.
+///
+/// It is run as the unprivileged user, so that the way there is not part of the measurement.
+fn launch(count: usize, command: &[&str]) -> Result<String, Failure> {
+    let (program, args) =
+        command.split_first().ok_or_else(|| Failure("launch what command?".into()))?;
+    let mut lines = Vec::with_capacity(count);
+    for _ in 0..count {
+        let start = clock::now();
+        let answer = output_of(Command::new(program).args(args).stderr(Stdio::piped()))?;
+        let total = clock::now().since(start).as_nanos();
+        let stamp: u64 = number(answer.trim())?;
+        lines.push(format!("{} {total}", stamp.saturating_sub(start.as_nanos())));
+    }
+    Ok(lines.join("\n"))
+}

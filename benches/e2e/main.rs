@@ -1,0 +1,266 @@
+//! End-to-end comparison: what does a guest's network cost, in speed and memory, with tapway and
+//! without?
+//!
+//! Run as root: `cargo bench --bench e2e`, or `cargo e2e`; `-- --help` lists the options. The
+//! rootless helpers and all clients run as an unprivileged account nevertheless.
+//!
+//! # Method
+//!
+//! A lab of network namespaces ([`lab`]) has one server and, for each contender ([`contenders`]),
+//! a host and a guest of its own. The same work ([`workloads`]) is done through each contender in
+//! turn, and the whole is repeated in rounds: what disturbs the machine for a while disturbs all
+//! of them. Reported are medians and ranges over the rounds. Helpers are started anew for each
+//! round and each MTU. A cell counts only if
+//!  - the server saw the guest as the host that belongs to this contender, and no other,
+//!  - the guest's device carried at least the bytes that the load generator counted,
+//!  - the helper is still there, and used processor time to move them.
+//!
+//! # Reading the table
+//!
+//! Absolutes belong to the machine; the report begins with its description. Everything runs on
+//! one machine, so client, server and helper share its cores and no real wire slows anyone down:
+//! ratios between columns say what a helper costs, not what a network carries. "up" is guest →
+//! server. "direct" and "bridge" have no TAP and are there as the ceiling; the bridge is the
+//! rootful way to do the same job. CPU per GB (10⁹ bytes) is the helper's own time, without what
+//! the kernel does for it in interrupts. MB are 10⁶ bytes of `VmRSS`, so pages shared with other
+//! processes count in full. Wake-ups are voluntary context switches of all of a helper's threads.
+//!
+//! Below it stands what tapway promises, with the verdict of this run. A frame dropped by tapway's
+//! TAP is a defect whatever the speed was. With `--check` an unmet promise fails the run.
+//!
+//! Needs iperf3, wrk, nginx, sockperf, nftables and iproute2, and the peers' packages.
+
+#![expect(unreachable_pub, reason = "in a program, `pub` marks what a module offers the others")]
+
+mod agent;
+mod base;
+mod chart;
+mod contenders;
+mod keeper;
+mod lab;
+mod machine;
+mod report;
+mod workloads;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::base::Failure;
+use crate::contenders::{Contender, Guest, Programs};
+use crate::keeper::{Entered, Premises};
+use crate::lab::Lab;
+use crate::machine::Machine;
+use crate::report::{Dropped, Missing, Results, criteria};
+use crate::workloads::{Figure, MTU, Outcome, SMALL_MTU, Workload};
+
+/// Compares tapway with slirp4netns, pasta, a rootful bridge and no helper at all.
+#[derive(Debug, Parser)]
+#[command(name = "e2e")]
+struct Options {
+    /// Workloads to run, by the beginning of their ids: tcp, tcp-up-1500, tcp4, http-keepalive,
+    /// http-close, latency, idle, conns, start.
+    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Who takes part.
+    #[arg(long, value_delimiter = ',', default_values = ALL_NAMES)]
+    contenders: Vec<Contender>,
+    /// How often everything is repeated (four streams and idle connections run once).
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// How long each cell is measured.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// Writes all samples, medians, ratios and verdicts here.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draws the bar chart here.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Fails if tapway misses a criterion or drops a frame.
+    #[arg(long)]
+    check: bool,
+    /// Given by `cargo bench`; without it (`cargo test --benches`) nothing is measured.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+const ALL_NAMES: [&str; 5] = ["direct", "bridge", "slirp4netns", "pasta", "tapway"];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((first, rest)) = args.split_first()
+        && first == "agent"
+    {
+        return finish(agent::run(rest).map(|answer| {
+            println(&answer);
+            0
+        }));
+    }
+    let options = Options::parse();
+    if !options.bench {
+        println("e2e: not a test; run it with `cargo bench --bench e2e`");
+        return ExitCode::SUCCESS;
+    }
+    finish(keeper::enter_or_keep().and_then(|entered| match entered {
+        Entered::Kept(code) => Ok(code),
+        Entered::Inside(premises) => run(&options, premises),
+    }))
+}
+
+fn finish(result: Result<u8, Failure>) -> ExitCode {
+    result.map_or_else(
+        |e| {
+            eprintln!("e2e: {e}");
+            ExitCode::FAILURE
+        },
+        ExitCode::from,
+    )
+}
+
+#[expect(clippy::print_stdout, reason = "the report is what this program is for")]
+fn println(text: &str) {
+    println!("{text}");
+}
+
+/// Measures, reports, and returns the exit status.
+fn run(options: &Options, premises: Premises) -> Result<u8, Failure> {
+    let chosen: Vec<Workload> = Workload::ALL
+        .into_iter()
+        .filter(|w| {
+            options.only.is_empty() || options.only.iter().any(|o| w.id().starts_with(o.as_str()))
+        })
+        .collect();
+    if chosen.is_empty() {
+        let ids: Vec<String> = Workload::ALL.into_iter().map(Workload::id).collect();
+        return Err(Failure(format!("--only names no workload; there are {}", ids.join(", "))));
+    }
+    let lab = Lab::build(premises, options.contenders.len())?;
+    let programs = Programs::find(&lab, &options.contenders);
+    let settings = format!("{} rounds of {} s", options.rounds, options.seconds);
+    let machine = Machine::look(&lab, &programs, settings);
+    let mut run = Run { lab, programs, options, chosen, results: Results::default() };
+    for round in 1..=options.rounds {
+        run.round(round);
+    }
+    let results = run.results;
+
+    println(&report::text(&machine, &results));
+    let write = |file: &Option<PathBuf>, text: String| match file {
+        Some(file) => std::fs::write(file, text)
+            .map_err(|e| Failure::because(format_args!("write {}", file.display()), e)),
+        None => Ok(()),
+    };
+    write(&options.json, format!("{:#}\n", report::json(&machine, &results)))?;
+    write(&options.svg, chart::svg(&machine, &results))?;
+    let failed = results.missing.iter().any(|m| m.contender == Contender::Tapway);
+    let unmet = failed || criteria(&results).iter().any(|c| c.met == Some(false));
+    Ok(u8::from(options.check && unmet))
+}
+
+/// A run under way.
+struct Run<'o> {
+    lab: Lab,
+    programs: Programs,
+    options: &'o Options,
+    chosen: Vec<Workload>,
+    results: Results,
+}
+
+impl Run<'_> {
+    /// Every chosen workload through every contender once.
+    fn round(&mut self, round: u32) {
+        let chosen: Vec<Workload> =
+            self.chosen.iter().copied().filter(|w| round == 1 || !w.once()).collect();
+        for mtu in [MTU, SMALL_MTU] {
+            let on_these = |w: &Workload| match w {
+                Workload::Tcp { mtu: of, .. } => *of == mtu,
+                Workload::Connections | Workload::Start => false,
+                _ => mtu == MTU,
+            };
+            self.on_fresh_guests(round, mtu, chosen.iter().copied().filter(on_these).collect());
+        }
+        // Alone, since it fills and grows what the other workloads would then start from.
+        let connections = chosen.iter().copied().filter(|w| *w == Workload::Connections);
+        self.on_fresh_guests(round, MTU, connections.collect());
+        if chosen.contains(&Workload::Start) {
+            for (host, contender) in self.contenders() {
+                if !Workload::Start.suits(contender) {
+                    continue;
+                }
+                let figures = workloads::start(&self.lab, &self.programs, contender, host);
+                self.record(round, Workload::Start, contender, figures);
+            }
+        }
+    }
+
+    /// The contenders that can take part, with the numbers of their hosts.
+    fn contenders(&self) -> Vec<(usize, Contender)> {
+        let listed = self.options.contenders.iter().copied().enumerate();
+        listed.filter(|(_, contender)| self.programs.allow(*contender)).collect()
+    }
+
+    /// Sets up every contender anew and runs `workloads`, each through all of them in turn.
+    fn on_fresh_guests(&mut self, round: u32, mtu: u32, workloads: Vec<Workload>) {
+        let wanted = |contender| workloads.iter().any(|w| w.suits(contender));
+        let mut guests = Vec::new();
+        for (host, contender) in self.contenders().into_iter().filter(|(_, c)| wanted(*c)) {
+            match Guest::start(&self.lab, &self.programs, contender, host, mtu) {
+                Ok(guest) => guests.push(guest),
+                Err(why) => {
+                    for workload in workloads.iter().filter(|w| w.suits(contender)) {
+                        self.record(round, *workload, contender, Err(why.clone()));
+                    }
+                }
+            }
+        }
+        for workload in workloads {
+            if workload == Workload::Idle {
+                let rootless: Vec<&Guest> =
+                    guests.iter().filter(|g| workload.suits(g.contender)).collect();
+                let figures = workloads::idle(&self.lab, &rootless, self.options.seconds);
+                for (contender, figures) in figures {
+                    self.record(round, workload, contender, Ok(figures));
+                }
+                continue;
+            }
+            for guest in guests.iter_mut().filter(|g| workload.suits(g.contender)) {
+                let contender = guest.contender;
+                let outcome = workloads::measure(&self.lab, guest, workload, self.options.seconds);
+                let figures = outcome.map(|Outcome { figures, dropped }| {
+                    if dropped > 0 {
+                        let (workload, frames) = (workload.id(), dropped);
+                        self.results.dropped.push(Dropped { contender, workload, round, frames });
+                    }
+                    figures
+                });
+                self.record(round, workload, contender, figures);
+            }
+        }
+    }
+
+    /// Keeps what a cell gave and tells it on stderr: a run takes minutes.
+    fn record(
+        &mut self,
+        round: u32,
+        workload: Workload,
+        contender: Contender,
+        figures: Result<Vec<Figure>, Failure>,
+    ) {
+        let (id, name) = (workload.id(), contender.name());
+        match figures {
+            Ok(figures) => {
+                let first = figures.first().map_or(f64::NAN, |(_, value)| *value);
+                eprintln!("round {round}  {id:<16} {name:<12} {first:.2}");
+                for (row, value) in figures {
+                    self.results.add(&row, contender, value);
+                }
+            }
+            Err(Failure(why)) => {
+                eprintln!("round {round}  {id:<16} {name:<12} no figure: {why}");
+                self.results.missing.push(Missing { contender, workload: id, round, why });
+            }
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! From samples to medians, ratios, verdicts, and their text and JSON forms.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::contenders::Contender;
+use crate::machine::Machine;
+
+/// Which way a figure is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    More,
+    Less,
+}
+
+/// A row of the table.
+#[derive(Debug)]
+pub struct Row {
+    pub id: &'static str,
+    pub label: &'static str,
+    pub unit: &'static str,
+    pub better: Better,
+    /// Digits after the point.
+    digits: usize,
+}
+
+impl Row {
+    /// A figure of this row as text, without its unit.
+    pub fn figure(&self, value: f64) -> String {
+        format!("{value:.digits$}", digits = self.digits)
+    }
+}
+
+const fn row(
+    id: &'static str,
+    label: &'static str,
+    unit: &'static str,
+    better: Better,
+    digits: usize,
+) -> Row {
+    Row { id, label, unit, better, digits }
+}
+
+/// All rows, in the order of the table. "up" is guest → server, "down" server → guest.
+pub const ROWS: [Row; 24] = {
+    use Better::{Less, More};
+    [
+        row("tcp-up-65520", "TCP up, 1 stream, MTU 65520", "Gbit/s", More, 2),
+        row("tcp-down-65520", "TCP down, 1 stream, MTU 65520", "Gbit/s", More, 2),
+        row("tcp-up-1500", "TCP up, 1 stream, MTU 1500", "Gbit/s", More, 2),
+        row("tcp-down-1500", "TCP down, 1 stream, MTU 1500", "Gbit/s", More, 2),
+        row("tcp4-up-65520", "TCP up, 4 streams, MTU 65520", "Gbit/s", More, 2),
+        row("tcp4-down-65520", "TCP down, 4 streams, MTU 65520", "Gbit/s", More, 2),
+        row("tcp-up-65520/cpu", "helper CPU, up, MTU 65520", "s/GB", Less, 2),
+        row("tcp-down-65520/cpu", "helper CPU, down, MTU 65520", "s/GB", Less, 2),
+        row("tcp-up-1500/cpu", "helper CPU, up, MTU 1500", "s/GB", Less, 2),
+        row("tcp-down-1500/cpu", "helper CPU, down, MTU 1500", "s/GB", Less, 2),
+        row("http-keepalive", "HTTP, 32 kept connections", "req/s", More, 0),
+        row("http-keepalive/p99", "  its 99th percentile", "ms", Less, 2),
+        row("http-close", "HTTP, a connection per request", "conn/s", More, 0),
+        row("http-close/p99", "  its 99th percentile", "ms", Less, 2),
+        row("latency", "TCP ping-pong 64 B, one way, mean", "µs", Less, 1),
+        row("latency/p99", "  its 99th percentile", "µs", Less, 1),
+        row("idle/rss", "resident, idle", "MB", Less, 2),
+        row("idle/anon", "  of it anonymous", "MB", Less, 2),
+        row("idle/wakeups", "wake-ups, idle", "per s", Less, 2),
+        row("conns/rss", "resident, 10,000 idle connections", "MB", Less, 1),
+        row("conns/cpu", "CPU, 10,000 idle connections", "% core", Less, 1),
+        row("conns/wakeups", "wake-ups, 10,000 idle connections", "per s", Less, 2),
+        row("start", "start to first instruction", "ms", Less, 1),
+        row("start/total", "start to end of the command", "ms", Less, 1),
+    ]
+};
+
+/// A frame that a device dropped is news whoever lost it; for tapway it is a defect.
+#[derive(Debug, Clone)]
+pub struct Dropped {
+    pub contender: Contender,
+    pub workload: String,
+    pub round: u32,
+    pub frames: u64,
+}
+
+/// A cell that gave no figure.
+#[derive(Debug, Clone)]
+pub struct Missing {
+    pub contender: Contender,
+    pub workload: String,
+    pub round: u32,
+    pub why: String,
+}
+
+/// Everything that was measured.
+#[derive(Debug, Default)]
+pub struct Results {
+    /// Per row id and contender, one value per round.
+    samples: BTreeMap<String, BTreeMap<Contender, Vec<f64>>>,
+    pub dropped: Vec<Dropped>,
+    pub missing: Vec<Missing>,
+}
+
+/// The summary of one cell.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Summary {
+    pub median: f64,
+    pub least: f64,
+    pub most: f64,
+    pub rounds: usize,
+}
+
+/// The middle of `values`, or the mean of the two in the middle.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let upper = *sorted.get(sorted.len() / 2)?;
+    let lower = *sorted.get(sorted.len().checked_sub(1)? / 2)?;
+    Some((lower + upper) / 2.0)
+}
+
+impl Results {
+    /// Adds a value of row `id`.
+    pub fn add(&mut self, id: &str, contender: Contender, value: f64) {
+        let row = self.samples.entry(id.to_owned()).or_default();
+        row.entry(contender).or_default().push(value);
+    }
+
+    /// Median and range of a cell, if it was measured.
+    pub fn summary(&self, id: &str, contender: Contender) -> Option<Summary> {
+        let values = self.samples.get(id)?.get(&contender)?;
+        Some(Summary {
+            median: median(values)?,
+            least: values.iter().copied().reduce(f64::min)?,
+            most: values.iter().copied().reduce(f64::max)?,
+            rounds: values.len(),
+        })
+    }
+
+    fn median_of(&self, id: &str, contender: Contender) -> Option<f64> {
+        self.summary(id, contender).map(|s| s.median)
+    }
+
+    /// The best median among the rootless peers.
+    fn best_peer(&self, row: &Row) -> Option<f64> {
+        let peers = Contender::PEERS.into_iter().filter_map(|peer| self.median_of(row.id, peer));
+        match row.better {
+            Better::More => peers.reduce(f64::max),
+            Better::Less => peers.reduce(f64::min),
+        }
+    }
+
+    /// tapway's figure over another's, where both exist.
+    fn ratio(&self, row: &Row, other: Option<f64>) -> Option<f64> {
+        let ratio = self.median_of(row.id, Contender::Tapway)? / other?;
+        ratio.is_finite().then_some(ratio)
+    }
+
+    /// tapway over bridge, over slirp4netns at MTU 65520 (bulk rows only), over the best peer.
+    fn ratios(&self, row: &Row) -> [Option<f64>; 3] {
+        let wide = row.id.replace("-1500", "-65520");
+        let is_bulk = row.id.starts_with("tcp") && row.better == Better::More;
+        let slirp = is_bulk.then(|| self.median_of(&wide, Contender::Slirp4netns)).flatten();
+        [
+            self.ratio(row, self.median_of(row.id, Contender::Bridge)),
+            self.ratio(row, slirp),
+            self.ratio(row, self.best_peer(row)),
+        ]
+    }
+
+    /// Frames that tapway's TAP dropped.
+    pub fn tapway_drops(&self) -> u64 {
+        self.dropped.iter().filter(|d| d.contender == Contender::Tapway).map(|d| d.frames).sum()
+    }
+
+    /// The rows of which any cell was measured.
+    pub fn rows(&self) -> impl Iterator<Item = &'static Row> {
+        ROWS.iter().filter(|row| self.samples.contains_key(row.id))
+    }
+
+    /// The contenders that gave any figure.
+    fn contenders(&self) -> Vec<Contender> {
+        let measured = |c: &Contender| self.samples.values().any(|row| row.contains_key(c));
+        Contender::ALL.into_iter().filter(measured).collect()
+    }
+}
+
+/// One thing that tapway promises, and whether this run shows it.
+#[derive(Debug)]
+pub struct Criterion {
+    pub what: String,
+    pub required: String,
+    pub measured: String,
+    /// `None` when a figure that it needs was not measured.
+    pub met: Option<bool>,
+}
+
+/// The promises of the project about speed and memory, judged by `results`.
+pub fn criteria(results: &Results) -> Vec<Criterion> {
+    let of = |id: &str, contender| results.median_of(id, contender);
+    let find = |id: &str| ROWS.iter().find(|row| row.id == id);
+    let mut list = Vec::new();
+    let mut factor = |id: &str, sign: Better, limit: f64, over: &str, other: Option<f64>| {
+        let Some(row) = find(id) else { return };
+        let ratio = results.ratio(row, other);
+        list.push(Criterion {
+            what: row.label.to_owned(),
+            required: format!("{} {limit} × {over}", if sign == Better::More { "≥" } else { "≤" }),
+            measured: ratio.map_or("not measured".into(), |r| format!("{r:.2} ×")),
+            met: ratio.map(|r| if sign == Better::More { r >= limit } else { r <= limit }),
+        });
+    };
+    for mtu in ["65520", "1500"] {
+        for way in ["up", "down"] {
+            let id = format!("tcp-{way}-{mtu}");
+            if mtu == "65520" {
+                let slirp = of(&id, Contender::Slirp4netns);
+                factor(&id, Better::More, 3.0, "slirp4netns", slirp);
+            } else {
+                let peer = find(&id).and_then(|row| results.best_peer(row));
+                factor(&id, Better::More, 6.0, "the better peer", peer);
+            }
+            factor(&id, Better::More, 0.6, "bridge", of(&id, Contender::Bridge));
+        }
+    }
+    let bridge = |id: &str| of(id, Contender::Bridge);
+    factor("http-keepalive", Better::More, 0.85, "bridge", bridge("http-keepalive"));
+    let peer = find("http-close").and_then(|row| results.best_peer(row));
+    factor("http-close", Better::More, 2.0, "the better peer", peer);
+    factor("latency", Better::Less, 1.6, "bridge", bridge("latency"));
+
+    for (id, limit) in [
+        ("conns/rss", 40.0),
+        ("conns/cpu", 0.0),
+        ("idle/rss", 6.0),
+        ("idle/wakeups", 0.0),
+        ("start", 15.0),
+    ] {
+        let Some(row) = find(id) else { continue };
+        let value = of(id, Contender::Tapway);
+        list.push(Criterion {
+            what: row.label.to_owned(),
+            required: format!("≤ {limit} {}", row.unit),
+            measured: value.map_or("not measured".into(), |v| {
+                format!("{v:.digits$} {}", row.unit, digits = row.digits)
+            }),
+            met: value.map(|v| v <= limit),
+        });
+    }
+    // Starting commands moves nothing that could be dropped.
+    let measured_tapway = ROWS
+        .iter()
+        .filter(|row| !row.id.starts_with("start") && !row.id.starts_with("idle"))
+        .any(|row| of(row.id, Contender::Tapway).is_some());
+    let drops = results.tapway_drops();
+    list.push(Criterion {
+        what: "frames dropped on the TAP".into(),
+        required: "0".into(),
+        measured: if measured_tapway { drops.to_string() } else { "not measured".into() },
+        met: measured_tapway.then_some(drops == 0),
+    });
+    list
+}
+
+/// The whole report as text.
+pub fn text(machine: &Machine, results: &Results) -> String {
+    let mut out = machine.text();
+    out.push('\n');
+    if results.rows().next().is_some() {
+        out.push_str(&table(&cells(results)));
+        out.push_str("\n↑ more is better, ↓ less is better. Medians (least–most of the rounds).\n");
+        out.push_str("The columns behind tapway are its figure divided by the other's.\n");
+    }
+    for missing in &results.missing {
+        let Missing { contender, workload, round, why } = missing;
+        let _ = writeln!(out, "no figure: {} {workload}, round {round}: {why}", contender.name());
+    }
+    for dropped in &results.dropped {
+        let defect = if dropped.contender == Contender::Tapway { "DEFECT: " } else { "" };
+        let Dropped { contender, workload, round, frames } = dropped;
+        let name = contender.name();
+        let _ = writeln!(
+            out,
+            "{defect}{name} dropped {frames} frames on its device during {workload}, round {round}"
+        );
+    }
+    if results.contenders().contains(&Contender::Tapway) {
+        out.push('\n');
+        out.push_str(&table(&verdicts(&criteria(results))));
+    }
+    out
+}
+
+fn cells(results: &Results) -> Vec<Vec<String>> {
+    let contenders = results.contenders();
+    let with_ratios = contenders.contains(&Contender::Tapway);
+    let mut head = vec![String::new(), String::new()];
+    head.extend(contenders.iter().map(|c| c.name().to_owned()));
+    if with_ratios {
+        head.extend(["/bridge", "/slirp 65520", "/best peer"].map(str::to_owned));
+    }
+    let mut lines = vec![head];
+    for row in results.rows() {
+        let arrow = if row.better == Better::More { "↑" } else { "↓" };
+        let mut line = vec![row.label.to_owned(), format!("{} {arrow}", row.unit)];
+        line.extend(contenders.iter().map(|c| cell(row, results.summary(row.id, *c))));
+        if with_ratios {
+            let ratio = |r: Option<f64>| r.map_or(String::new(), |r| format!("{r:.2}"));
+            line.extend(results.ratios(row).map(ratio));
+        }
+        lines.push(line);
+    }
+    lines
+}
+
+fn cell(row: &Row, summary: Option<Summary>) -> String {
+    let Some(Summary { median, least, most, rounds }) = summary else { return "–".into() };
+    let digits = row.digits;
+    match rounds {
+        1 => format!("{median:.digits$}"),
+        _ => format!("{median:.digits$} ({least:.digits$}–{most:.digits$})"),
+    }
+}
+
+fn verdicts(criteria: &[Criterion]) -> Vec<Vec<String>> {
+    let mut lines = vec![["criterion", "required", "measured", "met"].map(str::to_owned).to_vec()];
+    for c in criteria {
+        let met = match c.met {
+            Some(true) => "yes",
+            Some(false) => "NO",
+            None => "–",
+        };
+        lines.push(vec![c.what.clone(), c.required.clone(), c.measured.clone(), met.to_owned()]);
+    }
+    lines
+}
+
+/// Lines up columns: the first to the left, the others to the right; the first line is the head.
+fn table(lines: &[Vec<String>]) -> String {
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        lines.iter().filter_map(|l| l.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for (n, line) in lines.iter().enumerate() {
+        for (column, (text, &width)) in line.iter().zip(&widths).enumerate() {
+            let _ = match column {
+                0 => write!(out, "{text:<width$}"),
+                _ => write!(out, "  {text:>width$}"),
+            };
+        }
+        out.truncate(out.trim_end().len());
+        out.push('\n');
+        if n == 0 {
+            let total = widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1);
+            out.push_str(&"─".repeat(total));
+            out.push('\n');
+        }
+    }
+    out
+}
+
+/// The whole report for programs: every sample, and what is derived from them.
+pub fn json(machine: &Machine, results: &Results) -> Value {
+    let rows: Vec<Value> = results
+        .rows()
+        .map(|row| {
+            let mut contenders = serde_json::Map::new();
+            for contender in results.contenders() {
+                if let Some(s) = results.summary(row.id, contender) {
+                    let samples = &results.samples[row.id][&contender];
+                    let value = json!({ "median": s.median, "min": s.least, "max": s.most,
+                                        "samples": samples });
+                    contenders.insert(contender.name().to_owned(), value);
+                }
+            }
+            let [bridge, slirp, peer] = results.ratios(row);
+            json!({
+                "id": row.id,
+                "label": row.label.trim(),
+                "unit": row.unit,
+                "better": if row.better == Better::More { "more" } else { "less" },
+                "contenders": contenders,
+                "tapway_over": { "bridge": bridge, "slirp4netns_65520": slirp, "best_peer": peer },
+            })
+        })
+        .collect();
+    let dropped = |d: &Dropped| {
+        json!({ "contender": d.contender.name(), "workload": d.workload, "round": d.round,
+                "frames": d.frames })
+    };
+    let missing = |m: &Missing| {
+        json!({ "contender": m.contender.name(), "workload": m.workload, "round": m.round,
+                "why": m.why })
+    };
+    let criterion = |c: &Criterion| {
+        json!({ "what": c.what.trim(), "required": c.required, "measured": c.measured,
+                "met": c.met })
+    };
+    json!({
+        "machine": machine.json(),
+        "rows": rows,
+        "dropped": results.dropped.iter().map(dropped).collect::<Vec<_>>(),
+        "missing": results.missing.iter().map(missing).collect::<Vec<_>>(),
+        "criteria": criteria(results).iter().map(criterion).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,454 @@
+//! The workloads: what each contender is made to do, and what is read off.
+//!
+//! A workload is one command of a well-known load generator where there is one (iperf3, wrk,
+//! sockperf), so that anyone can repeat a cell by hand. Servers are started for the cell: a
+//! client that had to be ended early cannot leave one behind that refuses the next.
+
+use std::fs;
+use std::io::{BufReader, Read, Write};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::base::{Failure, Process, Usage, output_of, pause, read_line};
+use crate::contenders::{Contender, Guest, Programs, run_args};
+use crate::lab::{Lab, SERVER};
+use crate::report::median;
+
+/// MTU at which everything but the MTU comparison runs: what engines give slirp4netns and pasta.
+pub const MTU: u32 = 65520;
+/// The other MTU of the comparison: Ethernet's.
+pub const SMALL_MTU: u32 = 1500;
+
+/// How many connections stay open in [`Workload::Connections`].
+pub const IDLE_CONNECTIONS: usize = 10_000;
+
+/// Which way the payload goes, seen from the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Up,
+    Down,
+}
+
+/// What a contender is made to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workload {
+    /// Nothing, just after the start.
+    Idle,
+    /// iperf3 with this many streams.
+    Tcp { way: Way, streams: u32, mtu: u32 },
+    /// wrk on 32 connections that stay open.
+    KeepAlive,
+    /// wrk on 32 connections at a time, a new one for each request.
+    ConnectionEach,
+    /// sockperf ping-pong with 64 bytes.
+    PingPong,
+    /// 10,000 connections that are open and silent.
+    Connections,
+    /// From the start of the helper to the first instruction of the command inside.
+    Start,
+}
+
+impl Workload {
+    /// All of them, in the order in which they are run.
+    pub const ALL: [Workload; 12] = [
+        Workload::Idle,
+        Workload::Tcp { way: Way::Up, streams: 1, mtu: MTU },
+        Workload::Tcp { way: Way::Down, streams: 1, mtu: MTU },
+        Workload::Tcp { way: Way::Up, streams: 4, mtu: MTU },
+        Workload::Tcp { way: Way::Down, streams: 4, mtu: MTU },
+        Workload::KeepAlive,
+        Workload::ConnectionEach,
+        Workload::PingPong,
+        Workload::Tcp { way: Way::Up, streams: 1, mtu: SMALL_MTU },
+        Workload::Tcp { way: Way::Down, streams: 1, mtu: SMALL_MTU },
+        Workload::Connections,
+        Workload::Start,
+    ];
+
+    /// The name for `--only`, and the beginning of the ids of its rows.
+    pub fn id(self) -> String {
+        match self {
+            Self::Tcp { way, streams, mtu } => {
+                let way = if way == Way::Up { "up" } else { "down" };
+                let streams = if streams == 1 { String::new() } else { streams.to_string() };
+                format!("tcp{streams}-{way}-{mtu}")
+            }
+            Self::KeepAlive => "http-keepalive".into(),
+            Self::ConnectionEach => "http-close".into(),
+            Self::PingPong => "latency".into(),
+            Self::Idle => "idle".into(),
+            Self::Connections => "conns".into(),
+            Self::Start => "start".into(),
+        }
+    }
+
+    /// Whether one round is enough: it informs, or it hardly varies and takes long.
+    pub fn once(self) -> bool {
+        matches!(self, Self::Connections | Self::Tcp { streams: 4, .. })
+    }
+
+    /// Whether `contender` can do it: where the kernel does the work there is no helper to watch.
+    pub fn suits(self, contender: Contender) -> bool {
+        match self {
+            Self::Idle | Self::Connections => contender.is_rootless(),
+            // slirp4netns and the bridge have no way to run a command; direct is the floor.
+            Self::Start => !matches!(contender, Contender::Bridge | Contender::Slirp4netns),
+            _ => true,
+        }
+    }
+}
+
+/// One figure: the id of its row (see [`crate::report`]) and the value in the row's unit.
+pub type Figure = (String, f64);
+
+/// What one cell gave.
+#[derive(Debug, Default)]
+struct Cell {
+    figures: Vec<Figure>,
+    /// Payload that must have crossed the guest's device towards the server, in bytes.
+    sent: u64,
+    /// The same towards the guest.
+    received: u64,
+}
+
+/// A cell that was measured.
+#[derive(Debug)]
+pub struct Outcome {
+    pub figures: Vec<Figure>,
+    /// Frames that the device dropped meanwhile.
+    pub dropped: u64,
+}
+
+/// Runs `workload` through `guest` for `seconds`.
+///
+/// The guest's device must have carried at least the payload that the load generator counted, and
+/// after a bulk transfer the helper must have used processor time. Otherwise the figure would be
+/// of something else, and the cell fails.
+pub fn measure(
+    lab: &Lab,
+    guest: &mut Guest,
+    workload: Workload,
+    seconds: u32,
+) -> Result<Outcome, Failure> {
+    let before = guest.counters(lab)?;
+    let usage_before = guest.usage();
+    let cell = match workload {
+        Workload::Tcp { way, streams, .. } => tcp(lab, guest, way, streams, seconds),
+        Workload::KeepAlive => http(lab, guest, seconds, &[]),
+        Workload::ConnectionEach => http(lab, guest, seconds, &["-H", "Connection: close"]),
+        Workload::PingPong => ping_pong(lab, guest, seconds),
+        Workload::Connections => connections(lab, guest, seconds),
+        Workload::Idle | Workload::Start => {
+            Err(Failure(format!("{} is not measured cell by cell", workload.id())))
+        }
+    };
+    guest.still_runs(lab)?;
+    let mut cell = cell?;
+    for (row, _) in &mut cell.figures {
+        row.insert_str(0, &workload.id());
+    }
+    let moved = guest.counters(lab)?.since(before);
+    if moved.sent < cell.sent || moved.received < cell.received {
+        return Err(Failure(format!(
+            "{} carried {} bytes out and {} in, the client counted {} and {}: the traffic went \
+             elsewhere",
+            guest.device, moved.sent, moved.received, cell.sent, cell.received
+        )));
+    }
+    if let (Workload::Tcp { streams: 1, .. }, Some(from), Some(to)) =
+        (workload, usage_before, guest.usage())
+    {
+        let busy = to.seconds() - from.seconds();
+        let bytes = cell.sent + cell.received;
+        if busy <= 0.0 && bytes > BULK {
+            return Err(Failure("the helper used no processor time: it did not do this".into()));
+        }
+        cell.figures.push((format!("{}/cpu", workload.id()), busy / (bytes as f64 / 1e9)));
+    }
+    Ok(Outcome { figures: cell.figures, dropped: moved.dropped() })
+}
+
+/// More bytes than any helper can carry in less than one tick of processor time.
+const BULK: u64 = 1_000_000_000;
+
+/// How much longer than asked a load generator may take; the slowest contenders do.
+const GRACE: u32 = 10;
+
+/// Runs a client in the guest as the account, and ends it when it overruns its time.
+fn client(lab: &Lab, guest: &Guest, seconds: u32, words: &[&str]) -> Result<String, Failure> {
+    let mut command = lab.as_user(guest.net(lab), Path::new("timeout"));
+    let bound = (seconds + GRACE).to_string();
+    let text = output_of(command.args(["--signal=KILL", &bound]).args(words));
+    text.map_err(|e| match e.0.contains("signal: 9") || e.0.contains("status: 137") {
+        true => Failure(format!("{} was not done after {bound} s", words[0])),
+        false => e,
+    })
+}
+
+fn tcp(lab: &Lab, guest: &Guest, way: Way, streams: u32, seconds: u32) -> Result<Cell, Failure> {
+    const PORT: u16 = 5201;
+    let _server = lab.serve("iperf3", &["-s", "-1", "-p", "5201"], PORT, "iperf3.log")?;
+    let (time, count, server) = (seconds.to_string(), streams.to_string(), SERVER.to_string());
+    let mut words = vec!["iperf3", "-J", "-c", &server, "-t", &time, "-P", &count];
+    if way == Way::Down {
+        words.push("-R");
+    }
+    let report: Value = serde_json::from_str(&client(lab, guest, seconds, &words)?)
+        .map_err(|e| Failure::because("iperf3's report", e))?;
+    let number = |path: &str| {
+        let found = report.pointer(path).and_then(Value::as_f64);
+        found.ok_or_else(|| Failure(format!("iperf3 reports no {path}")))
+    };
+    let rate = number("/end/sum_received/bits_per_second")?;
+    let bytes = number("/end/sum_received/bytes")? as u64;
+    Ok(Cell {
+        figures: vec![(String::new(), rate / 1e9)],
+        sent: if way == Way::Up { bytes } else { 0 },
+        received: if way == Way::Down { bytes } else { 0 },
+    })
+}
+
+/// What the web server sends: a small page, so that requests count and not bytes.
+const PAGE_BYTES: usize = 128;
+
+/// One process, no log, and no limit of requests per connection: the server is never what differs.
+const NGINX: &str = "\
+daemon off; master_process off; pid DIR/nginx.pid; error_log stderr error;
+events { worker_connections 4096; }
+http {
+    access_log off; keepalive_requests 1000000000; default_type text/plain;
+    client_body_temp_path DIR/body; proxy_temp_path DIR/proxy; fastcgi_temp_path DIR/fastcgi;
+    uwsgi_temp_path DIR/uwsgi; scgi_temp_path DIR/scgi;
+    server { listen 8080 backlog=4096; root DIR/www; }
+}
+";
+
+fn http(lab: &Lab, guest: &Guest, seconds: u32, extra: &[&str]) -> Result<Cell, Failure> {
+    let home = lab.dir.join("home");
+    let home_name = home.to_string_lossy().into_owned();
+    let config = home.join("nginx.conf");
+    let www = home.join("www");
+    fs::create_dir_all(&www)
+        .and_then(|()| fs::write(www.join("page"), vec![b'x'; PAGE_BYTES]))
+        .and_then(|()| fs::write(&config, NGINX.replace("DIR", &home_name)))
+        .map_err(|e| Failure::because("write the web server's files", e))?;
+    let config = config.to_string_lossy().into_owned();
+    let options = ["-p", &home_name, "-c", &config, "-e", "stderr"];
+    let _server = lab.serve("nginx", &options, 8080, "nginx.log")?;
+
+    let (time, url) = (format!("{seconds}s"), format!("http://{SERVER}:8080/page"));
+    let mut words = vec!["wrk", "-t", "1", "-c", "32", "-d", &time, "--latency"];
+    words.extend(extra);
+    words.push(&url);
+    let report = client(lab, guest, seconds, &words)?;
+    let bad = "wrk's report";
+    if let Some(line) = report.lines().find(|l| l.contains("Non-2xx")) {
+        return Err(Failure::because("the web server refused", line.trim()));
+    }
+    let rate = after(&report, "Requests/sec:").and_then(|w| w.parse::<f64>().ok());
+    let requests = report
+        .lines()
+        .find(|l| l.contains(" requests in "))
+        .and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+    let p99 = after(&report, "99%").and_then(milliseconds);
+    let (Some(rate), Some(requests), Some(p99)) = (rate, requests, p99) else {
+        return Err(Failure::because(bad, report.trim()));
+    };
+    Ok(Cell {
+        figures: vec![(String::new(), rate), ("/p99".into(), p99)],
+        sent: requests * "GET /page HTTP/1.1".len() as u64,
+        received: requests * PAGE_BYTES as u64,
+    })
+}
+
+/// The word behind `label` in a report.
+fn after<'r>(report: &'r str, label: &str) -> Option<&'r str> {
+    report.split_once(label)?.1.split_whitespace().next()
+}
+
+/// wrk's times: `12.3us`, `1.2ms`, `3.4s`.
+fn milliseconds(text: &str) -> Option<f64> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let factor = match unit {
+        "us" => 1e-3,
+        "ms" => 1.0,
+        "s" => 1e3,
+        "m" => 60e3,
+        _ => return None,
+    };
+    Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * factor)
+}
+
+/// sockperf's figures are half of a round trip, in microseconds.
+fn ping_pong(lab: &Lab, guest: &Guest, seconds: u32) -> Result<Cell, Failure> {
+    const BYTES: u64 = 64;
+    let (ip, time, bytes) = (SERVER.to_string(), seconds.to_string(), BYTES.to_string());
+    let options = ["server", "--tcp", "-i", &ip, "-p", "11111"];
+    let _server = lab.serve("sockperf", &options, 11111, "sockperf.log")?;
+    let report = client(
+        lab,
+        guest,
+        seconds,
+        &["sockperf", "ping-pong", "--tcp", "-i", &ip, "-p", "11111", "-t", &time, "-m", &bytes],
+    )?;
+    let number = |label: &str| after(&report, label).and_then(|w| w.parse::<f64>().ok());
+    let average = after(&report, "avg-latency=").or(after(&report, "avg-lat="));
+    let average = average.and_then(|w| w.parse::<f64>().ok());
+    let p99 = number("percentile 99.000 =");
+    let messages = after(&report, "ReceivedMessages=")
+        .and_then(|w| w.trim_end_matches([';', ']']).parse::<u64>().ok());
+    let (Some(average), Some(p99), Some(messages)) = (average, p99, messages) else {
+        return Err(Failure::because("sockperf's report", report.trim()));
+    };
+    let bytes = messages * BYTES;
+    let figures = vec![(String::new(), average), ("/p99".into(), p99)];
+    Ok(Cell { figures, sent: bytes, received: bytes })
+}
+
+/// Opens the connections one after the other, lets them be silent, and proves them open afterwards.
+fn connections(lab: &Lab, guest: &Guest, seconds: u32) -> Result<Cell, Failure> {
+    const PORT: u16 = 7001;
+    /// Seconds to open them all. A helper whose work per packet grows with its connections may
+    /// not get there; its cell then says how far it came.
+    const OPENING: u32 = 20;
+    let program = lab.agent.to_string_lossy().into_owned();
+    let _holder = lab.serve(&program, &["agent", "hold", "7001"], PORT, "hold.log")?;
+    let (server, count) = (format!("{SERVER}:{PORT}"), IDLE_CONNECTIONS.to_string());
+    let mut command = lab.as_user(guest.net(lab), Path::new("timeout"));
+    let bound = OPENING + 4 * GRACE + seconds;
+    command.args(["--signal=KILL", &bound.to_string()]).arg(&lab.agent);
+    command.args(["agent", "connect", &server, &count, &OPENING.to_string()]);
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut opener = Process::start(pipes)?;
+    let child = opener.child();
+    let (Some(mut stdin), Some(stdout), Some(mut stderr)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Err(Failure("the client has no pipes".into()));
+    };
+    let mut answers = BufReader::new(stdout);
+    if read_line(&mut answers).is_err() {
+        let mut why = String::new();
+        let _ = stderr.read_to_string(&mut why);
+        return Err(Failure(why.trim().trim_start_matches("e2e: ").to_owned()));
+    }
+    settle(lab, std::slice::from_ref(&guest));
+    let interval = watch(&[guest], seconds);
+    writeln!(stdin, "go").map_err(|e| Failure::because("ask the client", e))?;
+    let alive = read_line(&mut answers)?;
+    if alive != count {
+        return Err(Failure(format!("only {alive} of {count} idle connections stayed open")));
+    }
+    let figures = interval.into_iter().flat_map(|(_, interval)| {
+        [
+            ("/rss".into(), interval.resident_mb),
+            ("/cpu".into(), interval.cpu_percent),
+            ("/wakeups".into(), interval.wakeups_per_second),
+        ]
+    });
+    // One byte of greeting for each.
+    Ok(Cell { figures: figures.collect(), sent: 0, received: IDLE_CONNECTIONS as u64 })
+}
+
+/// Measures all helpers at once while nothing happens; they hardly disturb each other.
+pub fn idle(lab: &Lab, guests: &[&Guest], seconds: u32) -> Vec<(Contender, Vec<Figure>)> {
+    settle(lab, guests);
+    let figures = |interval: Interval| {
+        vec![
+            ("idle/rss".into(), interval.resident_mb),
+            ("idle/anon".into(), interval.anonymous_mb),
+            ("idle/wakeups".into(), interval.wakeups_per_second),
+        ]
+    };
+    watch(guests, seconds).into_iter().map(|(who, interval)| (who, figures(interval))).collect()
+}
+
+/// Waits until no guest's device has moved a packet for two seconds, at most five: a new guest
+/// announces itself (neighbour discovery, router solicitation), which is not idleness.
+fn settle(lab: &Lab, guests: &[&Guest]) {
+    const QUIET_STEPS: u32 = 4;
+    const STEP: Duration = Duration::from_millis(500);
+    const STEPS: u32 = 10;
+    let packets = || -> Vec<Option<u64>> {
+        guests.iter().map(|guest| Some(guest.counters(lab).ok()?.packets)).collect()
+    };
+    let (mut last, mut quiet) = (packets(), 0);
+    for _ in 0..STEPS {
+        pause(STEP);
+        let now = packets();
+        quiet = if now == last { quiet + 1 } else { 0 };
+        last = now;
+        if quiet == QUIET_STEPS {
+            return;
+        }
+    }
+}
+
+/// What a helper used over an interval in which it had nothing to do.
+struct Interval {
+    /// Units of 10⁶ bytes.
+    resident_mb: f64,
+    anonymous_mb: f64,
+    wakeups_per_second: f64,
+    /// Of one core.
+    cpu_percent: f64,
+}
+
+fn watch(guests: &[&Guest], seconds: u32) -> Vec<(Contender, Interval)> {
+    let usages = || -> Vec<(Contender, Usage)> {
+        guests.iter().filter_map(|g| Some((g.contender, g.usage()?))).collect()
+    };
+    let before = usages();
+    pause(Duration::from_secs(seconds.into()));
+    let after = usages();
+    let time = f64::from(seconds);
+    let interval = |from: Usage, to: Usage| Interval {
+        resident_mb: to.resident as f64 / 1e6,
+        anonymous_mb: to.anonymous as f64 / 1e6,
+        wakeups_per_second: to.wakeups.saturating_sub(from.wakeups) as f64 / time,
+        cpu_percent: 100.0 * (to.seconds() - from.seconds()) / time,
+    };
+    before
+        .into_iter()
+        .zip(after)
+        .map(|((contender, from), (_, to))| (contender, interval(from, to)))
+        .collect()
+}
+
+/// Starts the contender with a command inside, [`STARTS`] times, and gives the medians.
+///
+/// For [`Contender::Direct`] it is the bare command: the part of the figures that no helper can
+/// save.
+pub fn start(
+    lab: &Lab,
+    programs: &Programs,
+    contender: Contender,
+    host: usize,
+) -> Result<Vec<Figure>, Failure> {
+    /// Enough for a median; the slowest contender needs two seconds for them.
+    const STARTS: &str = "20";
+    let net = &lab.hosts[host].net;
+    let mut command = lab.as_user(net, Path::new("timeout"));
+    command.args(["--signal=KILL", "60"]).arg(&lab.agent).args(["agent", "launch", STARTS]);
+    if contender.is_rootless() {
+        command.arg(&programs.get(contender)?.runs).args(run_args(contender));
+    }
+    let report = output_of(command.arg(&lab.agent).args(["agent", "stamp"]))?;
+    let (mut first, mut total) = (Vec::new(), Vec::new());
+    for line in report.lines() {
+        let mut nanos = line.split_whitespace().map_while(|w| w.parse::<f64>().ok());
+        if let (Some(to_first), Some(to_end)) = (nanos.next(), nanos.next()) {
+            first.push(to_first / 1e6);
+            total.push(to_end / 1e6);
+        }
+    }
+    match (median(&first), median(&total)) {
+        (Some(first), Some(total)) => {
+            Ok(vec![("start".into(), first), ("start/total".into(), total)])
+        }
+        _ => Err(Failure::because("the launcher's report", report.trim())),
+    }
+}

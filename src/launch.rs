@@ -1,0 +1,211 @@
+//! Joins a guest's link to a worker and to the services of the control thread, and serves it.
+//!
+//! ```text
+//!   control thread (tokio)                         worker thread
+//!     supervise: signals, the guest's life          frames, flows, sockets
+//!     DNS service  ◀── queries, streams ──────────  walk_dns, host
+//!                  ─── answers, search domains ──▶  commands
+//!     resolv.conf watch ─▶ DNS service, guest's resolv.conf
+//! ```
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::control::dns::{self, DnsOptions, DnsRequest, ResolverView};
+use crate::control::lifecycle::{Guest, Outcome, Signals, supervise};
+use crate::engine::host::{DnsLink, Outbound};
+use crate::engine::thread::{self, Command, CommandSender};
+use crate::engine::{Limits, Options};
+use crate::gate::AddressPlan;
+use crate::observe::Capture;
+use crate::setup::{Tap, resolv_conf};
+
+/// The host's resolver configuration.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Requests that may wait for the control thread; a full queue refuses, the guest asks again.
+const DNS_QUEUE: usize = 256;
+
+/// Descriptors that are not for flows: logs, epoll, the TAP, resolver sockets, the guest's files.
+const RESERVED_DESCRIPTORS: u64 = 256;
+
+/// What the data path is made from.
+#[derive(Clone, Debug)]
+pub struct LaunchOptions {
+    /// Who is who on the guest link.
+    pub plan: AddressPlan,
+    /// How host sockets are bound.
+    pub outbound: Outbound,
+    /// Resolvers to ask; `None` follows the host's `/etc/resolv.conf`.
+    pub upstreams: Option<Vec<std::net::SocketAddr>>,
+    /// Whether there is a DNS service.
+    pub dns: bool,
+    /// Search domains; `None` follows the host's.
+    pub search: Option<Vec<String>>,
+    /// Names that the DNS service answers by itself.
+    pub local_names: Vec<(String, Vec<IpAddr>)>,
+}
+
+/// A data path that runs, and the ends of it that the control thread holds.
+pub struct DataPath {
+    options: LaunchOptions,
+    requests: mpsc::Receiver<DnsRequest>,
+    worker: CommandSender,
+    ended: oneshot::Receiver<io::Error>,
+}
+
+impl DataPath {
+    /// Starts the worker on `tap`; `capture` becomes a capture file of the guest link. To be called after the last fork and when privileges are gone,
+    /// so that the worker never has any.
+    ///
+    /// # Errors
+    /// Those of epoll, eventfd, randomness and of starting a thread.
+    pub fn start(
+        tap: &mut Tap,
+        options: LaunchOptions,
+        capture: Option<File>,
+    ) -> io::Result<DataPath> {
+        let queue = tap.queues.pop().ok_or_else(|| io::Error::other("the TAP has no queue"))?;
+        let (requests_in, requests) = mpsc::channel(DNS_QUEUE);
+        let (worker, commands) = thread::commands()?;
+        let (ended_in, ended_out) = oneshot::channel();
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
+        let worker_options = Options {
+            plan: options.plan.clone(),
+            vnet_header: tap.features.vnet_hdr,
+            limits: limits(),
+            seed: u64::from_ne_bytes(seed),
+        };
+        let capture = capture.map(Capture::new).transpose()?;
+        let link = dns_link(options.dns, requests_in);
+        let ended = move |error| {
+            // Nobody listens when the program is ending anyway.
+            let _ = ended_in.send(error);
+        };
+        thread::start(
+            queue,
+            worker_options,
+            options.outbound.clone(),
+            link,
+            commands,
+            capture,
+            ended,
+        )?;
+        Ok(DataPath { options, requests, worker, ended: ended_out })
+    }
+
+    /// Serves until the guest's life ends; gives how. `guest_file` is the guest's `resolv.conf`.
+    ///
+    /// # Errors
+    /// The guest cannot be watched, or the worker cannot go on.
+    pub async fn serve(
+        self,
+        guest: &Guest,
+        signals: &Signals,
+        guest_file: Option<File>,
+    ) -> io::Result<Outcome> {
+        let DataPath { options, requests, worker, ended } = self;
+        let first = match &options.upstreams {
+            Some(servers) => ResolverView { servers: servers.clone(), ..ResolverView::default() },
+            None => ResolverView::default(),
+        };
+        let (view_in, view) = watch::channel(first);
+        let answers = {
+            let worker = worker.clone();
+            move |answer: dns::DnsAnswer| {
+                let dns::DnsAnswer { token, message } = answer;
+                worker.send(Command::DnsAnswer { token, message });
+            }
+        };
+        let names = DnsOptions { local_names: options.local_names.clone() };
+        let service = dns::serve(names, view.clone(), requests, answers);
+        let follow = async {
+            let followed = options.upstreams.is_none() || options.search.is_none();
+            if followed {
+                let fixed = options.upstreams.clone();
+                if let Err(error) = dns::follow(Path::new(RESOLV_CONF), fixed, view_in).await {
+                    tracing::warn!(%error, "{RESOLV_CONF} is not followed any more");
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let search = pass_on_search(&options, view, &worker, guest_file);
+        tokio::select! {
+            outcome = supervise(guest, signals) => outcome,
+            error = ended => Err(link_lost(error)),
+            () = service => Err(io::Error::other("the DNS service ended")),
+            () = follow => Err(io::Error::other("the resolver watch ended")),
+            () = search => Err(io::Error::other("the search domains' watch ended")),
+        }
+    }
+}
+
+fn link_lost(error: Result<io::Error, oneshot::error::RecvError>) -> io::Error {
+    error.unwrap_or_else(|_| io::Error::other("the worker ended without a word"))
+}
+
+/// The worker's way to the DNS service; without the service everything is refused.
+fn dns_link(enabled: bool, requests: mpsc::Sender<DnsRequest>) -> DnsLink {
+    let streams = requests.clone();
+    DnsLink {
+        connect: Box::new(move || {
+            let (ours, theirs) = UnixStream::pair().ok()?;
+            theirs.set_nonblocking(true).ok()?;
+            (enabled && streams.try_send(DnsRequest::Stream(theirs)).is_ok()).then_some(ours)
+        }),
+        ask: Box::new(move |token, query| {
+            let query = query.to_vec();
+            enabled && requests.try_send(DnsRequest::Datagram { token, query }).is_ok()
+        }),
+    }
+}
+
+/// Tells the worker and the guest's `resolv.conf` the host's search domains, now and whenever they
+/// change.
+async fn pass_on_search(
+    options: &LaunchOptions,
+    mut view: watch::Receiver<ResolverView>,
+    worker: &CommandSender,
+    mut guest_file: Option<File>,
+) {
+    let mut known = options.plan.search.clone();
+    while options.search.is_none() && view.changed().await.is_ok() {
+        let search = view.borrow_and_update().search.clone();
+        if search == known {
+            continue;
+        }
+        if let Some(file) = &mut guest_file
+            && let Err(error) = rewrite(file, &resolv_conf(&options.plan, &search))
+        {
+            tracing::warn!(%error, "the guest's resolv.conf keeps its old search domains");
+        }
+        worker.send(Command::SetSearch(search.clone()));
+        known = search;
+    }
+    std::future::pending::<()>().await;
+}
+
+fn rewrite(file: &mut File, text: &str) -> io::Result<()> {
+    file.rewind()?;
+    file.set_len(0)?;
+    file.write_all(text.as_bytes())
+}
+
+/// The default limits, cut to the descriptors that this process may open.
+fn limits() -> Limits {
+    let mut limits = Limits::default();
+    let descriptors = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+        .map_or(1024, |(soft, _)| soft);
+    let flows = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS)).unwrap_or(0);
+    // A flow without a descriptor cannot be; a sixth is kept for UDP and echo.
+    limits.tcp_flows = limits.tcp_flows.min(flows - flows / 6).max(64);
+    limits.udp_flows = limits.udp_flows.min(flows / 8).max(16);
+    limits.echo_flows = limits.echo_flows.min(flows / 24).max(4);
+    limits
+}
