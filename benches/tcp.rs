@@ -1,7 +1,9 @@
 //! What one segment costs in the TCP machine, without any byte moved.
 //!
-//! Question: is the machine's share of a small exchange small beside the system calls around it
-//! (a `read` of the TAP and a `send` are about 1 µs together)? `cargo bench --bench tcp`.
+//! Question: is the machine's share of an exchange small beside the system calls around it?
+//! Last answer, medians on a busy 4-core VM (Linux 6.18): 64 KiB from the guest 86 ns, 64 KiB to
+//! the guest and its acknowledgment 150 ns, ping-pong 167 ns, a segment of 1,448 bytes 57 ns.
+//! `cargo bench --bench tcp`.
 
 use std::time::Duration;
 
