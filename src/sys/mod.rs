@@ -5,7 +5,10 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod datagram;
 pub mod namespace;
+pub mod pages;
+pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod scm;

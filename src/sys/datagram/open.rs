@@ -1,0 +1,177 @@
+//! Opening datagram sockets, with the options that all of them need.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use libc::c_int;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::{Family, Marks};
+
+/// What to do if the port asked for cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortChoice {
+    /// Fail: it is the address that the outside knows.
+    Required,
+    /// Let the kernel choose another (RFC 4787 REQ-3).
+    Preferred,
+}
+
+/// How a datagram socket is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatagramOptions<'a> {
+    /// Address and port to bind to; unspecified and 0 leave the choice to the kernel. The address
+    /// gives the family. On a ping socket the port is the identifier.
+    pub bind: SocketAddr,
+    /// What to do if the port is taken or not permitted.
+    pub port: PortChoice,
+    /// Interface that datagrams must leave and arrive by (`SO_BINDTODEVICE`).
+    pub device: Option<&'a str>,
+    /// Marks of datagrams that do not ask for others.
+    pub marks: Marks,
+    /// Let several datagrams of one peer arrive as one (`UDP_GRO`); UDP only.
+    pub coalesce: bool,
+}
+
+impl DatagramOptions<'_> {
+    /// A plain socket that would like to have the port of `bind`.
+    pub fn new(bind: SocketAddr) -> Self {
+        DatagramOptions {
+            bind,
+            port: PortChoice::Preferred,
+            device: None,
+            marks: Marks::DEFAULT,
+            coalesce: false,
+        }
+    }
+}
+
+/// Socket buffers asked for, in bytes. The kernel doubles it for its bookkeeping and grants up to
+/// `net.core.rmem_max` and `wmem_max`: at their usual 208 KiB about six datagrams of 64 KiB.
+const BUFFER_LEN: usize = 512 * 1024;
+
+/// Opens a UDP socket: nonblocking, with the error queue on, fragmentation allowed.
+///
+/// # Errors
+/// Those of `socket(2)`, `setsockopt(2)` and `bind(2)`: `EMFILE` when descriptors run out,
+/// `EADDRINUSE` or `EACCES` for a required port, `EADDRNOTAVAIL` for an address that is not this
+/// host's, `ENODEV` for an unknown device, `EAFNOSUPPORT` where IPv6 is off.
+pub fn open_udp(options: &DatagramOptions<'_>) -> io::Result<OwnedFd> {
+    let socket = open(options, Protocol::UDP)?;
+    // What the kernel does not grant is not missed until datagrams come in bursts.
+    let _ = socket.set_recv_buffer_size(BUFFER_LEN);
+    let _ = socket.set_send_buffer_size(BUFFER_LEN);
+    if options.coalesce {
+        set(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)?;
+    }
+    bind(&socket, options)?;
+    Ok(socket.into())
+}
+
+/// Opens a ping socket, which sends echo requests and receives the replies to them.
+///
+/// A message starts with its ICMP header. The kernel writes identifier (the socket's port) and
+/// checksum of a request.
+///
+/// # Errors
+/// As [`open_udp`]; `EACCES` where `net.ipv4.ping_group_range` does not include the process's
+/// groups.
+pub fn open_ping(options: &DatagramOptions<'_>) -> io::Result<OwnedFd> {
+    let protocol = match Family::from(options.bind) {
+        Family::V4 => Protocol::ICMPV4,
+        Family::V6 => Protocol::ICMPV6,
+    };
+    let socket = open(options, protocol)?;
+    bind(&socket, options)?;
+    Ok(socket.into())
+}
+
+fn open(options: &DatagramOptions<'_>, protocol: Protocol) -> io::Result<Socket> {
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(options.bind), kind, Some(protocol))?;
+    let Marks { tos, hop_limit } = options.marks;
+    let (level, switches, tos_option, hops_option) = match Family::from(options.bind) {
+        Family::V4 => (libc::SOL_IP, &V4_SWITCHES[..], libc::IP_TOS, libc::IP_TTL),
+        Family::V6 => {
+            (libc::SOL_IPV6, &V6_SWITCHES[..], libc::IPV6_TCLASS, libc::IPV6_UNICAST_HOPS)
+        }
+    };
+    for &(option, value) in switches {
+        set(socket.as_fd(), level, option, value)?;
+    }
+    set(socket.as_fd(), level, hops_option, hop_limit.into())?;
+    if tos != 0 {
+        set(socket.as_fd(), level, tos_option, tos.into())?;
+    }
+    set_dont_fragment(socket.as_fd(), options.bind.into(), false)?;
+    if let Some(device) = options.device {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
+    Ok(socket)
+}
+
+/// Without `IP_MULTICAST_ALL` off, a wildcard socket on port 5353, say, would receive what other
+/// programs on this host have joined.
+const V4_SWITCHES: [(c_int, c_int); 4] = [
+    (libc::IP_RECVERR, 1),
+    (libc::IP_RECVTTL, 1),
+    (libc::IP_RECVTOS, 1),
+    (libc::IP_MULTICAST_ALL, 0),
+];
+
+const V6_SWITCHES: [(c_int, c_int); 5] = [
+    (libc::IPV6_V6ONLY, 1),
+    (libc::IPV6_RECVERR, 1),
+    (libc::IPV6_RECVHOPLIMIT, 1),
+    (libc::IPV6_RECVTCLASS, 1),
+    (libc::IPV6_MULTICAST_ALL, 0),
+];
+
+fn bind(socket: &Socket, options: &DatagramOptions<'_>) -> io::Result<()> {
+    let result = socket.bind(&options.bind.into());
+    let replaceable = options.port == PortChoice::Preferred && options.bind.port() != 0;
+    match result {
+        // EACCES: a port below net.ipv4.ip_unprivileged_port_start.
+        Err(error)
+            if replaceable
+                && matches!(error.raw_os_error(), Some(libc::EADDRINUSE | libc::EACCES)) =>
+        {
+            let mut any = options.bind;
+            any.set_port(0);
+            socket.bind(&any.into())
+        }
+        result => result,
+    }
+}
+
+/// Whether datagrams that are too large for their path come back as errors (true) or are
+/// fragmented by this kernel (false, the state of a new socket).
+pub fn set_dont_fragment(fd: BorrowedFd<'_>, family: Family, on: bool) -> io::Result<()> {
+    match (family, on) {
+        (Family::V4, true) => set(fd, libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+        (Family::V4, false) => set(fd, libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+        (Family::V6, true) => {
+            set(fd, libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+            set(fd, libc::SOL_IPV6, libc::IPV6_DONTFRAG, 1)
+        }
+        (Family::V6, false) => {
+            set(fd, libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+            set(fd, libc::SOL_IPV6, libc::IPV6_DONTFRAG, 0)
+        }
+    }
+}
+
+/// The port that `fd` is bound to; the identifier of a ping socket.
+pub fn bound_port(fd: BorrowedFd<'_>) -> io::Result<u16> {
+    let address = SockRef::from(&fd).local_addr()?;
+    Ok(address.as_socket().map_or(0, |address| address.port()))
+}
+
+fn set(fd: BorrowedFd<'_>, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
+    let len = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes from `value`, which is an int and outlives the call.
+    let result =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const value).cast(), len) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

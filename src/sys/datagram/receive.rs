@@ -1,0 +1,174 @@
+//! Receiving datagrams, many with one system call, each behind room for the headers it will get.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use libc::c_int;
+
+use crate::sys::pages::Pages;
+
+use super::Marks;
+use super::message::{Control, Messages, Name, space};
+
+/// The most datagrams of one [`Batch`].
+pub const MAX_SLOTS: usize = 32;
+
+/// Room for a payload: more than UDP's largest (65,507 and 65,527 bytes) and than what `UDP_GRO`
+/// joins (65,535).
+const PAYLOAD_LEN: usize = 65_536;
+
+/// TOS, TTL and segment size.
+const CONTROL_LEN: usize = 3 * space(size_of::<c_int>());
+
+/// What is known about a datagram beside its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// The peer; port 0 on a ping socket.
+    pub source: SocketAddr,
+    /// Payload length in bytes; may be 0.
+    pub len: usize,
+    /// The payload was longer than a slot, which no IP packet's can be.
+    pub truncated: bool,
+    /// Header fields as they arrived; [`Marks::DEFAULT`] where the kernel does not say.
+    pub marks: Marks,
+    /// Payload bytes of one datagram if the payload is several of them (`UDP_GRO`).
+    pub segment_size: Option<u16>,
+}
+
+/// Memory for the datagrams of one receive call, shared by all sockets of a worker.
+///
+/// ```text
+///   slot 0: | headroom | payload, up to 64 KiB … |  slot 1: | headroom | …
+/// ```
+/// Pages are used only where a payload has been, and given back by [`release`](Batch::release).
+#[derive(Debug)]
+pub struct Batch {
+    slots: usize,
+    headroom: usize,
+    memory: Option<Pages>,
+    received: Vec<Received>,
+}
+
+impl Batch {
+    /// A batch of up to `slots` datagrams (1 to [`MAX_SLOTS`], else the nearer of the two), each
+    /// with `headroom` bytes in front of its payload. Holds no memory yet.
+    pub fn new(slots: usize, headroom: usize) -> Batch {
+        Batch { slots: slots.clamp(1, MAX_SLOTS), headroom, memory: None, received: Vec::new() }
+    }
+
+    /// The most datagrams that one call receives.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// The datagrams of the last [`recv_batch`] in order of arrival, each with its bytes: the
+    /// headroom (with arbitrary content), then the payload.
+    pub fn datagrams(&mut self) -> impl Iterator<Item = (&Received, &mut [u8])> {
+        let (headroom, stride) = (self.headroom, self.stride());
+        let memory = self.memory.as_deref_mut().unwrap_or_default();
+        self.received.iter().zip(memory.chunks_exact_mut(stride)).map(move |(received, slot)| {
+            // The kernel wrote at most PAYLOAD_LEN bytes behind the headroom.
+            (received, &mut slot[..headroom + received.len])
+        })
+    }
+
+    /// The datagram at `index`, as in [`datagrams`](Batch::datagrams).
+    pub fn datagram(&mut self, index: usize) -> Option<(&Received, &mut [u8])> {
+        self.datagrams().nth(index)
+    }
+
+    /// Forgets the datagrams and gives their memory back to the kernel; for when traffic stops.
+    pub fn release(&mut self) {
+        self.memory = None;
+        self.received = Vec::new();
+    }
+
+    /// Bytes from one slot to the next; a multiple of a cache line.
+    fn stride(&self) -> usize {
+        (self.headroom + PAYLOAD_LEN).next_multiple_of(64)
+    }
+}
+
+/// Receives what has arrived at `fd`, up to [`Batch::slots`] datagrams; returns how many, at least
+/// one. Fewer than slots does not mean that nothing is left: an error may have come in between, so
+/// an edge-triggered caller goes on until `WouldBlock`.
+///
+/// # Errors
+/// `WouldBlock` if there is nothing; `ENOMEM` if there is no memory for the slots; the errno of an
+/// ICMP error for an earlier datagram (see the module): take it off the error queue and try again.
+pub fn recv_batch(fd: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
+    batch.received.clear();
+    let (slots, headroom, stride) = (batch.slots, batch.headroom, batch.stride());
+    let memory = match &mut batch.memory {
+        Some(memory) => memory,
+        none => none.insert(Pages::new(slots * stride)?),
+    };
+    let mut names = [Name::EMPTY; MAX_SLOTS];
+    let mut controls = [Control::<CONTROL_LEN>::EMPTY; MAX_SLOTS];
+    let mut parts = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_SLOTS];
+    // SAFETY: all-zero bytes are a valid `mmsghdr`: integers and null pointers.
+    let mut headers: [libc::mmsghdr; MAX_SLOTS] = unsafe { std::mem::zeroed() };
+    let rooms = names.iter_mut().zip(&mut controls).zip(&mut parts).zip(&mut headers);
+    for ((((name, control), part), header), slot) in rooms.zip(memory.chunks_exact_mut(stride)) {
+        part.iov_base = slot[headroom..].as_mut_ptr().cast();
+        part.iov_len = PAYLOAD_LEN;
+        let header = &mut header.msg_hdr;
+        header.msg_name = name.as_mut_ptr().cast();
+        header.msg_namelen = Name::LEN;
+        header.msg_iov = part;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = CONTROL_LEN as _;
+    }
+    let count = loop {
+        // SAFETY: the first `slots` headers point to names, control blocks and iovecs in the
+        // arrays above, and those to disjoint slots of `memory`, all with their true lengths; all
+        // of it outlives the call. No timeout is given.
+        let result = unsafe {
+            libc::recvmmsg(
+                fd.as_raw_fd(),
+                headers.as_mut_ptr(),
+                slots as _,
+                libc::MSG_DONTWAIT as _,
+                std::ptr::null_mut(),
+            )
+        };
+        if let Ok(count) = usize::try_from(result) {
+            break count;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    };
+    for ((name, control), header) in names.iter().zip(&controls).zip(&headers).take(count) {
+        let len = (header.msg_len as usize).min(PAYLOAD_LEN);
+        let header = &header.msg_hdr;
+        // The kernel names a source of the socket's own family for every datagram.
+        let source = name.decode(header.msg_namelen).ok_or(io::ErrorKind::InvalidData)?;
+        let (marks, segment_size) = read(control.messages(header.msg_controllen));
+        let truncated = header.msg_flags & libc::MSG_TRUNC != 0;
+        batch.received.push(Received { source, len, truncated, marks, segment_size });
+    }
+    Ok(count)
+}
+
+fn read(messages: Messages<'_>) -> (Marks, Option<u16>) {
+    let mut marks = Marks::DEFAULT;
+    let mut segment_size = None;
+    for message in messages {
+        let Some(value) = message.int() else { continue };
+        match (message.level, message.kind) {
+            (libc::SOL_IP, libc::IP_TOS) | (libc::SOL_IPV6, libc::IPV6_TCLASS) => {
+                marks.tos = value as u8;
+            }
+            (libc::SOL_IP, libc::IP_TTL) | (libc::SOL_IPV6, libc::IPV6_HOPLIMIT) => {
+                marks.hop_limit = value as u8;
+            }
+            (libc::SOL_UDP, libc::UDP_GRO) => segment_size = u16::try_from(value).ok(),
+            _ => {}
+        }
+    }
+    (marks, segment_size)
+}
