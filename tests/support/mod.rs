@@ -140,6 +140,11 @@ impl Background {
         line.trim_end().to_owned()
     }
 
+    /// Ends its standard input.
+    pub(crate) fn close_stdin(&mut self) {
+        self.child.stdin = None;
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
     }
