@@ -42,7 +42,7 @@ pub mod exit {
     pub const NOT_FOUND: u8 = 127;
     /// Everything but `run`: failed.
     pub const FAILED: u8 = 1;
-    /// Everything but `run`: a command line that is none.
+    /// A command line that is none, or that means nothing on this host.
     pub const USAGE: u8 = 2;
 }
 
@@ -190,7 +190,8 @@ ADDRESSES
 
 EXIT STATUS
   that of COMMAND, or 128+n if signal n killed it
-  125  tapway itself failed (bad option, no user namespaces, no /dev/net/tun, ...)
+  2    bad command line
+  125  tapway itself failed (no user namespaces, no /dev/net/tun, name in use, ...)
   126  COMMAND was found and cannot be executed
   127  COMMAND was not found
 
