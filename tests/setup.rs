@@ -339,6 +339,9 @@ fn attach(target: &Background, options: &[&str]) -> Background {
     tapway.until("the interface is up", || {
         in_namespace_of(target, "ip -6 route").stdout.contains("default via fd74:6170:7761:79::2")
     });
+    // A persistent interface is up before; privilege goes last.
+    let pid = tapway.pid();
+    tapway.until("it is sealed", || owner_of_proc(pid) == 0);
     tapway
 }
 
