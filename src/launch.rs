@@ -22,6 +22,7 @@ use crate::engine::host::{DnsLink, Outbound};
 use crate::engine::thread::{self, Command, CommandSender};
 use crate::engine::{Limits, Options};
 use crate::gate::AddressPlan;
+use crate::observe::Capture;
 use crate::setup::{Tap, resolv_conf};
 
 /// The host's resolver configuration.
@@ -59,12 +60,16 @@ pub struct DataPath {
 }
 
 impl DataPath {
-    /// Starts the worker on `tap`. To be called after the last fork and when privileges are gone,
+    /// Starts the worker on `tap`; `capture` becomes a capture file of the guest link. To be called after the last fork and when privileges are gone,
     /// so that the worker never has any.
     ///
     /// # Errors
     /// Those of epoll, eventfd, randomness and of starting a thread.
-    pub fn start(tap: &mut Tap, options: LaunchOptions) -> io::Result<DataPath> {
+    pub fn start(
+        tap: &mut Tap,
+        options: LaunchOptions,
+        capture: Option<File>,
+    ) -> io::Result<DataPath> {
         let queue = tap.queues.pop().ok_or_else(|| io::Error::other("the TAP has no queue"))?;
         let (requests_in, requests) = mpsc::channel(DNS_QUEUE);
         let (worker, commands) = thread::commands()?;
@@ -77,12 +82,21 @@ impl DataPath {
             limits: limits(),
             seed: u64::from_ne_bytes(seed),
         };
+        let capture = capture.map(Capture::new).transpose()?;
         let link = dns_link(options.dns, requests_in);
         let ended = move |error| {
             // Nobody listens when the program is ending anyway.
             let _ = ended_in.send(error);
         };
-        thread::start(queue, worker_options, options.outbound.clone(), link, commands, ended)?;
+        thread::start(
+            queue,
+            worker_options,
+            options.outbound.clone(),
+            link,
+            commands,
+            capture,
+            ended,
+        )?;
         Ok(DataPath { options, requests, worker, ended: ended_out })
     }
 

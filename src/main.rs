@@ -1,5 +1,6 @@
 //! `tapway`: argv to Config, Config to a guest, and then its life.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -9,7 +10,8 @@ use tapway::cli::{self, Action, Config, LogOptions};
 use tapway::control::lifecycle::{Guest, Outcome, Signals};
 use tapway::launch::{DataPath, LaunchOptions};
 use tapway::setup::{
-    self, HostFacts, NameLock, SetupError, Tap, attach, chain, open_output, probe_outbound, run,
+    self, HostFacts, NameLock, SetupError, Tap, attach, chain, doctor, open_output, probe_outbound,
+    run,
 };
 
 /// Why the program fails.
@@ -44,6 +46,10 @@ fn main() -> ExitCode {
 fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
     let draft = match native::parse(arguments)? {
         Invocation::Guest(draft) => *draft,
+        Invocation::Doctor(options) => {
+            let mut out = io::stdout().lock();
+            return doctor::run(options, &mut out).map_err(failed("print the report"));
+        }
         Invocation::Print(text) => {
             // A reader that has had enough (`| head`) is not a failure.
             let _ = io::stdout().write_all(text.as_bytes());
@@ -58,15 +64,15 @@ fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
     start_log(&config.log)?;
     let _name = NameLock::take(&config.name, config.identity.uid)?;
     let pcap = config.pcap.as_deref();
-    let _pcap = pcap.map(|path| open_output(path, "capture file", false)).transpose()?;
+    let pcap = pcap.map(|path| open_output(path, "capture file", false)).transpose()?;
     let outbound = config.outbound.v4.map(Into::into).into_iter();
     outbound.chain(config.outbound.v6.map(Into::into)).try_for_each(probe_outbound)?;
     let signals = Signals::take().map_err(failed("take over the signals"))?;
-    serve(&config, &signals)
+    serve(&config, &signals, pcap)
 }
 
 /// Sets up the guest, starts what serves it, gives up all privilege, and stays until the end.
-fn serve(config: &Config, signals: &Signals) -> Result<u8, Failure> {
+fn serve(config: &Config, signals: &Signals, pcap: Option<File>) -> Result<u8, Failure> {
     let link = config.link();
     let (guest, data_path, guest_file) = match &config.action {
         Action::Run { command, own_ids, files } => {
@@ -80,7 +86,7 @@ fn serve(config: &Config, signals: &Signals) -> Result<u8, Failure> {
             })?;
             setup::raise_descriptor_limit();
             setup::seal()?;
-            let data_path = start_data_path(config, &mut started.tap)?;
+            let data_path = start_data_path(config, &mut started.tap, pcap)?;
             let released = started.release()?;
             (Guest::Command(released.pid), data_path, released.resolv_conf)
         }
@@ -88,7 +94,7 @@ fn serve(config: &Config, signals: &Signals) -> Result<u8, Failure> {
             let mut attached = attach::start(options, &link)?;
             setup::raise_descriptor_limit();
             setup::seal()?;
-            let data_path = start_data_path(config, &mut attached.tap)?;
+            let data_path = start_data_path(config, &mut attached.tap, pcap)?;
             (Guest::Target(attached.anchor), data_path, None)
         }
     };
@@ -103,7 +109,11 @@ fn serve(config: &Config, signals: &Signals) -> Result<u8, Failure> {
     }
 }
 
-fn start_data_path(config: &Config, tap: &mut Tap) -> Result<DataPath, Failure> {
+fn start_data_path(
+    config: &Config,
+    tap: &mut Tap,
+    pcap: Option<File>,
+) -> Result<DataPath, Failure> {
     let options = LaunchOptions {
         plan: config.plan.clone(),
         outbound: config.outbound.clone(),
@@ -112,7 +122,7 @@ fn start_data_path(config: &Config, tap: &mut Tap) -> Result<DataPath, Failure> 
         search: config.dns.search.clone(),
         local_names: config.dns.local_names.clone(),
     };
-    DataPath::start(tap, options).map_err(failed("start the data path"))
+    DataPath::start(tap, options, pcap).map_err(failed("start the data path"))
 }
 
 fn start_log(options: &LogOptions) -> Result<(), SetupError> {

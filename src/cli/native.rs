@@ -8,6 +8,8 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
+use crate::setup::doctor;
+
 use super::draft::{Draft, DraftTarget, DraftThreads};
 use super::value::{self, AddedHost, Cidr, DnsChoice, Switch};
 use crate::base::Mac;
@@ -21,6 +23,8 @@ pub enum Invocation {
     Guest(Box<Draft>),
     /// A text for standard output: help, version, a completion script.
     Print(String),
+    /// Print `tapway doctor`'s report.
+    Doctor(doctor::Options),
 }
 
 /// A command line that is none.
@@ -77,6 +81,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
             };
             let target = DraftTarget::Attach(AttachOptions { target, userns: attach.userns });
             Ok(Invocation::Guest(Box::new(attach.shared.draft(target))))
+        }
+        Verb::Doctor { json, strict } => {
+            let colour = doctor::colour_on(&std::io::stdout());
+            Ok(Invocation::Doctor(doctor::Options { json, strict, colour }))
         }
         Verb::Completions { shell } => {
             let mut script = Vec::new();
@@ -139,6 +147,19 @@ enum Verb {
     Run(Run),
     /// Give a network to an existing network namespace, until it goes away
     Attach(Attach),
+    /// Check what this machine offers, and how to mend what is missing
+    #[command(after_long_help = "EXIT STATUS\n  \
+        0  everything needed is there (some comfort may be missing)\n  \
+        1  something is missing without which tapway cannot work\n  \
+        3  with --strict: something is degraded")]
+    Doctor {
+        /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
+        /// Fail with status 3 when something is only degraded
+        #[arg(long)]
+        strict: bool,
+    },
     /// Print a completion script for a shell
     #[command(after_long_help = "EXAMPLE\n  \
         tapway completions bash > ~/.local/share/bash-completion/completions/tapway")]
@@ -318,7 +339,7 @@ struct Shared {
     #[arg(long, value_name = "NAME", help_heading = "Instance")]
     name: Option<InstanceName>,
 
-    /// Worker threads, each with a queue of the interface [default: auto, which is 1]
+    /// Worker threads: 1 or auto in this version [default: auto]
     #[arg(long, value_name = "N|auto", value_parser = threads, help_heading = "Instance")]
     threads: Option<DraftThreads>,
 
@@ -384,6 +405,7 @@ mod tests {
         match parse(arguments.iter().map(OsString::from))? {
             Invocation::Guest(draft) => Ok(*draft),
             Invocation::Print(text) => panic!("{text}"),
+            Invocation::Doctor(options) => panic!("{options:?}"),
         }
     }
 

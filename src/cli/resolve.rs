@@ -11,9 +11,7 @@ use crate::base::Mac;
 use crate::engine::host::Outbound;
 use crate::gate::{AddressPlan, Plan4, Plan6};
 use crate::setup::attach::Target;
-use crate::setup::{
-    HOST_NAMES, HostEntry, HostFacts, IfName, MAX_QUEUES, PrivateFiles, hosts, resolv_conf,
-};
+use crate::setup::{HOST_NAMES, HostEntry, HostFacts, IfName, PrivateFiles, hosts, resolv_conf};
 
 /// Options that do not fit each other or this host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,8 +81,8 @@ pub enum ConfigError {
     /// `host-gateway` without an address to stand for it.
     #[error("--add-host {0}:host-gateway: the host has no address towards the outside")]
     NoHostAddress(String),
-    /// More than the TAP can have.
-    #[error("--threads {0}: a TAP has no more than {MAX_QUEUES} queues")]
+    /// More than there can be.
+    #[error("--threads {0}: this version has one worker; leave the option out, or say auto")]
     Threads(usize),
     /// Not a process.
     #[error("{0} is not a process id")]
@@ -105,10 +103,8 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
     let threads = match draft.threads {
         // One worker saturates most links; more are taken when asked for.
         None | Some(DraftThreads::Auto) => 1,
-        Some(DraftThreads::Count(n)) if n.get() > MAX_QUEUES => {
-            return Err(ConfigError::Threads(n.get()));
-        }
-        Some(DraftThreads::Count(n)) => n.get(),
+        Some(DraftThreads::Count(n)) if n.get() == 1 => 1,
+        Some(DraftThreads::Count(n)) => return Err(ConfigError::Threads(n.get())),
     };
     let entries = host_entries(&draft, facts, &plan)?;
     dns.local_names = local_names(&entries);

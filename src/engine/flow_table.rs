@@ -102,6 +102,15 @@ impl<K: Copy + Eq + Hash, F> FlowTable<K, F> {
         place.content.as_mut().map(|(_, flow)| flow)
     }
 
+    /// The flow named by `token` with its key, if it still lives.
+    pub fn get_with_key(&mut self, token: Token) -> Option<(K, &mut F)> {
+        let place = self.places.get_mut(token.index as usize)?;
+        if place.generation != token.generation {
+            return None;
+        }
+        place.content.as_mut().map(|(key, flow)| (*key, flow))
+    }
+
     /// The flow named by `token`, if it still lives.
     pub fn get(&self, token: Token) -> Option<&F> {
         let place = self.places.get(token.index as usize)?;

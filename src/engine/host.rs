@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -13,7 +13,12 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::ports::{Event, Marks, Readiness, SocketPort};
+use crate::sys::datagram::{
+    self, Batch, DatagramOptions, Family, Marks, Outgoing, PortChoice, SocketError,
+};
+
+use super::datagram_flow::MappingKey;
+use super::ports::{Event, Readiness, SocketPort};
 use super::token::Token;
 
 /// Events taken from the kernel at once.
@@ -56,12 +61,15 @@ impl Outbound {
     }
 }
 
+/// Gives the DNS service a query under a number; whether it takes it.
+pub type AskDns = Box<dyn FnMut(u64, &[u8]) -> bool + Send>;
+
 /// The way to the DNS service, which lives on the control thread.
 pub struct DnsLink {
     /// Gives a stream whose other end the service reads; `None` if it does not take more.
     pub connect: Box<dyn FnMut() -> Option<UnixStream> + Send>,
     /// Gives the service a query under a number; whether it takes it.
-    pub ask: Box<dyn FnMut(u64, &[u8]) -> bool + Send>,
+    pub ask: AskDns,
 }
 
 /// Host sockets of one worker.
@@ -88,6 +96,21 @@ impl HostSockets {
         Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.to_bits()))?)
     }
 
+    /// How the socket of a mapping is made.
+    fn datagram_options(&self, key: MappingKey) -> DatagramOptions<'_> {
+        let unspecified: IpAddr = match key.guest {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let outside = !key.loopback;
+        let source = outside.then(|| self.outbound.source_for(unspecified)).flatten();
+        DatagramOptions {
+            port: PortChoice::Preferred,
+            device: self.outbound.interface.as_deref().filter(|_| outside),
+            ..DatagramOptions::new(SocketAddr::new(source.unwrap_or(unspecified), key.guest.port()))
+        }
+    }
+
     fn register(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
         let flags = EpollFlags::EPOLLIN
             | EpollFlags::EPOLLOUT
@@ -99,6 +122,7 @@ impl HostSockets {
 
 impl SocketPort for HostSockets {
     type Stream = Socket;
+    type Datagram = OwnedFd;
 
     fn connect(&mut self, token: Token, target: SocketAddr, marks: Marks) -> io::Result<Socket> {
         let kind = Type::STREAM.nonblocking().cloexec();
@@ -119,7 +143,7 @@ impl SocketPort for HostSockets {
     fn connect_dns(&mut self, token: Token) -> io::Result<Socket> {
         let stream = (self.dns.connect)().ok_or_else(|| io::Error::from(Errno::ECONNREFUSED))?;
         stream.set_nonblocking(true)?;
-        let socket = Socket::from(std::os::fd::OwnedFd::from(stream));
+        let socket = Socket::from(OwnedFd::from(stream));
         self.register(&socket, token)?;
         Ok(socket)
     }
@@ -163,6 +187,42 @@ impl SocketPort for HostSockets {
             .with_interval(Duration::from_secs(75))
             .with_retries(9);
         let _ = stream.set_tcp_keepalive(&times);
+    }
+
+    fn open_udp(&mut self, token: Token, key: MappingKey) -> io::Result<OwnedFd> {
+        let socket = datagram::open_udp(&self.datagram_options(key))?;
+        self.register(&socket, token)?;
+        Ok(socket)
+    }
+
+    fn open_ping(&mut self, token: Token, key: MappingKey) -> io::Result<OwnedFd> {
+        let socket = datagram::open_ping(&self.datagram_options(key))?;
+        self.register(&socket, token)?;
+        Ok(socket)
+    }
+
+    fn send_datagram(&mut self, socket: &OwnedFd, datagram: &Outgoing<'_>) -> io::Result<()> {
+        datagram::send_batch(socket.as_fd(), Marks::DEFAULT, std::slice::from_ref(datagram))?;
+        Ok(())
+    }
+
+    fn recv_datagrams(&mut self, socket: &OwnedFd, batch: &mut Batch) -> io::Result<usize> {
+        datagram::recv_batch(socket.as_fd(), batch)
+    }
+
+    fn next_error<'a>(
+        &mut self,
+        socket: &OwnedFd,
+        quoted: &'a mut [u8],
+    ) -> Option<SocketError<'a>> {
+        // An entry that cannot be read is as good as none.
+        datagram::next_error(socket.as_fd(), quoted).ok().flatten()
+    }
+
+    fn set_dont_fragment(&mut self, socket: &OwnedFd, ipv6: bool, on: bool) {
+        let family = if ipv6 { Family::V6 } else { Family::V4 };
+        // If it fails, datagrams are fragmented on the way instead of being reported.
+        let _ = datagram::set_dont_fragment(socket.as_fd(), family, on);
     }
 
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {

@@ -8,6 +8,7 @@
 //! [`crate::stack`]; none of them calls another. Its two edges are the traits of [`ports`].
 
 mod buffers;
+mod datagram_flow;
 mod flow_table;
 pub mod host;
 mod io;
@@ -16,13 +17,16 @@ pub mod tap;
 mod tcp_flow;
 pub mod thread;
 pub mod token;
+mod walk_back;
 mod walk_dns;
+mod walk_icmp;
 mod walk_out;
 mod walk_tcp;
 mod walk_udp;
 mod wheel;
 mod worker;
 
+pub use datagram_flow::MappingKey;
 pub use flow_table::FlowTable;
 pub use io::{Counters, Limits};
 pub use tcp_flow::TcpKey;

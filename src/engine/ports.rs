@@ -7,6 +7,9 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::sys::datagram::{Batch, Marks, Outgoing, SocketError};
+
+use super::datagram_flow::MappingKey;
 use super::token::Token;
 
 /// The guest link: whole frames, each behind its virtio-net header if the link has them.
@@ -40,24 +43,12 @@ pub struct Event {
     pub readiness: Readiness,
 }
 
-/// What the guest's packets ask of a host socket besides its target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Marks {
-    /// Type of service or traffic class: DSCP and ECN.
-    pub tos: u8,
-    /// TTL or hop limit.
-    pub hop_limit: u8,
-}
-
-impl Marks {
-    /// What Linux sends when nobody asks: no need to tell the socket.
-    pub const DEFAULT: Marks = Marks { tos: 0, hop_limit: 64 };
-}
-
 /// Host sockets. A handle closes its socket when dropped.
 pub trait SocketPort {
     /// A connected or connecting stream socket.
     type Stream;
+    /// A UDP or ping socket; see [`crate::sys::datagram`] for how they behave.
+    type Datagram;
 
     /// Begins to connect to `target`; readiness comes under `token`. An error here is one that
     /// the kernel gave at once.
@@ -91,6 +82,30 @@ pub trait SocketPort {
 
     /// Has the kernel probe the connection from now on.
     fn keep_alive(&mut self, stream: &Self::Stream);
+
+    /// A UDP socket for the mapping of `key`, with the guest's port if that is free. Readiness
+    /// comes under `token`.
+    fn open_udp(&mut self, token: Token, key: MappingKey) -> io::Result<Self::Datagram>;
+
+    /// A ping socket for the mapping of `key`; `PermissionDenied` where the host allows none.
+    fn open_ping(&mut self, token: Token, key: MappingKey) -> io::Result<Self::Datagram>;
+
+    /// Sends one datagram, or several of one size.
+    fn send_datagram(&mut self, socket: &Self::Datagram, datagram: &Outgoing<'_>)
+    -> io::Result<()>;
+
+    /// Receives a batch; how many.
+    fn recv_datagrams(&mut self, socket: &Self::Datagram, batch: &mut Batch) -> io::Result<usize>;
+
+    /// The oldest entry of the socket's error queue; `quoted` takes the payload that it quotes.
+    fn next_error<'a>(
+        &mut self,
+        socket: &Self::Datagram,
+        quoted: &'a mut [u8],
+    ) -> Option<SocketError<'a>>;
+
+    /// Forbids or allows fragmentation of what is sent from now on.
+    fn set_dont_fragment(&mut self, socket: &Self::Datagram, ipv6: bool, on: bool);
 
     /// Waits until something is ready, or for `timeout` (for ever without one), and puts at most a
     /// batch of events into `events`.

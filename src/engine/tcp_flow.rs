@@ -32,7 +32,7 @@ pub(super) struct ConnectFailure(pub(super) io::Error);
 /// One flow. Methods put the machine's actions through `actions`, which is empty between calls.
 pub(super) struct TcpFlow<S: SocketPort> {
     pub(super) key: TcpKey,
-    guest_mac: Mac,
+    pub(super) guest_mac: Mac,
     pub(super) machine: Connection,
     stream: Option<S::Stream>,
     readable: bool,
@@ -178,12 +178,6 @@ impl<S: SocketPort> TcpFlow<S> {
     ) {
         self.machine.abort(actions);
         actions.retain(|action| !matches!(action, Action::Emit(_)));
-        self.perform(&[], io, actions);
-    }
-
-    /// Ends the flow from our side: both ends are reset.
-    pub(super) fn abort<F: FramePort>(&mut self, io: &mut Io<F, S>, actions: &mut Vec<Action>) {
-        self.machine.abort(actions);
         self.perform(&[], io, actions);
     }
 

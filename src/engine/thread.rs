@@ -1,5 +1,6 @@
 //! A worker on its thread: the real edges, the loop around `wait` and `turn`, commands from outside.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::base::Instant;
+use crate::observe::Capture;
 use crate::sys::clock;
 
 use super::host::{DnsLink, HostSockets, Outbound};
@@ -74,9 +76,10 @@ pub fn start(
     outbound: Outbound,
     dns: DnsLink,
     commands: Commands,
+    capture: Option<Capture<File>>,
     ended: impl FnOnce(io::Error) + Send + 'static,
 ) -> io::Result<()> {
-    let tap = TapQueue::new(tap);
+    let tap = TapQueue::new(tap, options.vnet_header, capture);
     let host = HostSockets::new(outbound, dns)?;
     host.watch(&tap, Token::only(Kind::Tap))?;
     host.watch(&*commands.wake, Token::only(Kind::Commands))?;

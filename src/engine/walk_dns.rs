@@ -90,8 +90,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             peer: asker.server,
             guest: asker.guest,
         };
-        let header = UdpHeader { tos: 0, hop_limit: 64, ident: 0, segment_size: None };
-        self.send_datagram(&mut buffer, message.len(), &addresses, &header);
+        let header =
+            UdpHeader { tos: 0, hop_limit: 64, ident: 0, dont_fragment: true, segment_size: None };
+        let mtu = usize::from(self.plan.mtu);
+        self.send_datagram(&mut buffer, message.len(), &addresses, &header, mtu);
     }
 }
 

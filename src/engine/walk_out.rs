@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::base::{DropReason, Instant, Mac};
 use crate::gate::Destination;
+use crate::stack::icmp::error::Problem;
 use crate::stack::ip::reassembly::Verdict;
 use crate::stack::ip::{self, Packet, Parsed};
 use crate::stack::link::{self, Carried};
@@ -99,7 +100,16 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         match packet.protocol {
             protocol::TCP => self.on_tcp(now, source_mac, packet, destination),
             protocol::UDP => self.on_udp(now, vnet, source_mac, packet, destination),
-            _ => Err(DropReason::UnknownProtocol),
+            protocol::ICMP if packet.source.is_ipv4() => {
+                self.on_icmp(now, source_mac, packet, destination)
+            }
+            protocol::ICMPV6 if packet.source.is_ipv6() => {
+                self.on_icmp(now, source_mac, packet, destination)
+            }
+            _ => {
+                self.answer_problem(source_mac, Problem::ProtocolUnreachable, packet.bytes);
+                Err(DropReason::UnknownProtocol)
+            }
         }
     }
 

@@ -11,7 +11,10 @@ use crate::stack::ip::Packet;
 use crate::stack::tcp::Connection;
 use crate::stack::wire::{Addresses, Flags, HEADROOM, Segment, TcpHeader};
 
-use super::ports::{FramePort, Marks, SocketPort};
+use crate::stack::icmp::error::{Problem, original_tcp};
+use crate::sys::datagram::Marks;
+
+use super::ports::{FramePort, SocketPort};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::token::Token;
 use super::worker::Worker;
@@ -103,16 +106,38 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// The host socket of a connecting flow failed.
     pub(super) fn on_connect_failure(&mut self, token: Token, error: &io::Error) {
-        self.with_tcp(token, |flow, io, actions| {
-            let refused = error.raw_os_error() == Some(Errno::ECONNREFUSED as i32);
-            flow.refuse(refused, io, actions);
-        });
+        let Some(flow) = self.tcp.get(token) else { return };
+        let (key, guest_mac) = (flow.key, flow.guest_mac);
+        let seq = flow.machine.initial_sequence();
+        let refused = error.raw_os_error() == Some(Errno::ECONNREFUSED as i32);
+        self.with_tcp(token, |flow, io, actions| flow.refuse(refused, io, actions));
+        if !refused {
+            self.answer_connect_problem(guest_mac, &key, seq, error);
+        }
     }
 
     /// Tells the guest why its SYN led nowhere.
     fn answer_failure(&mut self, guest_mac: Mac, key: &TcpKey, syn: &Segment, error: &io::Error) {
-        let _ = error;
-        self.answer_reset(guest_mac, key, syn);
+        if error.raw_os_error() == Some(Errno::ECONNREFUSED as i32) {
+            self.answer_reset(guest_mac, key, syn);
+        } else {
+            self.answer_connect_problem(guest_mac, key, syn.seq, error);
+        }
+    }
+
+    /// The ICMP error that makes the guest's `connect` fail with the host's errno (D9). A time-out
+    /// is told by silence: the guest's own SYNs have been waiting just as long.
+    fn answer_connect_problem(
+        &mut self,
+        guest_mac: Mac,
+        key: &TcpKey,
+        seq: Seq,
+        error: &io::Error,
+    ) {
+        let problem = error.raw_os_error().and_then(Problem::from_errno);
+        if let (Some(problem), Some(original)) = (problem, original_tcp(key.guest, key.peer, seq)) {
+            self.answer_problem(guest_mac, problem, &original);
+        }
     }
 
     /// The reset for a segment without a connection (RFC 9293 §3.10.7.1).

@@ -1,14 +1,21 @@
-//! UDP on the walk out, and datagrams towards the guest.
+//! UDP on the walk out: to the DNS service, or through a mapping to a host socket.
 
-use std::io::IoSlice;
+use std::io::{self, ErrorKind, IoSlice};
 use std::net::SocketAddr;
+
+use nix::errno::Errno;
 
 use crate::base::{DropReason, Instant, Mac};
 use crate::gate::Destination;
+use crate::stack::icmp::error::Problem;
 use crate::stack::ip::Packet;
-use crate::stack::wire::{Addresses, Datagram, HEADROOM, UdpHeader, VnetHeader};
+use crate::stack::udp::{Mapping, Timeouts};
+use crate::stack::wire::{Addresses, Datagram, Gso, HEADROOM, UdpHeader, VnetHeader};
+use crate::sys::datagram::{Marks, Outgoing};
 
+use super::datagram_flow::{DatagramFlow, MappingKey};
 use super::ports::{FramePort, SocketPort};
+use super::token::{Kind, Token};
 use super::worker::Worker;
 
 const DNS_PORT: u16 = 53;
@@ -23,27 +30,173 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         packet: &Packet<'_>,
         destination: Destination,
     ) -> Result<(), DropReason> {
-        let _ = (now, vnet);
         let datagram = Datagram::parse(packet.payload)?;
         let guest = SocketAddr::new(packet.source, datagram.source_port);
         let peer = SocketAddr::new(packet.target, datagram.target_port);
-        match destination {
+        let address = match destination {
             Destination::Dns if peer.port() == DNS_PORT => {
-                self.on_dns_query(guest, source_mac, peer, datagram.payload)
+                return self.on_dns_query(guest, source_mac, peer, datagram.payload);
             }
-            _ => Err(DropReason::UnknownProtocol),
+            Destination::Host(address) => address,
+            _ => {
+                self.answer_problem(source_mac, Problem::PortUnreachable, packet.bytes);
+                return Ok(());
+            }
+        };
+        let key = MappingKey { guest, loopback: address.is_loopback() };
+        let token = match self.udp.find(&key) {
+            Some(token) => token,
+            None => self.open_udp(now, source_mac, key)?,
+        };
+        let segment_size = match vnet.gso {
+            Some(Gso::Udp(size)) => Some(size),
+            _ => None,
+        };
+        let outgoing = Outgoing {
+            target: SocketAddr::new(address, peer.port()),
+            payload: datagram.payload,
+            marks: Marks { tos: packet.tos, hop_limit: packet.hop_limit },
+            segment_size,
+        };
+        let Some(flow) = self.udp.get_mut(token) else { return Err(DropReason::NoFlow) };
+        flow.mapping.on_outgoing(now, outgoing.target);
+        if flow.dont_fragment != packet.dont_fragment {
+            flow.dont_fragment = packet.dont_fragment;
+            self.io.host.set_dont_fragment(&flow.socket, guest.is_ipv6(), packet.dont_fragment);
+        }
+        let sent = send(&mut self.io.host, &flow.socket, &outgoing);
+        self.udp.touch(token);
+        self.settle_mapping(token);
+        match sent {
+            Ok(()) => Ok(()),
+            Err(error) => self.on_send_failure(now, token, source_mac, packet, &error),
         }
     }
 
-    /// Sends the `len` payload bytes at [`HEADROOM`] of `buffer` as one datagram to the guest.
+    fn open_udp(
+        &mut self,
+        now: Instant,
+        guest_mac: Mac,
+        key: MappingKey,
+    ) -> Result<Token, DropReason> {
+        // D10: the least recently used mapping makes room.
+        if self.udp.is_full()
+            && let Some(oldest) = self.udp.oldest()
+        {
+            self.udp.remove(oldest);
+        }
+        let token = self.udp.next_token();
+        let mut socket = self.io.host.open_udp(token, key);
+        if let Err(error) = &socket
+            && lacks_descriptors(error)
+            && let Some(oldest) = self.udp.oldest()
+        {
+            self.udp.remove(oldest);
+            let token = self.udp.next_token();
+            socket = self.io.host.open_udp(token, key);
+        }
+        let socket = socket.map_err(|_| DropReason::HostResources)?;
+        let flow = DatagramFlow::new(guest_mac, socket, Mapping::new(now, Timeouts::UDP));
+        self.udp.insert(key, flow).ok_or(DropReason::FlowLimit)
+    }
+
+    /// A datagram could not be sent: what the kernel says goes to the guest as a router would.
+    pub(super) fn on_send_failure(
+        &mut self,
+        now: Instant,
+        token: Token,
+        guest_mac: Mac,
+        packet: &Packet<'_>,
+        error: &io::Error,
+    ) -> Result<(), DropReason> {
+        if error.kind() == ErrorKind::WouldBlock {
+            return Err(DropReason::HostRefused);
+        }
+        if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) {
+            // The error queue knows the MTU.
+            self.drain_errors(now, token);
+            return Ok(());
+        }
+        match error.raw_os_error().and_then(Problem::from_errno) {
+            Some(problem) => {
+                self.answer_problem(guest_mac, problem, packet.bytes);
+                Ok(())
+            }
+            None => Err(DropReason::HostRefused),
+        }
+    }
+
+    /// Sends the `len` payload bytes at [`HEADROOM`] of `buffer` as one datagram to the guest, in
+    /// fragments if it exceeds `mtu`.
     pub(super) fn send_datagram(
         &mut self,
         buffer: &mut [u8],
         len: usize,
         addresses: &Addresses,
         header: &UdpHeader,
+        mtu: usize,
     ) {
-        let start = header.emit(&mut buffer[..HEADROOM + len], len, addresses, self.io.checksum);
-        self.io.write(&[IoSlice::new(&buffer[start..HEADROOM + len])]);
+        let ip_header_len = if addresses.guest.is_ipv4() { 20 } else { 40 };
+        if ip_header_len + 8 + len <= mtu {
+            let start =
+                header.emit(&mut buffer[..HEADROOM + len], len, addresses, self.io.checksum);
+            return self.io.write(&[IoSlice::new(&buffer[start..HEADROOM + len])]);
+        }
+        let header = UdpHeader { dont_fragment: false, ..*header };
+        let full = crate::stack::wire::Checksum::Full;
+        header.emit(&mut buffer[..HEADROOM + len], len, addresses, full);
+        let ip_at = HEADROOM - 8 - ip_header_len;
+        self.send_packet(addresses.guest_mac, &buffer[ip_at..HEADROOM + len], mtu);
+    }
+}
+
+/// Sends one datagram, or the several that segmentation offload left in one. A kernel or device
+/// that cannot cut them (`EIO`, `EINVAL`) gets them one by one.
+fn send<S: SocketPort>(
+    host: &mut S,
+    socket: &S::Datagram,
+    outgoing: &Outgoing<'_>,
+) -> io::Result<()> {
+    let Err(error) = host.send_datagram(socket, outgoing) else { return Ok(()) };
+    let offload = matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE));
+    let Some(size) = outgoing.segment_size.filter(|_| offload) else { return Err(error) };
+    for payload in outgoing.payload.chunks(usize::from(size)) {
+        host.send_datagram(socket, &Outgoing { payload, segment_size: None, ..*outgoing })?;
+    }
+    Ok(())
+}
+
+fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// Sees to it that the mapping's end is in the timer wheel.
+    pub(super) fn settle_mapping(&mut self, token: Token) {
+        let flow = match token.kind {
+            Kind::Udp => self.udp.get_mut(token),
+            _ => self.echo.get_mut(token),
+        };
+        let Some(flow) = flow else { return };
+        let deadline = flow.mapping.deadline();
+        if flow.wheel_entry.is_none_or(|entry| deadline < entry) {
+            flow.wheel_entry = Some(deadline);
+            self.wheel.insert(deadline, token);
+        }
+    }
+
+    /// A wheel entry of a mapping has fired: the mapping ends, or is looked at again later.
+    pub(super) fn on_mapping_deadline(&mut self, now: Instant, token: Token) {
+        let table = match token.kind {
+            Kind::Udp => &mut self.udp,
+            _ => &mut self.echo,
+        };
+        let Some(flow) = table.get_mut(token) else { return };
+        flow.wheel_entry = flow.wheel_entry.filter(|entry| *entry > now);
+        if flow.mapping.deadline() <= now {
+            table.remove(token);
+        } else {
+            self.settle_mapping(token);
+        }
     }
 }

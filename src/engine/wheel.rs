@@ -138,7 +138,7 @@ mod tests {
     fn entries_fire_in_time_and_never_early() {
         let start = Instant::from_millis(123_456);
         let mut wheel = Wheel::new(start);
-        let delays = [1, 5, 63, 64, 65, 200, 4_000, 75_000, 7_200_000];
+        let delays = [1, 5, 63, 67, 72, 200, 4_000, 75_000, 7_200_000];
         for (index, delay) in delays.into_iter().enumerate() {
             wheel.insert(start + Duration::from_millis(delay), index as u32);
         }

@@ -16,9 +16,12 @@ use crate::gate::AddressPlan;
 use crate::stack::ip::reassembly::Reassembly;
 use crate::stack::services::Services;
 use crate::stack::tcp::{Action, Options as TcpOptions};
-use crate::stack::wire::{Checksum, ETHERNET_HEADER_LEN, MAX_PAYLOAD, VNET_HEADER_LEN};
+use crate::stack::wire::{Checksum, ETHERNET_HEADER_LEN, HEADROOM, MAX_PAYLOAD, VNET_HEADER_LEN};
+
+use crate::sys::datagram::Batch;
 
 use super::buffers::Pool;
+use super::datagram_flow::{DatagramFlow, MappingKey};
 use super::flow_table::FlowTable;
 use super::io::{Counters, Io, Limits};
 use super::ports::{Event, FramePort, Readiness, SocketPort};
@@ -29,6 +32,9 @@ use super::wheel::Wheel;
 
 /// Frames read from the TAP in one turn.
 const FRAME_BATCH: usize = 64;
+
+/// Datagrams received with one system call.
+const DATAGRAM_BATCH: usize = 16;
 
 /// Free slabs are given back this long after the first of them became free for good.
 const TRIM_AFTER: Duration = Duration::from_secs(2);
@@ -59,6 +65,11 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) tcp: FlowTable<TcpKey, TcpFlow<S>>,
     pub(super) reassembly: Reassembly,
     pub(super) dns_queries: PendingQueries,
+    pub(super) udp: FlowTable<MappingKey, DatagramFlow<S>>,
+    pub(super) echo: FlowTable<MappingKey, DatagramFlow<S>>,
+    /// Shared by the sockets of all mappings.
+    pub(super) batch: Batch,
+    pub(super) fragment_ident: u32,
     pub(super) wheel: Wheel<Token>,
     pub(super) hash: ahash::RandomState,
     pub(super) flows_opened: u64,
@@ -70,6 +81,8 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     frame: Vec<u8>,
     due: Vec<Token>,
     tap_ready: bool,
+    /// The batch may hold memory.
+    pub(super) batch_used: bool,
     trim_at: Option<Instant>,
     housekeeping_entry: Option<Instant>,
 }
@@ -105,6 +118,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             tcp_options,
             services: Services::new(plan.clone(), now),
             tcp: FlowTable::new(Kind::Tcp, limits.tcp_flows),
+            udp: FlowTable::new(Kind::Udp, limits.udp_flows),
+            echo: FlowTable::new(Kind::Echo, limits.echo_flows),
+            batch: Batch::new(DATAGRAM_BATCH, HEADROOM),
+            fragment_ident: seed as u32,
             reassembly: Reassembly::new(),
             dns_queries: PendingQueries::default(),
             wheel: Wheel::new(now),
@@ -117,6 +134,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             frame: vec![0; FRAME_LEN],
             due: Vec::new(),
             tap_ready: false,
+            batch_used: false,
             trim_at: None,
             housekeeping_entry: None,
             plan,
@@ -142,7 +160,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// How many flows are open.
     pub fn flow_count(&self) -> usize {
-        self.tcp.len()
+        self.tcp.len() + self.udp.len() + self.echo.len()
     }
 
     /// How long [`SocketPort::wait`] may sleep; `None` is for ever.
@@ -169,7 +187,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             match event.token.kind {
                 Kind::Tap => self.tap_ready = true,
                 Kind::Tcp => self.on_tcp_readiness(now, event.token, event.readiness),
-                Kind::Commands | Kind::Udp | Kind::Echo | Kind::Housekeeping => {}
+                Kind::Udp | Kind::Echo => {
+                    self.on_datagram_readiness(now, event.token, event.readiness);
+                }
+                Kind::Commands | Kind::Housekeeping => {}
             }
         }
         if self.tap_ready {
@@ -223,6 +244,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 return;
             }
             let Some(token) = self.run_list.pop_front() else { return };
+            if token.kind != Kind::Tcp {
+                let table = if token.kind == Kind::Udp { &mut self.udp } else { &mut self.echo };
+                if let Some(flow) = table.get_mut(token) {
+                    flow.on_run_list = false;
+                    self.receive(now, token);
+                }
+                continue;
+            }
             self.with_tcp(token, |flow, io, actions| {
                 flow.on_run_list = false;
                 flow.read(now, io, actions);
@@ -254,7 +283,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                     });
                 }
                 Kind::Housekeeping => self.keep_house(now),
-                Kind::Tap | Kind::Commands | Kind::Udp | Kind::Echo => {}
+                Kind::Udp | Kind::Echo => self.on_mapping_deadline(now, token),
+                Kind::Tap | Kind::Commands => {}
             }
         }
         self.due = due;
@@ -290,9 +320,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         match self.trim_at {
             Some(at) if at <= now => {
                 self.io.pool.trim();
+                self.batch.release();
+                self.batch_used = false;
                 self.trim_at = None;
             }
-            None if self.io.pool.can_trim() => self.trim_at = Some(now + TRIM_AFTER),
+            None if self.io.pool.can_trim() || self.batch_used => {
+                self.trim_at = Some(now + TRIM_AFTER)
+            }
             _ => {}
         }
     }
@@ -334,10 +368,5 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.wheel.insert(deadline, token);
         }
         Some(result)
-    }
-
-    /// Counts a drop that is found outside of a frame's walk.
-    pub(super) fn drop_frame(&mut self, reason: DropReason) {
-        self.io.drop_frame(reason);
     }
 }

@@ -144,6 +144,16 @@ impl AddressPlan {
         }
     }
 
+    /// How the guest knows a host-side address: the host's loopback by the address that stands for
+    /// it, every other address as itself.
+    pub fn seen_by_guest(&self, address: IpAddr) -> IpAddr {
+        if !address.is_loopback() {
+            return address;
+        }
+        let stand_in = self.host_loopback.iter().find(|a| a.is_ipv4() == address.is_ipv4());
+        stand_in.copied().unwrap_or(address)
+    }
+
     /// The host-side address for a flow to `target`, if the plan forwards there.
     pub fn host_target(&self, target: SocketAddr) -> Option<SocketAddr> {
         match self.destination(target.ip()) {

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attach;
+pub mod doctor;
 mod facts;
 mod files;
 mod hints;

@@ -4,8 +4,10 @@
 //! descriptor or reads a clock (D7), and no room calls its sibling: the engine walks them.
 #![forbid(unsafe_code)]
 
+pub mod icmp;
 pub mod ip;
 pub mod link;
 pub mod services;
 pub mod tcp;
+pub mod udp;
 pub mod wire;

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod datagram;
 pub mod namespace;
 pub mod pages;
+pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod scm;

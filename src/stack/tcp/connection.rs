@@ -293,6 +293,8 @@ impl Connection {
         let seq = self.transmit.advance(1);
         self.transmit.fin = Some(seq);
         self.emit(seq, 0, Flags { fin: true, ..Flags::default() }, out);
+        // Until the FIN is acknowledged its retransmission shows whether the guest is alive.
+        self.timers.disarm(Timer::KeepAlive);
         self.ensure_retransmit_timer(now);
         self.check_host_close(out);
     }
@@ -426,7 +428,7 @@ impl Connection {
     }
 
     fn arm_persist(&mut self, now: Instant) {
-        let timeout = self.rtt.timeout().saturating_mul(1 << self.persist_backoff.min(8));
+        let timeout = self.rtt.timeout().saturating_mul(1 << self.persist_backoff.min(10));
         self.timers.arm(Timer::Persist, now + timeout.min(Duration::from_secs(60)));
     }
 

@@ -78,6 +78,8 @@ pub struct UdpHeader {
     pub hop_limit: u8,
     /// Identification for IPv4; matters only if the packet is fragmented afterwards.
     pub ident: u16,
+    /// IPv4's DF bit.
+    pub dont_fragment: bool,
     /// Payload bytes of one datagram if the payload is several of them (USO).
     pub segment_size: Option<u16>,
 }
@@ -118,10 +120,16 @@ impl TcpHeader {
             addresses,
             protocol::TCP,
             transport_len,
-            &UdpHeader { tos: 0, hop_limit: DEFAULT_HOP_LIMIT, ident: 0, segment_size: None },
+            &UdpHeader {
+                tos: 0,
+                hop_limit: DEFAULT_HOP_LIMIT,
+                ident: 0,
+                dont_fragment: true,
+                segment_size: None,
+            },
         );
         let needs_segmentation = payload_len > usize::from(self.segment_size);
-        let gso = needs_segmentation.then(|| match addresses.guest {
+        let gso = needs_segmentation.then_some(match addresses.guest {
             SocketAddr::V4(_) => Gso::Tcp4(self.segment_size),
             SocketAddr::V6(_) => Gso::Tcp6(self.segment_size),
         });
@@ -216,7 +224,7 @@ fn emit_ip(
             ip.set_total_len(total);
             ip.set_ident(fields.ident);
             ip.clear_flags();
-            ip.set_dont_frag(true);
+            ip.set_dont_frag(fields.dont_fragment);
             ip.set_frag_offset(0);
             ip.set_hop_limit(fields.hop_limit);
             ip.set_next_header(IpProtocol::from(protocol));
@@ -383,7 +391,13 @@ mod tests {
         let addresses = addresses("[fd74::100]:5353", "[2001:db8::7]:53");
         let mut buffer = vec![0u8; HEADROOM + 5];
         buffer[HEADROOM..].copy_from_slice(b"hello");
-        let header = UdpHeader { tos: 0xb9, hop_limit: 17, ident: 9, segment_size: None };
+        let header = UdpHeader {
+            tos: 0xb9,
+            hop_limit: 17,
+            ident: 9,
+            dont_fragment: true,
+            segment_size: None,
+        };
         let start = header.emit(&mut buffer, 5, &addresses, Checksum::Full);
         let ip = Ipv6Packet::new_checked(&buffer[start + 14..]).unwrap();
         assert_eq!((ip.traffic_class(), ip.hop_limit()), (0xb9, 17));

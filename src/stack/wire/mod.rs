@@ -7,11 +7,13 @@
 
 pub mod checksum;
 mod emit;
+mod packet;
 mod segment;
 mod udp;
 mod vnet;
 
 pub use emit::{Addresses, Checksum, HEADROOM, MAX_PAYLOAD, TcpHeader, UdpHeader};
+pub use packet::{IpHeader, fill_icmp_checksum, packet};
 pub use segment::{Flags, SackRanges, Segment};
 pub use smoltcp::wire as formats;
 pub use udp::Datagram;

@@ -147,7 +147,7 @@ pub fn recv_batch(fd: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
         let header = &header.msg_hdr;
         // The kernel names a source of the socket's own family for every datagram.
         let source = name.decode(header.msg_namelen).ok_or(io::ErrorKind::InvalidData)?;
-        let (marks, segment_size) = read(control.messages(header.msg_controllen as usize));
+        let (marks, segment_size) = read(control.messages(header.msg_controllen));
         let truncated = header.msg_flags & libc::MSG_TRUNC != 0;
         batch.received.push(Received { source, len, truncated, marks, segment_size });
     }

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Checks everything: what CI runs, and what README tells people to run.
+#
+#   contrib/check.sh          install what is missing (Debian, as root), then all checks and tests
+#   contrib/check.sh --quick  formatting, lints, documentation and unit tests only
+#
+# The integration tests make network namespaces and an unprivileged account, so they need root. As
+# an ordinary user the script runs the rest and says loudly what it left out.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+quick=no
+[ "${1:-}" = --quick ] && quick=yes
+
+# program:package
+needs=(
+    gcc:gcc ip:iproute2 nft:nftables newuidmap:uidmap setpriv:util-linux curl:curl dig:dnsutils
+    ping:iputils-ping tracepath:iputils-tracepath traceroute:traceroute mtr:mtr-tiny socat:socat
+    iperf3:iperf3 nginx:nginx-light python3:python3 dnsmasq:dnsmasq-base busybox:busybox-static
+    tcpdump:tcpdump openssl:openssl rdisc6:ndisc6
+)
+
+install_packages() {
+    local missing=() need
+    for need in "${needs[@]}"; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
+    done
+    [ ${#missing[@]} -eq 0 ] && return
+    if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+        echo "== installing: ${missing[*]}"
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            "${missing[@]}" >/dev/null
+    else
+        echo "missing packages (Debian names): ${missing[*]}" >&2
+        echo "install them, or run this script as root on Debian" >&2
+        exit 1
+    fi
+}
+
+step() {
+    echo "== $*"
+    "$@"
+}
+
+[ "$quick" = yes ] || install_packages
+PATH="$PATH:/usr/sbin:/sbin"
+
+step cargo fmt --check
+step cargo clippy --quiet --all-targets -- -D warnings
+RUSTDOCFLAGS="-D warnings" step cargo doc --quiet --no-deps --document-private-items
+
+if [ "$quick" = yes ]; then
+    step cargo test --quiet --lib
+    exit
+fi
+if [ "$(id -u)" -ne 0 ]; then
+    step cargo test --quiet --lib --test cli --test sim --test architecture
+    echo "NOT RUN: the integration tests, which make network namespaces; run this script as root" >&2
+    exit 1
+fi
+# Users' machines have it so (udev: static_node=net/tun, mode 0666).
+if [ ! -e /dev/net/tun ]; then
+    mkdir -p /dev/net
+    mknod /dev/net/tun c 10 200
+fi
+chmod 0666 /dev/net/tun
+step cargo test --no-fail-fast

@@ -1,0 +1,229 @@
+//! ICMP on the walk out: echo through ping sockets, path-MTU news from the guest, and the errors
+//! that tapway itself tells the guest.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::base::{DropReason, Instant, Mac};
+use crate::gate::Destination;
+use crate::stack::icmp::error::{Problem, Report, error_packet, path_mtu};
+use crate::stack::icmp::{echo, error};
+use crate::stack::ip::Packet;
+use crate::stack::ip::fragment::fragment;
+use crate::stack::udp::{Mapping, Timeouts};
+use crate::stack::wire::formats::{EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr};
+use crate::stack::wire::{ETHERNET_HEADER_LEN, protocol};
+use crate::sys::datagram::{Marks, Origin, Outgoing, SocketError};
+
+use super::datagram_flow::{DatagramFlow, MappingKey};
+use super::ports::{FramePort, SocketPort};
+use super::tcp_flow::TcpKey;
+use super::token::{Kind, Token};
+use super::worker::Worker;
+
+/// Errors taken from one socket's queue in a turn.
+const ERROR_BATCH: usize = 16;
+
+impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// An ICMP or ICMPv6 packet that is not neighbour discovery.
+    pub(super) fn on_icmp(
+        &mut self,
+        now: Instant,
+        source_mac: Mac,
+        packet: &Packet<'_>,
+        destination: Destination,
+    ) -> Result<(), DropReason> {
+        let ipv6 = packet.source.is_ipv6();
+        if let Some(news) = path_mtu(packet.payload, ipv6) {
+            return self.on_path_mtu(now, &news);
+        }
+        let ident = echo::request_ident(packet.payload, ipv6)?;
+        let address = match destination {
+            Destination::Host(address) => address,
+            _ => {
+                let reply = self.services.on_echo(packet.bytes)?;
+                self.send_packet(source_mac, &reply, usize::from(self.plan.mtu));
+                return Ok(());
+            }
+        };
+        let key = MappingKey {
+            guest: SocketAddr::new(packet.source, ident),
+            loopback: address.is_loopback(),
+        };
+        let token = match self.echo.find(&key) {
+            Some(token) => token,
+            None => match self.open_echo(now, source_mac, key) {
+                Ok(token) => token,
+                Err(reason) => {
+                    if reason == DropReason::PingForbidden {
+                        self.answer_problem(source_mac, Problem::Prohibited, packet.bytes);
+                    }
+                    return Err(reason);
+                }
+            },
+        };
+        let Some(flow) = self.echo.get_mut(token) else { return Err(DropReason::NoFlow) };
+        flow.mapping.on_outgoing(now, SocketAddr::new(address, 0));
+        if flow.dont_fragment != packet.dont_fragment {
+            flow.dont_fragment = packet.dont_fragment;
+            self.io.host.set_dont_fragment(&flow.socket, ipv6, packet.dont_fragment);
+        }
+        let outgoing = Outgoing {
+            target: SocketAddr::new(address, 0),
+            payload: packet.payload,
+            marks: Marks { tos: packet.tos, hop_limit: packet.hop_limit },
+            segment_size: None,
+        };
+        let sent = self.io.host.send_datagram(&flow.socket, &outgoing);
+        self.echo.touch(token);
+        self.settle_mapping(token);
+        match sent {
+            Ok(()) => Ok(()),
+            Err(error) => self.on_send_failure(now, token, source_mac, packet, &error),
+        }
+    }
+
+    fn open_echo(
+        &mut self,
+        now: Instant,
+        guest_mac: Mac,
+        key: MappingKey,
+    ) -> Result<Token, DropReason> {
+        if self.echo.is_full()
+            && let Some(oldest) = self.echo.oldest()
+        {
+            self.echo.remove(oldest);
+        }
+        let token = self.echo.next_token();
+        let socket = self.io.host.open_ping(token, key).map_err(|error| match error.kind() {
+            // ping(7): the caller's groups are not in net.ipv4.ping_group_range.
+            ErrorKind::PermissionDenied => DropReason::PingForbidden,
+            _ => DropReason::HostResources,
+        })?;
+        let flow = DatagramFlow::new(guest_mac, socket, Mapping::new(now, Timeouts::ECHO));
+        self.echo.insert(key, flow).ok_or(DropReason::FlowLimit)
+    }
+
+    /// The guest forwards for others behind a smaller MTU (RFC 1191 §6, RFC 8201 §4).
+    fn on_path_mtu(&mut self, now: Instant, news: &error::PathMtu) -> Result<(), DropReason> {
+        let headers = if news.guest.is_ipv4() { 40 } else { 60 };
+        let unknown = Err(DropReason::UnhandledIcmp);
+        match news.protocol {
+            protocol::TCP => {
+                let key = TcpKey { guest: news.guest, peer: news.peer };
+                let Some(token) = self.tcp.find(&key) else { return unknown };
+                let mss = u16::try_from(news.mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
+                self.with_tcp(token, |flow, io, actions| flow.on_path_mtu(now, mss, io, actions));
+                Ok(())
+            }
+            protocol::UDP => {
+                let key = MappingKey { guest: news.guest, loopback: false };
+                let Some(flow) = self.udp.find(&key).and_then(|token| self.udp.get_mut(token))
+                else {
+                    return unknown;
+                };
+                flow.path_mtu = Some(news.mtu as usize);
+                Ok(())
+            }
+            _ => unknown,
+        }
+    }
+
+    /// Takes what stands in the error queue of a mapping's socket and tells the guest.
+    pub(super) fn drain_errors(&mut self, now: Instant, token: Token) {
+        let _ = now;
+        let mut quoted = [0u8; 1280];
+        for _ in 0..ERROR_BATCH {
+            let (table, is_udp) = match token.kind {
+                Kind::Udp => (&mut self.udp, true),
+                _ => (&mut self.echo, false),
+            };
+            let Some((key, flow)) = table.get_with_key(token) else { return };
+            let guest_mac = flow.guest_mac;
+            let Some(error) = self.io.host.next_error(&flow.socket, &mut quoted) else { return };
+            let guest = key.guest;
+            let peer =
+                SocketAddr::new(self.plan.seen_by_guest(error.target.ip()), error.target.port());
+            let original = if is_udp {
+                error::original_udp(guest, peer, error.quoted)
+            } else {
+                let mut message = error.quoted.to_vec();
+                if message.len() < 8 {
+                    // The kernel's own errors quote nothing: an echo request without payload.
+                    message = vec![if guest.is_ipv4() { 8 } else { 128 }, 0, 0, 0, 0, 0, 0, 0];
+                }
+                echo::set_ident(&mut message, guest.port());
+                error::original_echo(guest.ip(), peer.ip(), &message)
+            };
+            let Some(original) = original else { continue };
+            let Some(report) = report_of(&error, guest.is_ipv6()) else { continue };
+            let source = error.offender.map(|address| self.plan.seen_by_guest(address));
+            let source = source.filter(|address| !address.is_loopback());
+            self.answer_report(guest_mac, source, report, &original);
+        }
+    }
+
+    /// Tells the guest by ICMP, from the gateway, what is wrong with its packet `original`.
+    pub(super) fn answer_problem(&mut self, guest_mac: Mac, problem: Problem, original: &[u8]) {
+        let ipv6 = original.first().is_some_and(|first| first >> 4 == 6);
+        self.answer_report(guest_mac, None, problem.report(ipv6), original);
+    }
+
+    /// Tells the guest by ICMP from `source`, or from the gateway without one.
+    pub(super) fn answer_report(
+        &mut self,
+        guest_mac: Mac,
+        source: Option<IpAddr>,
+        report: Report,
+        original: &[u8],
+    ) {
+        let ipv6 = original.first().is_some_and(|first| first >> 4 == 6);
+        let gateway = match ipv6 {
+            false => self.plan.v4.map(|v4| IpAddr::V4(v4.gateway)),
+            true => self.plan.v6.map(|v6| IpAddr::V6(v6.gateway)),
+        };
+        let Some(source) = source.or(gateway) else { return };
+        if let Some(packet) = error_packet(source, report, original) {
+            self.send_packet(guest_mac, &packet, usize::from(self.plan.mtu));
+        }
+    }
+
+    /// Sends a complete IP packet to the guest, in fragments if it exceeds `mtu`.
+    pub(super) fn send_packet(&mut self, guest_mac: Mac, packet: &[u8], mtu: usize) {
+        self.fragment_ident = self.fragment_ident.wrapping_add(1);
+        let mut pieces = Vec::new();
+        if let Err(reason) = fragment(packet, mtu, self.fragment_ident, &mut pieces) {
+            return self.io.drop_frame(reason);
+        }
+        let ipv6 = packet.first().is_some_and(|first| first >> 4 == 6);
+        let ethertype = if ipv6 { EthernetProtocol::Ipv6 } else { EthernetProtocol::Ipv4 };
+        for piece in pieces {
+            let mut frame = vec![0; ETHERNET_HEADER_LEN];
+            EthernetRepr {
+                src_addr: EthernetAddress(self.io.gateway_mac.0),
+                dst_addr: EthernetAddress(guest_mac.0),
+                ethertype,
+            }
+            .emit(&mut EthernetFrame::new_unchecked(&mut frame[..]));
+            frame.extend(piece);
+            self.io.write_plain(&frame);
+        }
+    }
+}
+
+/// What the guest is to be told of `error`: the network's own words if they came by ICMP, the
+/// meaning of the errno if the host's kernel found it.
+fn report_of(error: &SocketError<'_>, ipv6: bool) -> Option<Report> {
+    match error.origin {
+        Origin::Icmp | Origin::Icmp6 => {
+            let too_big = error.errno == libc::EMSGSIZE;
+            let mtu = if too_big { error.info } else { 0 };
+            Some(Report { kind: error.kind, code: error.code, mtu })
+        }
+        Origin::Local if error.errno == libc::EMSGSIZE => {
+            Some(Problem::TooBig(error.info).report(ipv6))
+        }
+        Origin::Local => Problem::from_errno(error.errno).map(|problem| problem.report(ipv6)),
+        Origin::Other(_) => None,
+    }
+}
