@@ -43,7 +43,7 @@ fn bad_options_are_named() {
         (&["--outbound-interface", "nosuch0"], &["--outbound-interface nosuch0"]),
         (&["--name", "a b"], &["--name", "a b"]),
         (&["--threads", "0"], &["--threads", "0"]),
-        (&["--threads", "257"], &["--threads 257"]),
+        (&["--threads", "2"], &["--threads 2", "one worker"]),
         (&["--log-level", "loud"], &["--log-level", "loud"]),
     ];
     for (options, words) in bad {
