@@ -204,12 +204,16 @@ fn an_interactive_shell_in_the_guest_has_the_terminal_to_itself() {
     terminal.shows("inner> ");
 
     // Ctrl-Z is a matter of the inner shell too.
-    terminal.enter("sh -c 'echo go; exec sleep 1000'");
-    terminal.shows("go\r\n");
+    terminal.enter("cat");
+    terminal.enter("one");
+    terminal.shows("one\r\n");
     terminal.keys(CTRL_Z);
     terminal.shows("Stopped");
     terminal.shows("inner> ");
-    terminal.enter("kill -KILL %1; wait");
+    terminal.enter("fg");
+    terminal.enter("two");
+    terminal.shows("two\r\n");
+    terminal.keys(CTRL_D);
     terminal.shows("inner> ");
 
     // The inner shell as a job of the outer one.

@@ -283,26 +283,26 @@ fn is_for_command(info: &siginfo, command: Pid) -> bool {
 
 /// Takes note of what happened to the command: its final status, if it has ended.
 fn collect(pid: Pid) -> io::Result<Option<u8>> {
-    let mut stopped_with_it = false;
+    let mut stopped_in = None;
     loop {
         match process::next_event(pid)? {
-            None if stopped_with_it => {
-                // Somebody has woken us and not the command. (A shell wakes both at once; to wake
-                // the command again later could undo a Ctrl-Z that follows close behind.)
-                let _ = kill(pid, Signal::SIGCONT);
-                stopped_with_it = false;
-            }
-            None => return Ok(None),
-            Some(ChildEvent::Continued) => stopped_with_it = false,
             Some(ChildEvent::Exited(status)) => return Ok(Some(status)),
             // The shells' convention; real-time signals end at 64.
             Some(ChildEvent::Killed(signal)) => return Ok(Some(128 + signal)),
             Some(ChildEvent::Stopped(signal)) => {
-                let foreground = foreground_group();
+                stopped_in = Some(foreground_group());
                 stop_like(signal)?;
-                give_terminal_back(pid, foreground);
-                stopped_with_it = true;
             }
+            Some(ChildEvent::Continued) => stopped_in = None,
+            // Somebody has woken us, and only us. (Continuing a command that runs again already might
+            // undo the next stop, if that came as quickly.)
+            None => match stopped_in.take() {
+                Some(foreground) => {
+                    give_terminal_back(pid, foreground);
+                    let _ = kill(pid, Signal::SIGCONT);
+                }
+                None => return Ok(None),
+            },
         }
     }
 }

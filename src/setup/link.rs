@@ -155,6 +155,8 @@ fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
         message.header.flags = AddressHeaderFlags::Nodad;
         let what = format!("give {ifname} the address {}/{}", v6.guest, v6.prefix);
         add(Need::WhereV6Works, what, RouteNetlinkMessage::NewAddress(message));
+        // By the gateway's global address: the guest then asks for it from its own global address,
+        // which is never tentative, as its link-local one is where /proc/sys is read-only.
         let what = format!("route IPv6 by way of {}", v6.gateway);
         add(Need::WhereV6Works, what, default_route(index, v6.gateway.into()));
     }

@@ -66,7 +66,7 @@ pub enum ChildEvent {
     Killed(u8),
     /// This signal stopped it.
     Stopped(Signal),
-    /// It was stopped and goes on.
+    /// It goes on after a stop.
     Continued,
 }
 
