@@ -8,9 +8,11 @@
 //! tell the difference.
 #![expect(unreachable_pub, reason = "everything here is for this test alone")]
 
+mod frames;
 mod guest;
 mod guest_kernel;
 mod host;
+mod hostile;
 mod link;
 mod rng;
 mod streams;
