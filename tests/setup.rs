@@ -165,7 +165,7 @@ fn the_command_inherits_nothing_of_ours() {
     // Whatever the caller left open is the command's, as with any other program; nothing is added.
     let script = "ls /proc/self/fd";
     let outside = user("sh").args(["-c", script]).output().unwrap();
-    assert_eq!(inside(&["--threads", "2"], script).as_bytes(), outside.stdout);
+    assert_eq!(inside(&[], script).as_bytes(), outside.stdout);
     let script = "grep -E 'Sig(Blk|Ign)|Cap(Inh|Amb)|NoNewPrivs' /proc/self/status";
     let outside = user("sh").args(["-c", script]).output().unwrap();
     assert_eq!(inside(&[], script).as_bytes(), outside.stdout);
@@ -403,10 +403,10 @@ fn an_interface_has_one_tapway() {
 #[test]
 fn a_persistent_tap_is_used_and_left() {
     let target = bare_namespace();
-    for (flags, queues) in [("", "1"), ("multi_queue", "2")] {
+    for flags in ["", "multi_queue"] {
         let make = format!("ip tuntap add dev tap0 mode tap {flags}");
         assert_eq!(in_namespace_of(&target, &make).status, Some(0));
-        let tapway = attach(&target, &["--threads", queues]);
+        let tapway = attach(&target, &[]);
         let text = in_namespace_of(&target, "ip -o addr show tap0").stdout;
         assert!(text.contains("10.0.2.100/24"), "{text}");
         if flags == "multi_queue" {
