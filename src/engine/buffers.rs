@@ -49,6 +49,11 @@ impl Pool {
         }
     }
 
+    /// Slabs that are lent.
+    pub(super) fn in_use(&self) -> usize {
+        self.in_use
+    }
+
     /// Whether [`Pool::take`] would refuse.
     pub(super) fn is_exhausted(&self) -> bool {
         self.in_use >= self.limit

@@ -127,8 +127,6 @@ impl SocketPort for HostSockets {
     fn connect(&mut self, token: Token, target: SocketAddr, marks: Marks) -> io::Result<Socket> {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
-        // The guest's kernel has already decided what to hold back (Nagle).
-        socket.set_tcp_nodelay(true)?;
         apply_marks(&socket, target, marks)?;
         self.outbound.apply(&socket, target.ip())?;
         match socket.connect(&target.into()) {
@@ -177,6 +175,11 @@ impl SocketPort for HostSockets {
     fn reset(&mut self, stream: Socket) {
         // Fails for Unix sockets only, where closing is enough.
         let _ = stream.set_linger(Some(Duration::ZERO));
+    }
+
+    fn no_delay(&mut self, stream: &Socket) {
+        // Unix sockets refuse: they never delay.
+        let _ = stream.set_tcp_nodelay(true);
     }
 
     fn keep_alive(&mut self, stream: &Socket) {

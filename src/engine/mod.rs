@@ -31,4 +31,4 @@ pub use flow_table::FlowTable;
 pub use io::{Counters, Limits};
 pub use tcp_flow::TcpKey;
 pub use wheel::Wheel;
-pub use worker::{Options, Worker};
+pub use worker::{Held, Options, Worker};

@@ -80,6 +80,9 @@ pub trait SocketPort {
     /// Closes with a reset, discarding what is unsent.
     fn reset(&mut self, stream: Self::Stream);
 
+    /// Sends small pieces at once from now on (TCP_NODELAY).
+    fn no_delay(&mut self, stream: &Self::Stream);
+
     /// Has the kernel probe the connection from now on.
     fn keep_alive(&mut self, stream: &Self::Stream);
 

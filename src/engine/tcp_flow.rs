@@ -26,6 +26,9 @@ pub struct TcpKey {
 /// Frames read from one socket before others get their turn.
 const READ_BUDGET: usize = 8;
 
+/// What surely fits one segment on any path (RFC 9293 §3.7.1, the default send MSS).
+const MIN_SEGMENT: usize = 536;
+
 /// Why a connection attempt ended without a connection.
 pub(super) struct ConnectFailure(pub(super) io::Error);
 
@@ -39,6 +42,9 @@ pub(super) struct TcpFlow<S: SocketPort> {
     writable: bool,
     /// EOF stands behind the bytes that are readable.
     closed: bool,
+    /// What was sent to the host so far, and whether its kernel was told not to hold back.
+    first_send: bool,
+    no_delay: bool,
     backlog: Backlog,
     sent: RetransmitQueue,
     /// The earliest entry in the timer wheel.
@@ -64,6 +70,8 @@ impl<S: SocketPort> TcpFlow<S> {
             readable: false,
             writable: false,
             closed: false,
+            first_send: true,
+            no_delay: false,
             backlog: Backlog::default(),
             sent: RetransmitQueue::default(),
             wheel_entry: None,
@@ -220,31 +228,58 @@ impl<S: SocketPort> TcpFlow<S> {
                     self.machine.on_host_eof(now, actions);
                     return self.perform(&[], io, actions);
                 }
-                Ok(len) => {
+                Ok(mut len) => {
+                    let mut failure = None;
+                    while self.closed && len < capacity && failure.is_none() {
+                        // The last bytes and the FIN go in one segment.
+                        match io.host.recv(stream, &mut slab[HEADROOM + len..HEADROOM + capacity]) {
+                            Ok(0) => {
+                                self.readable = false;
+                                self.machine.on_host_data_and_eof(now, len as u32, actions);
+                                return self.emit_new(slab, len, io, actions);
+                            }
+                            Ok(more) => len += more,
+                            Err(error) => failure = Some(error),
+                        }
+                    }
                     // A short read has emptied the socket (epoll(7)), unless EOF is behind it.
                     self.readable = len == capacity || self.closed;
                     // At most `MAX_PAYLOAD`.
                     self.machine.on_host_data(now, len as u32, len < capacity, actions);
                     self.emit_new(slab, len, io, actions);
+                    if let Some(error) = failure {
+                        return self.read_failed(now, &error, io, actions);
+                    }
                     if !self.readable {
                         return;
                     }
                 }
                 Err(error) => {
                     io.pool.give_back(slab);
-                    match error.kind() {
-                        ErrorKind::WouldBlock => {
-                            self.readable = false;
-                            self.machine.on_host_waiting(now, false);
-                        }
-                        ErrorKind::Interrupted => continue,
-                        _ => {
-                            self.machine.on_host_reset(actions);
-                            self.perform(&[], io, actions);
-                        }
-                    }
-                    return;
+                    return self.read_failed(now, &error, io, actions);
                 }
+            }
+        }
+    }
+
+    /// There is nothing to read for now, or the connection is over.
+    fn read_failed<F: FramePort>(
+        &mut self,
+        now: Instant,
+        error: &io::Error,
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        match error.kind() {
+            ErrorKind::WouldBlock => {
+                self.readable = false;
+                self.machine.on_host_waiting(now, false);
+            }
+            // `readable` stays, so the worker comes back.
+            ErrorKind::Interrupted => {}
+            _ => {
+                self.machine.on_host_reset(actions);
+                self.perform(&[], io, actions);
             }
         }
     }
@@ -257,18 +292,14 @@ impl<S: SocketPort> TcpFlow<S> {
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
     ) {
-        for action in actions.drain(..) {
-            if let Action::Emit(emit) = action {
-                let start = tcp_header(&emit).emit(
-                    &mut slab,
-                    len,
-                    &self.addresses(io.gateway_mac),
-                    io.checksum,
-                );
-                io.write(&[IoSlice::new(&slab[start..HEADROOM + len])]);
-            }
+        if let Some(&Action::Emit(emit)) = actions.first() {
+            actions.remove(0);
+            let addresses = self.addresses(io.gateway_mac);
+            let start = tcp_header(&emit).emit(&mut slab, len, &addresses, io.checksum);
+            io.write(&[IoSlice::new(&slab[start..HEADROOM + len])]);
         }
         self.sent.push(slab, len, &mut io.pool);
+        self.perform(&[], io, actions);
     }
 
     /// Performs `actions` in order; `payload` is that of the segment at hand.
@@ -289,7 +320,9 @@ impl<S: SocketPort> TcpFlow<S> {
                 }
                 Action::Release { len } => self.sent.release(len, &mut io.pool),
                 Action::ShutdownWrite => {
-                    if let Some(stream) = &self.stream {
+                    // Closing says FIN as well.
+                    let closing = actions.get(next) == Some(&Action::CloseHost);
+                    if let Some(stream) = self.stream.as_ref().filter(|_| !closing) {
                         io.host.shutdown_write(stream);
                     }
                 }
@@ -335,6 +368,13 @@ impl<S: SocketPort> TcpFlow<S> {
             && self.writable
             && let Some(stream) = &self.stream
         {
+            // The guest's kernel has already decided what to hold back (Nagle). The first piece,
+            // if it fits one segment, leaves at once in any case.
+            if !self.no_delay && (!self.first_send || bytes.len() > MIN_SEGMENT) {
+                self.no_delay = true;
+                io.host.no_delay(stream);
+            }
+            self.first_send = false;
             match io.host.send(stream, &[IoSlice::new(bytes)]) {
                 Ok(count) => taken = count,
                 Err(error) => {

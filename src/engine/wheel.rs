@@ -2,7 +2,8 @@
 //!
 //! Entries are never moved or cancelled. A flow keeps its own earliest entry in mind, lets an
 //! entry that came too early fire, and inserts again: a retransmission time-out that is pushed
-//! back with every acknowledgment costs nothing until it would fire.
+//! back with every acknowledgment costs nothing until it would fire. When entries that
+//! nobody waits for any more have become too many, the owner clears the wheel and inserts anew.
 
 use crate::base::Instant;
 
@@ -40,6 +41,20 @@ impl<T: Copy> Wheel<T> {
     /// Whether nothing is due ever.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Forgets every entry, and the memory that they took.
+    pub fn clear(&mut self) {
+        for level in &mut self.levels {
+            level.occupied = 0;
+            level.slots = std::array::from_fn(|_| Vec::new());
+        }
+        self.len = 0;
     }
 
     /// Adds `value`, due at `at`, or at the next tick if that has passed. It never fires early.

@@ -39,6 +39,9 @@ const DATAGRAM_BATCH: usize = 16;
 /// Free slabs are given back this long after the first of them became free for good.
 const TRIM_AFTER: Duration = Duration::from_secs(2);
 
+/// Timer entries, beside two for each flow, from which on the wheel is filled anew.
+const SPARE_TIMERS: usize = 4096;
+
 /// Longest frame that a TAP delivers: virtio-net and Ethernet headers and 64 KiB of IP packet.
 const FRAME_LEN: usize = VNET_HEADER_LEN + ETHERNET_HEADER_LEN + 4 + 65_536;
 
@@ -53,6 +56,19 @@ pub struct Options {
     pub limits: Limits,
     /// Randomness for sequence numbers and hash keys.
     pub seed: u64,
+}
+
+/// What a worker holds for its guest beside the flows themselves; all of it is bounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Slabs of 64 KiB in retransmission queues.
+    pub slabs: usize,
+    /// Bytes from the guest that wait for host sockets.
+    pub backlog_bytes: usize,
+    /// Bytes of incomplete packets, bookkeeping included.
+    pub reassembly_bytes: usize,
+    /// Entries in the timer wheel, those that nobody waits for any more included.
+    pub timers: usize,
 }
 
 /// The worker. Generic over its two edges, so that the simulator drives the very same code.
@@ -163,6 +179,16 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.tcp.len() + self.udp.len() + self.echo.len()
     }
 
+    /// What is held beside the flows themselves.
+    pub fn held(&self) -> Held {
+        Held {
+            slabs: self.io.pool.in_use(),
+            backlog_bytes: self.io.backlog_bytes,
+            reassembly_bytes: self.reassembly.bytes(),
+            timers: self.wheel.len(),
+        }
+    }
+
     /// How long [`SocketPort::wait`] may sleep; `None` is for ever.
     pub fn timeout(&self, now: Instant) -> Option<Duration> {
         if !self.run_list.is_empty() && !self.io.pool.is_exhausted() {
@@ -198,7 +224,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.read_frames(now)?;
         }
         self.run_flows(now);
-        self.flush_acknowledgments(now);
+        self.flush_acknowledgments(false);
         self.run_timers(now);
         self.trim(now);
         Ok(())
@@ -259,14 +285,25 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    fn flush_acknowledgments(&mut self, now: Instant) {
-        let _ = now;
-        while let Some(token) = self.ack_list.pop() {
-            self.with_tcp(token, |flow, io, actions| {
-                flow.on_ack_list = false;
-                flow.flush(io, actions);
+    /// Sends the acknowledgments that nothing else will carry: to be called before a wait.
+    pub fn before_wait(&mut self) {
+        self.flush_acknowledgments(true);
+    }
+
+    /// Sends acknowledgments that are owed, either all or those that cannot wait for data.
+    fn flush_acknowledgments(&mut self, all: bool) {
+        let mut list = std::mem::take(&mut self.ack_list);
+        list.retain(|&token| {
+            let waits = self.tcp.get_mut(token).is_some_and(|flow| {
+                flow.on_ack_list = flow.machine.ack_owed() && !flow.machine.ack_pressing() && !all;
+                flow.on_ack_list
             });
-        }
+            if !waits {
+                self.with_tcp(token, |flow, io, actions| flow.flush(io, actions));
+            }
+            waits
+        });
+        self.ack_list.append(&mut list);
     }
 
     fn run_timers(&mut self, now: Instant) {
@@ -288,7 +325,37 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
         }
         self.due = due;
-        self.flush_acknowledgments(now);
+        self.flush_acknowledgments(false);
+        self.sweep_timers();
+    }
+
+    /// Entries of flows that are gone, or that look at a later time again, must not pile up: a
+    /// keep-alive entry stands for two hours. Filling the wheel anew costs as much as the entries
+    /// that it rids us of.
+    fn sweep_timers(&mut self) {
+        if self.wheel.len() <= 2 * self.flow_count() + SPARE_TIMERS {
+            return;
+        }
+        self.wheel.clear();
+        self.housekeeping_entry = None;
+        self.schedule_housekeeping();
+        let tokens: Vec<Token> = self.tcp.iter().map(|(token, ..)| token).collect();
+        for token in tokens {
+            let Some(flow) = self.tcp.get_mut(token) else { continue };
+            flow.wheel_entry = flow.machine.next_deadline();
+            if let Some(deadline) = flow.wheel_entry {
+                self.wheel.insert(deadline, token);
+            }
+        }
+        for table in [&mut self.udp, &mut self.echo] {
+            let tokens: Vec<Token> = table.iter().map(|(token, ..)| token).collect();
+            for token in tokens {
+                let Some(flow) = table.get_mut(token) else { continue };
+                let deadline = flow.mapping.deadline();
+                flow.wheel_entry = Some(deadline);
+                self.wheel.insert(deadline, token);
+            }
+        }
     }
 
     /// Timers of the services.

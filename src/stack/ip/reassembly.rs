@@ -189,6 +189,11 @@ impl Reassembly {
         self.entries.iter().map(|entry| entry.deadline).min()
     }
 
+    /// Bytes held, with the price of each piece; at most [`MAX_BYTES`].
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// How many packets were given up for lack of room since this was last asked
     /// ([`DropReason::FragmentLimit`]).
     pub fn take_evicted(&mut self) -> u64 {

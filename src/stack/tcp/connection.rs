@@ -47,6 +47,10 @@ const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(2 * 3600);
 /// How long a half-closed one may: a guest that dropped its orphaned socket (FIN-WAIT-2 time-out,
 /// 60 s on Linux) tells so only when asked.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(75);
+/// Bytes whose acknowledgment may wait until the worker has nothing else to do, so that the answer
+/// to a small request carries it. Less than two segments of a usual size (RFC 9293 §3.8.6.3), and
+/// far less than a window.
+const ACK_PATIENCE: i32 = 2048;
 /// Unanswered probes before an idle connection is given up (Linux's tcp_keepalive_probes).
 const MAX_PROBES: u32 = 9;
 /// Unanswered probes of a closed window before the connection is given up: with the back-off some
@@ -74,6 +78,8 @@ pub struct Connection {
     /// When the guest was last heard of.
     pub(super) heard: Instant,
     pub(super) ack_owed: bool,
+    /// What was last acknowledged to the guest.
+    last_ack: Seq,
     /// The host socket has bytes or EOF that were not read for lack of window.
     host_waiting: bool,
     /// The edge read EOF. Our FIN is sent, or will be when the guest completes the handshake.
@@ -111,6 +117,7 @@ impl Connection {
             probes: 0,
             heard: now,
             ack_owed: false,
+            last_ack: syn.seq + 1,
             host_waiting: false,
             host_eof: false,
             host_closed: false,
@@ -265,6 +272,20 @@ impl Connection {
         self.check_persist(now);
     }
 
+    /// As [`Connection::on_host_data`], and EOF stands right behind the `len` bytes: one segment
+    /// carries them and our FIN.
+    pub fn on_host_data_and_eof(&mut self, now: Instant, len: u32, out: &mut Vec<Action>) {
+        if len == 0 || !self.may_send() {
+            return;
+        }
+        self.host_waiting = false;
+        self.host_eof = true;
+        self.timers.disarm(Timer::Persist);
+        let seq = self.transmit.advance(len);
+        self.rtt.sent(now, self.transmit.nxt);
+        self.emit_fin(now, seq, len, out);
+    }
+
     /// The edge read EOF: our FIN goes to the guest.
     pub fn on_host_eof(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.host_waiting = false;
@@ -285,14 +306,19 @@ impl Connection {
 
     /// Sends our FIN behind everything that was sent before.
     pub(super) fn send_fin(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.emit_fin(now, self.transmit.nxt, 0, out);
+    }
+
+    /// A segment with `len` bytes from `seq` up to SND.NXT, and our FIN.
+    fn emit_fin(&mut self, now: Instant, seq: Seq, len: u32, out: &mut Vec<Action>) {
         self.state = match self.state {
             State::Established => State::FinWait1,
             State::CloseWait => State::LastAck,
             _ => return,
         };
-        let seq = self.transmit.advance(1);
-        self.transmit.fin = Some(seq);
-        self.emit(seq, 0, Flags { fin: true, ..Flags::default() }, out);
+        self.transmit.fin = Some(self.transmit.advance(1));
+        let flags = Flags { fin: true, psh: len > 0, ..Flags::default() };
+        self.emit(seq, len, flags, out);
         // Until the FIN is acknowledged its retransmission shows whether the guest is alive.
         self.timers.disarm(Timer::KeepAlive);
         self.ensure_retransmit_timer(now);
@@ -518,6 +544,18 @@ impl Connection {
         self.ack_owed
     }
 
+    /// Whether that acknowledgment should not wait for data to carry it, not even for the moment
+    /// until the worker is idle: it repeats one (the guest may have lost something), reports more
+    /// than a little data, or belongs to a connection that is opening or closing.
+    pub fn ack_pressing(&self) -> bool {
+        let unreported = self.last_ack.distance(self.receive.nxt);
+        self.ack_owed
+            && (unreported <= 0
+                || unreported > ACK_PATIENCE
+                || self.receive.fin != GuestFin::Open
+                || self.state != State::Established)
+    }
+
     /// Sends the acknowledgment that is still owed at the end of a batch, if no data carried it.
     pub fn flush(&mut self, out: &mut Vec<Action>) {
         if self.ack_owed {
@@ -527,6 +565,7 @@ impl Connection {
 
     pub(super) fn emit(&mut self, seq: Seq, len: u32, flags: Flags, out: &mut Vec<Action>) {
         self.ack_owed = false;
+        self.last_ack = self.receive.nxt;
         let window = self.receive.advertise(self.scaled);
         out.push(Action::Emit(Emit {
             seq,

@@ -78,6 +78,33 @@ impl Batch {
         self.datagrams().nth(index)
     }
 
+    /// Forgets the datagrams; the memory stays.
+    pub fn clear(&mut self) {
+        self.received.clear();
+    }
+
+    /// Adds a datagram from elsewhere than a socket, for an edge that has none; whether there was
+    /// a slot left. What a slot cannot hold is cut off, as the kernel does.
+    ///
+    /// # Errors
+    /// `ENOMEM` if there is no memory for the slots.
+    pub fn push(&mut self, source: SocketAddr, marks: Marks, payload: &[u8]) -> io::Result<bool> {
+        let (index, headroom, stride) = (self.received.len(), self.headroom, self.stride());
+        if index >= self.slots {
+            return Ok(false);
+        }
+        let memory = match &mut self.memory {
+            Some(memory) => memory,
+            none => none.insert(Pages::new(self.slots * stride)?),
+        };
+        let len = payload.len().min(PAYLOAD_LEN);
+        let start = index * stride + headroom;
+        memory[start..start + len].copy_from_slice(&payload[..len]);
+        let truncated = len < payload.len();
+        self.received.push(Received { source, len, truncated, marks, segment_size: None });
+        Ok(true)
+    }
+
     /// Forgets the datagrams and gives their memory back to the kernel; for when traffic stops.
     pub fn release(&mut self) {
         self.memory = None;

@@ -1,0 +1,186 @@
+//! What the guest's kernel does between its stack and the TAP: it finishes checksums that are owed
+//! and cuts frames that are larger than the MTU, guided by the virtio-net header alone; and it
+//! leaves both to the reader of the TAP in the other direction.
+//!
+//! Every field of the header that the kernel would act on is checked against the frame, so that a
+//! frame which only happens to work is a failure here.
+
+use tapway::stack::wire::formats::{
+    EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
+};
+use tapway::stack::wire::{Gso, VNET_HEADER_LEN, VnetHeader, checksum};
+
+use crate::rng::Rng;
+
+const ETHERNET: usize = 14;
+
+/// Where the headers of a frame lie and what they say.
+struct Layout {
+    ipv4: bool,
+    protocol: u8,
+    transport_at: usize,
+}
+
+fn layout(frame: &[u8]) -> Option<Layout> {
+    let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let ip = Ipv4Packet::new_checked(ethernet.payload()).ok()?;
+            let whole = !ip.more_frags() && ip.frag_offset() == 0;
+            whole.then(|| Layout {
+                ipv4: true,
+                protocol: ip.next_header().into(),
+                transport_at: ETHERNET + usize::from(ip.header_len()),
+            })
+        }
+        EthernetProtocol::Ipv6 => {
+            let ip = Ipv6Packet::new_checked(ethernet.payload()).ok()?;
+            Some(Layout {
+                ipv4: false,
+                protocol: ip.next_header().into(),
+                transport_at: ETHERNET + 40,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// The pseudo-header sum of a frame's transport packet, and the length of the packet.
+fn pseudo_sum(frame: &[u8], layout: &Layout) -> (u32, usize) {
+    let (source, target, len) = if layout.ipv4 {
+        let ip = Ipv4Packet::new_unchecked(&frame[ETHERNET..]);
+        (ip.src_addr().into(), ip.dst_addr().into(), ip.payload().len())
+    } else {
+        let ip = Ipv6Packet::new_unchecked(&frame[ETHERNET..]);
+        (ip.src_addr().into(), ip.dst_addr().into(), ip.payload().len())
+    };
+    (checksum::pseudo_header(source, target, layout.protocol, len as u32), len)
+}
+
+/// Takes a frame off the TAP: the frames that the guest's stack sees of it, each complete.
+pub fn from_engine(bytes: &[u8], vnet_header: bool, mtu: usize) -> Vec<Vec<u8>> {
+    if !vnet_header {
+        assert!(bytes.len() <= ETHERNET + mtu, "a frame beyond the MTU without offload");
+        return vec![bytes.to_vec()];
+    }
+    let vnet = VnetHeader::parse(bytes).expect("a virtio-net header that fits its frame");
+    let mut frame = bytes[VNET_HEADER_LEN..].to_vec();
+    let Some((start, offset)) = vnet.partial_checksum else {
+        assert!(frame.len() <= ETHERNET + mtu, "a frame beyond the MTU without offload");
+        assert_eq!(vnet.gso, None, "segmentation needs a partial checksum");
+        return vec![frame];
+    };
+    let layout = layout(&frame).expect("a checksum is owed on something that has none");
+    let field = match layout.protocol {
+        6 => 16,
+        17 => 6,
+        other => panic!("a checksum is owed on protocol {other}"),
+    };
+    assert_eq!(usize::from(start), layout.transport_at, "csum_start");
+    assert_eq!(usize::from(offset), field, "csum_offset");
+    let at = layout.transport_at + field;
+    let owed = u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let (pseudo, len) = pseudo_sum(&frame, &layout);
+    assert_eq!(owed, checksum::fold(pseudo), "the field must hold the pseudo-header sum");
+    assert_eq!(layout.transport_at + len, frame.len(), "the IP length must be the frame's");
+    if let Some(gso) = vnet.gso {
+        return cut(&frame, &layout, gso, usize::from(vnet.header_len), mtu);
+    }
+    assert!(frame.len() <= ETHERNET + mtu, "a frame beyond the MTU without segmentation");
+    fill(&mut frame, &layout, field);
+    vec![frame]
+}
+
+fn fill(frame: &mut [u8], layout: &Layout, field: usize) {
+    let at = layout.transport_at + field;
+    frame[at..at + 2].fill(0);
+    let (pseudo, len) = pseudo_sum(frame, layout);
+    let packet = &frame[layout.transport_at..layout.transport_at + len];
+    let sum = match !checksum::fold(pseudo + checksum::sum(packet)) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Segmentation as `tcp_gso_segment` does it: sequence numbers move on, FIN and PSH stay with the
+/// last segment, IPv4 identifications count up.
+fn cut(frame: &[u8], layout: &Layout, gso: Gso, header_len: usize, mtu: usize) -> Vec<Vec<u8>> {
+    let size = match gso {
+        Gso::Tcp4(size) => {
+            assert!(layout.ipv4 && layout.protocol == 6, "gso_type");
+            size
+        }
+        Gso::Tcp6(size) => {
+            assert!(!layout.ipv4 && layout.protocol == 6, "gso_type");
+            size
+        }
+        Gso::Udp(_) => panic!("nothing here sends UDP in batches"),
+    };
+    let size = usize::from(size);
+    let tcp = TcpPacket::new_checked(&frame[layout.transport_at..]).expect("a TCP header");
+    let headers = layout.transport_at + usize::from(tcp.header_len());
+    assert_eq!(header_len, headers, "hdr_len");
+    let payload = &frame[headers..];
+    assert!(payload.len() > size, "segmentation of what fits one segment");
+    assert!(headers - ETHERNET + size <= mtu, "gso_size beyond the MTU");
+    let count = payload.chunks(size).count();
+    let piece = |(index, bytes): (usize, &[u8])| {
+        let mut piece = frame[..headers].to_vec();
+        piece.extend_from_slice(bytes);
+        let ip_len = piece.len() - ETHERNET;
+        if layout.ipv4 {
+            let mut ip = Ipv4Packet::new_unchecked(&mut piece[ETHERNET..]);
+            ip.set_total_len(ip_len as u16);
+            ip.set_ident(ip.ident().wrapping_add(index as u16));
+            ip.fill_checksum();
+        } else {
+            let mut ip = Ipv6Packet::new_unchecked(&mut piece[ETHERNET..]);
+            ip.set_payload_len(ip_len as u16 - 40);
+        }
+        let mut tcp = TcpPacket::new_unchecked(&mut piece[layout.transport_at..]);
+        tcp.set_seq_number(tcp.seq_number() + index * size);
+        if index + 1 < count {
+            tcp.set_fin(false);
+            tcp.set_psh(false);
+        }
+        fill(&mut piece, layout, 16);
+        piece
+    };
+    payload.chunks(size).enumerate().map(piece).collect()
+}
+
+/// Puts a complete frame of the guest's stack on the TAP. With a virtio-net header, its checksum
+/// may be left to the reader, or vouched for, as the kernel does by the frame's origin.
+pub fn to_engine(mut frame: Vec<u8>, vnet_header: bool, rng: &mut Rng) -> Vec<u8> {
+    if !vnet_header {
+        return frame;
+    }
+    let mut header = VnetHeader::default();
+    if let Some(layout) = layout(&frame)
+        && let Some(field) = match IpProtocol::from(layout.protocol) {
+            IpProtocol::Tcp => Some(16),
+            IpProtocol::Udp => Some(6),
+            _ => None,
+        }
+    {
+        // Damaged on the way: nobody vouches for it.
+        let (pseudo, len) = pseudo_sum(&frame, &layout);
+        let packet = &frame[layout.transport_at..layout.transport_at + len];
+        let good = checksum::fold(pseudo + checksum::sum(packet)) == 0xffff;
+        match rng.range(0, 2) {
+            _ if !good => {}
+            0 => header.checksum_valid = true,
+            1 => {
+                let at = layout.transport_at + field;
+                frame[at..at + 2].copy_from_slice(&checksum::fold(pseudo).to_be_bytes());
+                header.partial_checksum = Some((layout.transport_at as u16, field as u16));
+            }
+            _ => {}
+        }
+    }
+    let mut bytes = vec![0; VNET_HEADER_LEN];
+    header.emit(&mut bytes);
+    bytes.extend(frame);
+    bytes
+}

@@ -1,0 +1,572 @@
+//! The host side: stream sockets whose peers follow a script, and datagram sockets that echo.
+//!
+//! Behaves like Linux where the engine can tell: sockets have buffers of their own, readiness is
+//! edge-triggered and tells the whole state, a reset discards what was not read, and closing a
+//! socket with unread bytes resets the peer.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, ErrorKind, IoSlice};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tapway::engine::MappingKey;
+use tapway::engine::ports::{Event, Readiness, SocketPort};
+use tapway::engine::token::Token;
+use tapway::sys::datagram::{Batch, Marks, Outgoing, SocketError};
+
+use crate::rng::pattern;
+
+/// Salt of the bytes from the guest, and of those to it.
+pub const FROM_GUEST: u8 = 17;
+pub const TO_GUEST: u8 = 91;
+
+/// What the peer of a stream does.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// How long connecting takes, in nanoseconds.
+    pub connect_delay: u64,
+    /// Connecting fails, at once or after the delay.
+    pub connect_error: Option<(Errno, bool)>,
+    /// Bytes that the peer sends, if it is no echo.
+    pub sends: u64,
+    /// Everything received goes back; ends when the guest's direction has ended.
+    pub echo: bool,
+    /// The peer closes its direction only after it has seen the end of the guest's.
+    pub waits_for_end: bool,
+    /// Bytes that the peer reads, and writes, in each step.
+    pub chunk: usize,
+    /// Nanoseconds between steps.
+    pub pace: u64,
+    /// No reading before this time after connecting.
+    pub reads_from: u64,
+    /// Bytes that each socket buffer holds.
+    pub buffer: usize,
+    /// The peer resets after receiving this many bytes.
+    pub resets_after: Option<u64>,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Script {
+            connect_delay: 100_000,
+            connect_error: None,
+            sends: 0,
+            echo: false,
+            waits_for_end: false,
+            chunk: 65_536,
+            pace: 50_000,
+            reads_from: 0,
+            buffer: 65_536,
+            resets_after: None,
+        }
+    }
+}
+
+/// How the peer saw the guest's direction end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Eof,
+    Reset,
+}
+
+/// What a peer has seen; lives on when the socket is closed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    pub received: u64,
+    pub sent: u64,
+    pub end: Option<End>,
+    /// The first byte that was not what it should be.
+    pub wrong_at: Option<u64>,
+    pub keep_alive: bool,
+}
+
+struct StreamState {
+    token: Token,
+    script: Script,
+    connect_at: u64,
+    connected: bool,
+    error: Option<Errno>,
+    /// Towards the engine.
+    inbox: VecDeque<u8>,
+    inbox_ended: bool,
+    /// From the engine.
+    outbox: VecDeque<u8>,
+    outbox_ended: bool,
+    /// The engine was told that there is no room.
+    wants_room: bool,
+    /// The engine's handle is gone.
+    closed: bool,
+    reset: bool,
+    /// When the peer acts next; `None` while there is nothing that it could do.
+    next_step: Option<u64>,
+    /// When it acted last: it keeps its pace.
+    stepped: u64,
+    echo: VecDeque<u8>,
+    seen: Seen,
+}
+
+impl StreamState {
+    fn readiness(&self) -> Readiness {
+        let dead = self.reset || self.error.is_some();
+        Readiness {
+            readable: dead || self.inbox_ended || !self.inbox.is_empty(),
+            writable: dead || (self.connected && self.outbox.len() < self.script.buffer),
+            closed: dead || self.inbox_ended,
+            failed: dead || (self.inbox_ended && self.outbox_ended),
+        }
+    }
+
+    /// The engine or the last step left something to do.
+    fn wake(&mut self) {
+        let at = self.stepped + self.script.pace;
+        self.next_step = Some(self.next_step.map_or(at, |next| next.min(at)));
+    }
+
+    /// One step of the peer; whether the engine's end has changed.
+    fn step(&mut self, now: u64) -> bool {
+        if self.reset || self.error.is_some() {
+            return false;
+        }
+        let mut edge = false;
+        if now >= self.connect_at + self.script.reads_from {
+            edge |= self.read();
+        }
+        if self.script.resets_after.is_some_and(|limit| self.seen.received >= limit) {
+            self.reset = true;
+            self.inbox.clear();
+            self.error = Some(Errno::ECONNRESET);
+            self.seen.end = Some(End::Reset);
+            return true;
+        }
+        edge | self.write()
+    }
+
+    fn read(&mut self) -> bool {
+        let room = match self.script.echo {
+            true => self.script.buffer.saturating_sub(self.echo.len()),
+            false => usize::MAX,
+        };
+        let count = self.outbox.len().min(self.script.chunk).min(room);
+        for byte in self.outbox.drain(..count) {
+            if byte != pattern(FROM_GUEST, self.seen.received) && self.seen.wrong_at.is_none() {
+                self.seen.wrong_at = Some(self.seen.received);
+            }
+            self.seen.received += 1;
+            if self.script.echo {
+                self.echo.push_back(byte);
+            }
+        }
+        if self.outbox.is_empty() && self.outbox_ended && self.seen.end.is_none() {
+            self.seen.end = Some(End::Eof);
+        }
+        let told = self.wants_room && self.outbox.len() <= self.script.buffer / 2;
+        if told {
+            self.wants_room = false;
+        }
+        told
+    }
+
+    fn write(&mut self) -> bool {
+        if self.inbox_ended || self.closed {
+            return false;
+        }
+        let room = self.script.buffer - self.inbox.len();
+        let mut count = room.min(self.script.chunk);
+        if self.script.echo {
+            count = count.min(self.echo.len());
+            self.inbox.extend(self.echo.drain(..count));
+        } else {
+            count = count.min((self.script.sends - self.seen.sent) as usize);
+            self.inbox.extend((0..count as u64).map(|i| pattern(TO_GUEST, self.seen.sent + i)));
+        }
+        self.seen.sent += count as u64;
+        let guest_ended = self.seen.end == Some(End::Eof);
+        let finished = match self.script.echo {
+            true => guest_ended && self.echo.is_empty(),
+            false => {
+                self.seen.sent == self.script.sends && (guest_ended || !self.script.waits_for_end)
+            }
+        };
+        self.inbox_ended = finished;
+        count > 0 || finished
+    }
+
+    /// Whether nothing more can happen.
+    fn is_over(&self) -> bool {
+        self.closed && (self.reset || self.error.is_some() || self.seen.end.is_some())
+    }
+}
+
+/// A datagram that waits for the engine.
+struct Waiting {
+    source: SocketAddr,
+    payload: Vec<u8>,
+}
+
+struct DatagramState {
+    token: Token,
+    queue: VecDeque<Waiting>,
+}
+
+/// All sockets of the host.
+#[derive(Default)]
+pub struct Host {
+    now: u64,
+    scripts: BTreeMap<u16, Script>,
+    next_id: u64,
+    streams: BTreeMap<u64, StreamState>,
+    datagrams: BTreeMap<u64, DatagramState>,
+    /// What happened to streams that are over, by port, in order of their end.
+    over: Vec<(u16, Seen)>,
+    ports: BTreeMap<u64, u16>,
+    pending: Vec<Event>,
+    /// The errno that opening a socket gives.
+    pub exhausted: Option<Errno>,
+    pub dns_queries: Vec<u64>,
+    pub connects: u64,
+    pub datagrams_sent: u64,
+}
+
+impl Host {
+    /// Says what the server at `port` does; ports without a script refuse.
+    pub fn serve(&mut self, port: u16, script: Script) {
+        self.scripts.insert(port, script);
+    }
+
+    /// What the server at `port` does.
+    pub fn script(&self, port: u16) -> Script {
+        self.scripts[&port].clone()
+    }
+
+    /// Lets the peers act until `now`; the events that follow are for the engine.
+    pub fn advance(&mut self, now: u64) -> Vec<Event> {
+        self.now = now;
+        for stream in self.streams.values_mut() {
+            let mut edge = false;
+            if !stream.connected && stream.error.is_none() && now >= stream.connect_at {
+                match stream.script.connect_error {
+                    Some((errno, _)) => stream.error = Some(errno),
+                    None => stream.connected = true,
+                }
+                stream.next_step = Some(now);
+                edge = true;
+            }
+            if stream.connected && stream.next_step.is_some_and(|at| at <= now) {
+                let before = stream.seen.clone();
+                edge |= stream.step(now);
+                stream.stepped = now;
+                stream.next_step = None;
+                if before != stream.seen {
+                    stream.wake();
+                }
+                let opens = stream.connect_at + stream.script.reads_from;
+                if opens > now {
+                    let next = stream.next_step.map_or(opens, |next| next.min(opens));
+                    stream.next_step = Some(next);
+                }
+            }
+            if edge && !stream.closed {
+                let readiness = stream.readiness();
+                self.pending.push(Event { token: stream.token, readiness });
+            }
+        }
+        let over: Vec<u64> =
+            self.streams.iter().filter(|(_, s)| s.is_over()).map(|(&id, _)| id).collect();
+        for id in over {
+            if let Some(stream) = self.streams.remove(&id) {
+                self.over.push((self.ports[&id], stream.seen));
+            }
+        }
+        std::mem::take(&mut self.pending)
+    }
+
+    /// When [`Host::advance`] has something to do.
+    pub fn next(&self) -> Option<u64> {
+        if !self.pending.is_empty() {
+            return Some(self.now);
+        }
+        let due = |stream: &StreamState| {
+            if stream.error.is_some() || stream.reset {
+                None
+            } else if !stream.connected {
+                Some(stream.connect_at)
+            } else {
+                stream.next_step
+            }
+        };
+        self.streams.values().filter_map(due).min()
+    }
+
+    /// What the peers at `port` have seen: those that are over first, then the others.
+    pub fn seen(&self, port: u16) -> Vec<Seen> {
+        let over = self.over.iter().filter(|(p, _)| *p == port).map(|(_, seen)| seen.clone());
+        let live = self.streams.iter().filter(|(id, _)| self.ports[id] == port);
+        over.chain(live.map(|(_, stream)| stream.seen.clone())).collect()
+    }
+
+    /// Sockets that the engine has not closed.
+    pub fn open_sockets(&self) -> usize {
+        self.streams.values().filter(|stream| !stream.closed).count() + self.datagrams.len()
+    }
+
+    /// Bytes that wait between the engine and the peers.
+    pub fn is_quiet(&self) -> bool {
+        self.streams.is_empty()
+    }
+
+    /// Gives a datagram from `source` to every datagram socket.
+    pub fn inject(&mut self, source: SocketAddr, payload: &[u8]) {
+        for socket in self.datagrams.values_mut() {
+            socket.queue.push_back(Waiting { source, payload: payload.to_vec() });
+            let readiness = Readiness { readable: true, ..Readiness::default() };
+            self.pending.push(Event { token: socket.token, readiness });
+        }
+    }
+
+    /// Resets every stream from its far end.
+    pub fn reset_all(&mut self) {
+        for stream in self.streams.values_mut().filter(|stream| !stream.closed) {
+            stream.reset = true;
+            stream.inbox.clear();
+            stream.error = Some(Errno::ECONNRESET);
+            stream.seen.end.get_or_insert(End::Reset);
+            let readiness = stream.readiness();
+            self.pending.push(Event { token: stream.token, readiness });
+        }
+    }
+}
+
+/// The engine's handle of the host.
+#[derive(Clone, Default)]
+pub struct HostPort(pub Rc<RefCell<Host>>);
+
+/// The engine's handle of one stream; dropping it closes the socket.
+pub struct Stream {
+    id: u64,
+    host: HostPort,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let mut host = self.host.0.borrow_mut();
+        let Some(stream) = host.streams.get_mut(&self.id) else { return };
+        stream.closed = true;
+        stream.outbox_ended = true;
+        stream.wake();
+        if !stream.connected || !stream.inbox.is_empty() {
+            // close(2) with unread bytes resets the connection (RFC 1122 §4.2.2.13).
+            stream.reset = true;
+            stream.seen.end.get_or_insert(End::Reset);
+        }
+    }
+}
+
+/// The engine's handle of one datagram socket.
+pub struct Datagram {
+    id: u64,
+    host: HostPort,
+}
+
+impl Drop for Datagram {
+    fn drop(&mut self) {
+        self.host.0.borrow_mut().datagrams.remove(&self.id);
+    }
+}
+
+impl HostPort {
+    fn open(&mut self, token: Token) -> io::Result<Datagram> {
+        let mut host = self.0.borrow_mut();
+        if let Some(errno) = host.exhausted {
+            return Err(errno.into());
+        }
+        host.next_id += 1;
+        let id = host.next_id;
+        host.datagrams.insert(id, DatagramState { token, queue: VecDeque::new() });
+        Ok(Datagram { id, host: self.clone() })
+    }
+}
+
+impl SocketPort for HostPort {
+    type Stream = Stream;
+    type Datagram = Datagram;
+
+    fn connect(&mut self, token: Token, target: SocketAddr, _: Marks) -> io::Result<Stream> {
+        let mut host = self.0.borrow_mut();
+        if let Some(errno) = host.exhausted {
+            return Err(errno.into());
+        }
+        host.connects += 1;
+        let refused =
+            Script { connect_error: Some((Errno::ECONNREFUSED, false)), ..Script::default() };
+        let script = host.scripts.get(&target.port()).cloned().unwrap_or(refused);
+        if let Some((errno, true)) = script.connect_error {
+            return Err(errno.into());
+        }
+        host.next_id += 1;
+        let id = host.next_id;
+        let connect_at = host.now + script.connect_delay;
+        let stream = StreamState {
+            token,
+            connect_at,
+            script,
+            connected: false,
+            error: None,
+            inbox: VecDeque::new(),
+            inbox_ended: false,
+            outbox: VecDeque::new(),
+            outbox_ended: false,
+            wants_room: false,
+            closed: false,
+            reset: false,
+            next_step: None,
+            stepped: 0,
+            echo: VecDeque::new(),
+            seen: Seen::default(),
+        };
+        host.streams.insert(id, stream);
+        host.ports.insert(id, target.port());
+        Ok(Stream { id, host: self.clone() })
+    }
+
+    fn connect_dns(&mut self, token: Token) -> io::Result<Stream> {
+        let address = SocketAddr::from(([127, 0, 0, 53], 53));
+        self.connect(token, address, Marks::DEFAULT)
+    }
+
+    fn ask_dns(&mut self, token: u64, _: &[u8]) -> bool {
+        self.0.borrow_mut().dns_queries.push(token);
+        true
+    }
+
+    fn send(&mut self, stream: &Stream, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut host = self.0.borrow_mut();
+        let state = host.streams.get_mut(&stream.id).ok_or(Errno::EBADF)?;
+        if let Some(errno) = state.error.take() {
+            return Err(errno.into());
+        }
+        if state.reset || state.outbox_ended {
+            return Err(Errno::EPIPE.into());
+        }
+        let room = state.script.buffer.saturating_sub(state.outbox.len());
+        if !state.connected || room == 0 {
+            state.wants_room = true;
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        let before = state.outbox.len();
+        state.outbox.extend(parts.iter().flat_map(|part| part.iter()).take(room));
+        let taken = state.outbox.len() - before;
+        state.wake();
+        if taken < parts.iter().map(|part| part.len()).sum() {
+            state.wants_room = true;
+        }
+        Ok(taken)
+    }
+
+    fn recv(&mut self, stream: &Stream, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut host = self.0.borrow_mut();
+        let state = host.streams.get_mut(&stream.id).ok_or(Errno::EBADF)?;
+        if let Some(errno) = state.error.take() {
+            return Err(errno.into());
+        }
+        if state.inbox.is_empty() {
+            let ended = state.inbox_ended || state.reset;
+            return if ended { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
+        }
+        let len = buffer.len().min(state.inbox.len());
+        state.wake();
+        for (slot, byte) in buffer.iter_mut().zip(state.inbox.drain(..len)) {
+            *slot = byte;
+        }
+        Ok(len)
+    }
+
+    fn take_error(&mut self, stream: &Stream) -> Option<io::Error> {
+        let mut host = self.0.borrow_mut();
+        let errno = host.streams.get_mut(&stream.id)?.error.take()?;
+        Some(errno.into())
+    }
+
+    fn shutdown_write(&mut self, stream: &Stream) {
+        let mut host = self.0.borrow_mut();
+        let Some(state) = host.streams.get_mut(&stream.id) else { return };
+        state.outbox_ended = true;
+        state.wake();
+        if state.inbox_ended {
+            // Both directions are closed: EPOLLHUP.
+            let event = Event { token: state.token, readiness: state.readiness() };
+            host.pending.push(event);
+        }
+    }
+
+    fn reset(&mut self, stream: Stream) {
+        let mut host = self.0.borrow_mut();
+        if let Some(state) = host.streams.get_mut(&stream.id) {
+            state.reset = true;
+            state.seen.end.get_or_insert(End::Reset);
+        }
+    }
+
+    fn no_delay(&mut self, _stream: &Self::Stream) {}
+
+    fn keep_alive(&mut self, stream: &Stream) {
+        if let Some(state) = self.0.borrow_mut().streams.get_mut(&stream.id) {
+            state.seen.keep_alive = true;
+        }
+    }
+
+    fn open_udp(&mut self, token: Token, _: MappingKey) -> io::Result<Datagram> {
+        self.open(token)
+    }
+
+    fn open_ping(&mut self, token: Token, _: MappingKey) -> io::Result<Datagram> {
+        self.open(token)
+    }
+
+    fn send_datagram(&mut self, socket: &Datagram, datagram: &Outgoing<'_>) -> io::Result<()> {
+        let mut host = self.0.borrow_mut();
+        host.datagrams_sent += 1;
+        let state = host.datagrams.get_mut(&socket.id).ok_or(Errno::EBADF)?;
+        let mut payload = datagram.payload.to_vec();
+        if state.token.kind == tapway::engine::token::Kind::Echo
+            && let Some(kind @ (8 | 128)) = payload.first_mut()
+        {
+            // Echo reply: 0 of ICMP, 129 of ICMPv6.
+            *kind = if *kind == 8 { 0 } else { 129 };
+        }
+        state.queue.push_back(Waiting { source: datagram.target, payload });
+        let readiness = Readiness { readable: true, writable: true, ..Readiness::default() };
+        let event = Event { token: state.token, readiness };
+        host.pending.push(event);
+        Ok(())
+    }
+
+    fn recv_datagrams(&mut self, socket: &Datagram, batch: &mut Batch) -> io::Result<usize> {
+        let mut host = self.0.borrow_mut();
+        let state = host.datagrams.get_mut(&socket.id).ok_or(Errno::EBADF)?;
+        batch.clear();
+        let mut count = 0;
+        while let Some(waiting) = state.queue.front() {
+            if !batch.push(waiting.source, Marks::DEFAULT, &waiting.payload)? {
+                break;
+            }
+            state.queue.pop_front();
+            count += 1;
+        }
+        if count == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(count) }
+    }
+
+    fn next_error<'a>(&mut self, _: &Datagram, _: &'a mut [u8]) -> Option<SocketError<'a>> {
+        None
+    }
+
+    fn set_dont_fragment(&mut self, _: &Datagram, _: bool, _: bool) {}
+
+    fn wait(&mut self, _: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        events.clear();
+        events.append(&mut self.0.borrow_mut().pending);
+        Ok(())
+    }
+}

@@ -1,0 +1,19 @@
+//! The whole engine in a simulated world.
+//!
+//! ```text
+//!   guest (smoltcp) ⇄ guest kernel edge ⇄ lossy link ⇄ [ Worker ] ⇄ scripted host sockets
+//! ```
+//! Both edges of the engine are in memory, the clock is virtual, every decision comes from a seed:
+//! a failure names its seed and repeats. The host side behaves like Linux where the engine can
+//! tell the difference.
+#![expect(unreachable_pub, reason = "everything here is for this test alone")]
+
+mod frames;
+mod guest;
+mod guest_kernel;
+mod host;
+mod hostile;
+mod link;
+mod rng;
+mod streams;
+mod world;
