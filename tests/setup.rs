@@ -25,7 +25,7 @@ fn the_interface_has_addresses_and_routes_before_the_command_starts() {
         "tap0    inet6 fd74:6170:7761:79::100/64 scope global",
         "52:54:00:12:34:56",
         "mtu 1432 qdisc noqueue",
-        "qlen 10000",
+        "qlen 32768",
     ] {
         assert!(addresses.contains(part), "no {part:?} in\n{addresses}");
     }
@@ -165,7 +165,7 @@ fn the_command_inherits_nothing_of_ours() {
     // Whatever the caller left open is the command's, as with any other program; nothing is added.
     let script = "ls /proc/self/fd";
     let outside = user("sh").args(["-c", script]).output().unwrap();
-    assert_eq!(inside(&["--threads", "2"], script).as_bytes(), outside.stdout);
+    assert_eq!(inside(&[], script).as_bytes(), outside.stdout);
     let script = "grep -E 'Sig(Blk|Ign)|Cap(Inh|Amb)|NoNewPrivs' /proc/self/status";
     let outside = user("sh").args(["-c", script]).output().unwrap();
     assert_eq!(inside(&[], script).as_bytes(), outside.stdout);
@@ -313,8 +313,8 @@ fn nothing_that_can_be_given_up_is_kept() {
     let attached = Background::start(&mut tapway(&["attach", &target.pid().to_string()]));
     let mut both = [guest, attached];
     for tapway in &mut both {
+        until_sealed(tapway);
         let pid = tapway.pid();
-        tapway.until("it is sealed", || owner_of_proc(pid) == 0);
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
             assert!(status.contains(&format!("{set}:\t0000000000000000\n")), "{status}");
@@ -331,20 +331,22 @@ fn nothing_that_can_be_given_up_is_kept() {
 
 // --- attach ---
 
+/// Waits for the end of the set-up, when privilege is gone and with it the view into the process.
+fn until_sealed(tapway: &mut Background) {
+    let pid = tapway.pid();
+    tapway.until("it is sealed", || owner_of_proc(pid) == 0);
+}
+
 /// tapway attached to `target`, with its interface there.
 fn attach(target: &Background, options: &[&str]) -> Background {
     let pid = target.pid().to_string();
     let mut tapway =
         Background::start(&mut tapway(&[&["attach"], options, &[pid.as_str()]].concat()));
-    // Not the routes alone: a persistent TAP has had them before.
-    let status = format!("/proc/{}/status", tapway.pid());
-    tapway.until("signals are events", || {
-        let status = fs::read_to_string(&status).unwrap();
-        status.lines().any(|l| l.starts_with("SigBlk:") && !l.ends_with("0000000000000000"))
-    });
     tapway.until("the interface is up", || {
         in_namespace_of(target, "ip -6 route").stdout.contains("default via fd74:6170:7761:79::2")
     });
+    // A persistent interface is up before.
+    until_sealed(&mut tapway);
     tapway
 }
 
@@ -403,10 +405,10 @@ fn an_interface_has_one_tapway() {
 #[test]
 fn a_persistent_tap_is_used_and_left() {
     let target = bare_namespace();
-    for (flags, queues) in [("", "1"), ("multi_queue", "2")] {
+    for flags in ["", "multi_queue"] {
         let make = format!("ip tuntap add dev tap0 mode tap {flags}");
         assert_eq!(in_namespace_of(&target, &make).status, Some(0));
-        let tapway = attach(&target, &["--threads", queues]);
+        let tapway = attach(&target, &[]);
         let text = in_namespace_of(&target, "ip -o addr show tap0").stdout;
         assert!(text.contains("10.0.2.100/24"), "{text}");
         if flags == "multi_queue" {
@@ -470,13 +472,14 @@ fn namespace_files_of_processes_end_with_the_process() {
     std::os::unix::fs::symlink(format!("/proc/{}/ns/net", target.pid()), &link).unwrap();
     for path in [format!("/proc/{}/ns/net", target.pid()), link.display().to_string()] {
         let mut tapway = Background::start(&mut tapway(&["attach", "--netns", &path]));
-        tapway.until("the interface is there", || interfaces(&target).contains(&"tap0".into()));
+        until_sealed(&mut tapway);
+        assert_eq!(interfaces(&target), ["lo", "tap0"]);
         tapway.signal(Signal::SIGTERM);
         let ran = tapway.end();
         assert_eq!(ran.status, Some(0), "{ran:?}");
     }
     let mut tapway = Background::start(&mut tapway(&["attach", "--netns", link.to_str().unwrap()]));
-    tapway.until("the interface is there", || interfaces(&target).contains(&"tap0".into()));
+    until_sealed(&mut tapway);
     drop(target);
     assert_eq!(tapway.end().status, Some(0));
 }

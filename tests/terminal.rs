@@ -7,10 +7,12 @@ mod support;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Stdio};
 
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::{Winsize, openpty};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -28,23 +30,32 @@ struct Terminal {
 
 impl Terminal {
     fn new() -> Terminal {
-        let size = Winsize { ws_row: 24, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
-        let pty = openpty(&size, None).unwrap();
+        // Close-on-exec from the start: a program that another test starts at this moment would keep
+        // the terminal from hanging up.
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let slave = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOCTTY)
+            .open(ptsname_r(&master).unwrap())
+            .unwrap();
         let scratch = support::scratch();
-        let end = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
+        let end = || Stdio::from(slave.try_clone().unwrap());
         let shell = user("setsid")
             .args(["--ctty", "bash", "--norc", "--noprofile", "--noediting", "-i"])
             .env("PS1", "outer> ")
             .env("TERM", "dumb")
             .env("TAPWAY", binary())
             .env("TMPDIR", scratch.path())
-            .stdin(end(&pty.slave))
-            .stdout(end(&pty.slave))
-            .stderr(end(&pty.slave))
+            .stdin(end())
+            .stdout(end())
+            .stderr(end())
             .spawn()
             .unwrap();
         let mut terminal = Terminal {
-            keyboard: Some(File::from(pty.master)),
+            keyboard: Some(File::from(OwnedFd::from(master))),
             shown: String::new(),
             shell,
             scratch,

@@ -37,7 +37,7 @@ pub struct LinkOptions {
 
 /// The queueing discipline of the TAP: none. The TAP has a ring of its own and never asks to wait, so a
 /// discipline in front of it only costs; and the kernel's default for a device that may have 256 queues
-/// is 256 rings of three bands: 60 MB and 23 ms at this queue length, and more at the end.
+/// is 256 rings of three bands: 60 MB and 23 ms with places for 10,000 frames, and more at the end.
 const NO_DISCIPLINE: &str = "noqueue";
 
 /// Frames that a queue of the TAP holds before the kernel drops silently. With offloads a frame is up

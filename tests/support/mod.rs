@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -35,20 +35,32 @@ pub(crate) fn uid() -> u32 {
     if as_root() { NOBODY_SPECIAL } else { nix::unistd::geteuid().as_raw() }
 }
 
-/// The binary, at a place that every user may reach.
+/// The binary, at a place that the user of the tests may reach: where it was built, or else a copy
+/// that goes away with the test program.
+#[expect(clippy::zombie_processes, reason = "the janitor ends after us")]
 pub(crate) fn binary() -> &'static Path {
-    static COPY: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = COPY.get_or_init(|| {
-        let directory = scratch();
-        let path = directory.path().join("tapway");
-        fs::copy(env!("CARGO_BIN_EXE_tapway"), &path).unwrap();
+    static BINARY: OnceLock<(PathBuf, Option<ChildStdin>)> = OnceLock::new();
+    let (path, _) = BINARY.get_or_init(|| {
         let device = fs::metadata("/dev/net/tun").expect("these tests need /dev/net/tun");
-        let open_to_all = device.permissions().mode() & 0o006 == 0o006;
         assert!(
-            open_to_all || !as_root(),
+            device.permissions().mode() & 0o006 == 0o006 || !as_root(),
             "these tests run tapway as an ordinary user: chmod 0666 /dev/net/tun"
         );
-        (directory, path)
+        let built = Path::new(env!("CARGO_BIN_EXE_tapway"));
+        if user("test").arg("-x").arg(built).status().unwrap().success() {
+            return (built.to_owned(), None);
+        }
+        let directory = scratch().keep();
+        let copy = directory.join("tapway");
+        fs::copy(built, &copy).unwrap();
+        // Statics are not dropped. This shell waits for the end of its input, which comes with ours.
+        let mut janitor = Command::new("sh")
+            .args(["-c", "read line; rm -r \"$0\""])
+            .arg(&directory)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        (copy, janitor.stdin.take())
     });
     path
 }
