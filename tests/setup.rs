@@ -25,7 +25,7 @@ fn the_interface_has_addresses_and_routes_before_the_command_starts() {
         "tap0    inet6 fd74:6170:7761:79::100/64 scope global",
         "52:54:00:12:34:56",
         "mtu 1432 qdisc noqueue",
-        "qlen 10000",
+        "qlen 32768",
     ] {
         assert!(addresses.contains(part), "no {part:?} in\n{addresses}");
     }
@@ -331,17 +331,21 @@ fn nothing_that_can_be_given_up_is_kept() {
 
 // --- attach ---
 
+/// Waits until tapway has set up its guest, which it seals itself after. (The interface and its routes
+/// are there earlier, and in the case of a persistent TAP have been there before.)
+fn until_set_up(tapway: &mut Background) {
+    let status = format!("/proc/{}/status", tapway.pid());
+    tapway.until("it is sealed", || {
+        fs::read_to_string(&status).unwrap().contains("NoNewPrivs:\t1\n")
+    });
+}
+
 /// tapway attached to `target`, with its interface there.
 fn attach(target: &Background, options: &[&str]) -> Background {
     let pid = target.pid().to_string();
     let mut tapway =
         Background::start(&mut tapway(&[&["attach"], options, &[pid.as_str()]].concat()));
-    // Not the routes alone: a persistent TAP has had them before.
-    let status = format!("/proc/{}/status", tapway.pid());
-    tapway.until("signals are events", || {
-        let status = fs::read_to_string(&status).unwrap();
-        status.lines().any(|l| l.starts_with("SigBlk:") && !l.ends_with("0000000000000000"))
-    });
+    until_set_up(&mut tapway);
     tapway.until("the interface is up", || {
         in_namespace_of(target, "ip -6 route").stdout.contains("default via fd74:6170:7761:79::2")
     });
@@ -470,12 +474,14 @@ fn namespace_files_of_processes_end_with_the_process() {
     std::os::unix::fs::symlink(format!("/proc/{}/ns/net", target.pid()), &link).unwrap();
     for path in [format!("/proc/{}/ns/net", target.pid()), link.display().to_string()] {
         let mut tapway = Background::start(&mut tapway(&["attach", "--netns", &path]));
+        until_set_up(&mut tapway);
         tapway.until("the interface is there", || interfaces(&target).contains(&"tap0".into()));
         tapway.signal(Signal::SIGTERM);
         let ran = tapway.end();
         assert_eq!(ran.status, Some(0), "{ran:?}");
     }
     let mut tapway = Background::start(&mut tapway(&["attach", "--netns", link.to_str().unwrap()]));
+    until_set_up(&mut tapway);
     tapway.until("the interface is there", || interfaces(&target).contains(&"tap0".into()));
     drop(target);
     assert_eq!(tapway.end().status, Some(0));

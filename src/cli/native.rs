@@ -303,9 +303,10 @@ struct Shared {
 
     /// Resolver to ask instead of the host's, or "off"; repeatable
     ///
-    /// ADDR, ADDR:PORT or [ADDR]:PORT. By default the forwarder asks the resolvers of the host's
-    /// /etc/resolv.conf, those on its loopback included, and follows that file when it changes. With
-    /// "off" there is no forwarder, and the guest keeps the host's resolv.conf.
+    /// ADDR or ADDR:PORT, with an IPv6 ADDR in brackets before a port. By default the forwarder asks
+    /// the resolvers of the host's /etc/resolv.conf, those on its loopback included, and follows that
+    /// file when it changes. With "off" there is no forwarder, and the guest keeps the host's
+    /// resolv.conf.
     #[arg(long, value_name = "ADDR|off", help_heading = "Names")]
     dns: Vec<DnsChoice>,
 
