@@ -313,8 +313,8 @@ fn nothing_that_can_be_given_up_is_kept() {
     let attached = Background::start(&mut tapway(&["attach", &target.pid().to_string()]));
     let mut both = [guest, attached];
     for tapway in &mut both {
-        until_sealed(tapway);
         let pid = tapway.pid();
+        tapway.until("it is sealed", || owner_of_proc(pid) == 0);
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
             assert!(status.contains(&format!("{set}:\t0000000000000000\n")), "{status}");
@@ -331,10 +331,13 @@ fn nothing_that_can_be_given_up_is_kept() {
 
 // --- attach ---
 
-/// Waits for the end of the set-up, when privilege is gone and with it the view into the process.
-fn until_sealed(tapway: &mut Background) {
-    let pid = tapway.pid();
-    tapway.until("it is sealed", || owner_of_proc(pid) == 0);
+/// Waits until tapway has set up its guest, which it seals itself after. (The interface and its routes
+/// are there earlier, and in the case of a persistent TAP have been there before.)
+fn until_set_up(tapway: &mut Background) {
+    let status = format!("/proc/{}/status", tapway.pid());
+    tapway.until("it is sealed", || {
+        fs::read_to_string(&status).unwrap().contains("NoNewPrivs:\t1\n")
+    });
 }
 
 /// tapway attached to `target`, with its interface there.
@@ -342,11 +345,10 @@ fn attach(target: &Background, options: &[&str]) -> Background {
     let pid = target.pid().to_string();
     let mut tapway =
         Background::start(&mut tapway(&[&["attach"], options, &[pid.as_str()]].concat()));
+    until_set_up(&mut tapway);
     tapway.until("the interface is up", || {
         in_namespace_of(target, "ip -6 route").stdout.contains("default via fd74:6170:7761:79::2")
     });
-    // A persistent interface is up before.
-    until_sealed(&mut tapway);
     tapway
 }
 
@@ -472,14 +474,15 @@ fn namespace_files_of_processes_end_with_the_process() {
     std::os::unix::fs::symlink(format!("/proc/{}/ns/net", target.pid()), &link).unwrap();
     for path in [format!("/proc/{}/ns/net", target.pid()), link.display().to_string()] {
         let mut tapway = Background::start(&mut tapway(&["attach", "--netns", &path]));
-        until_sealed(&mut tapway);
-        assert_eq!(interfaces(&target), ["lo", "tap0"]);
+        until_set_up(&mut tapway);
+        tapway.until("the interface is there", || interfaces(&target).contains(&"tap0".into()));
         tapway.signal(Signal::SIGTERM);
         let ran = tapway.end();
         assert_eq!(ran.status, Some(0), "{ran:?}");
     }
     let mut tapway = Background::start(&mut tapway(&["attach", "--netns", link.to_str().unwrap()]));
-    until_sealed(&mut tapway);
+    until_set_up(&mut tapway);
+    tapway.until("the interface is there", || interfaces(&target).contains(&"tap0".into()));
     drop(target);
     assert_eq!(tapway.end().status, Some(0));
 }

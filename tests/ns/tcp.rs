@@ -180,7 +180,7 @@ fn connect_fails_inside_as_it_fails_outside() {
     ));
     let path = lab.write("connects.py", CONNECTS);
     let targets = "192.0.2.2@81 2001:db8::2@81 203.0.113.9@80 2001:db8:bad::1@80 \
-                   2001:db8:f0::1@80 192.0.2.77@80 198.51.100.1@80";
+                   2001:db8:f0::1@80 198.51.100.1@80";
     let script = format!("python3 {} {targets}", path.display());
     let direct = lab.enter(h, "sh").args(["-c", &script]).output().unwrap();
     let direct = String::from_utf8_lossy(&direct.stdout).into_owned();
@@ -194,7 +194,6 @@ fn connect_fails_inside_as_it_fails_outside() {
             "EHOSTUNREACH",
             "EHOSTUNREACH",
             "EACCES",
-            "EHOSTUNREACH",
             "ETIMEDOUT"
         ]
     );
