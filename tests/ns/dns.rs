@@ -3,21 +3,23 @@
 use crate::lab::Lab;
 use crate::support::Background;
 
-/// dnsmasq outside, with a name, a text of 1,800 bytes, and nothing else.
+/// dnsmasq outside, with a name, texts of 1,800 bytes, and nothing else.
 fn with_server() -> Lab {
     let mut lab = Lab::new();
-    let text = (0..9).map(|_| format!(",{}", "x".repeat(200))).collect::<String>();
+    let texts = (0..9)
+        .map(|number| format!("txt-record=big.lab.test,{number}{}\n", "x".repeat(200)))
+        .collect::<String>();
     let config = lab.write(
         "dnsmasq.conf",
         &format!(
             "no-resolv\nno-hosts\nport=53\nlisten-address=192.0.2.2\nbind-interfaces\nuser=root\n\
              pid-file=\nedns-packet-max=4096\naddress=/web.lab.test/192.0.2.2\n\
-             address=/web.lab.test/2001:db8::2\ntxt-record=big.lab.test{text}\n"
+             address=/web.lab.test/2001:db8::2\n{texts}"
         ),
     );
     lab.serve(
         &format!("dnsmasq --keep-in-foreground --conf-file={}", config.display()),
-        "dig +short +time=1 +tries=1 @192.0.2.2 web.lab.test 2>/dev/null | grep -q 192.0.2.2",
+        "dig +short +time=1 +tries=1 @192.0.2.2 web.lab.test 2>/dev/null | grep -qx 192.0.2.2",
     );
     lab
 }

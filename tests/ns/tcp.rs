@@ -188,14 +188,7 @@ fn connect_fails_inside_as_it_fails_outside() {
     assert_eq!(inside, direct);
     assert_eq!(
         direct.lines().collect::<Vec<_>>(),
-        [
-            "ECONNREFUSED",
-            "ECONNREFUSED",
-            "EHOSTUNREACH",
-            "EHOSTUNREACH",
-            "EACCES",
-            "ETIMEDOUT"
-        ]
+        ["ECONNREFUSED", "ECONNREFUSED", "EHOSTUNREACH", "EHOSTUNREACH", "EACCES", "ETIMEDOUT"]
     );
 }
 
