@@ -9,6 +9,7 @@
 #![expect(unreachable_pub, reason = "everything here is for this test alone")]
 
 mod frames;
+mod fuzz;
 mod guest;
 mod guest_kernel;
 mod host;
