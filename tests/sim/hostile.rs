@@ -308,11 +308,13 @@ fn ip_cases() -> Vec<Case> {
         dropped("to an IPv6 group", Multicast, to6("ff02::fb")),
         answered("SCTP", Some(UnknownProtocol), Answer::Icmp(3, 2), unknown(Ip::v4(0))),
         answered("SCTP over IPv6", Some(UnknownProtocol), Answer::Icmp(1, 4), unknown(Ip::v6(0))),
-        dropped("ICMP over IPv6", UnknownProtocol, vec![]),
+        answered(
+            "ICMP over IPv6",
+            Some(UnknownProtocol),
+            Answer::Icmp(1, 4),
+            Ip::v6(ICMP).frame(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0]),
+        ),
     ]
-    .into_iter()
-    .filter(|case| !case.frame.is_empty())
-    .collect()
 }
 
 fn transport_cases() -> Vec<Case> {
@@ -450,7 +452,7 @@ fn transport_cases() -> Vec<Case> {
             ping(Ip::v6(ICMPV6).to(GATEWAY6), 128),
         ),
         dropped("ICMP redirect", UnhandledIcmp, ping(Ip::v4(ICMP), 5)),
-        dropped("ICMP of two bytes", BadTransportHeader, Ip::v4(ICMP).frame(&[8, 0])).tolerant(),
+        dropped("ICMP of two bytes", BadTransportChecksum, Ip::v4(ICMP).frame(&[8, 0])),
         dropped(
             "an ICMP error about nothing",
             UnhandledIcmp,
@@ -489,13 +491,6 @@ fn router_advertisement() -> Vec<u8> {
     icmp_frame(ip, 134, 0, &[64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
-impl Case {
-    /// A case where the checksum already tells.
-    fn tolerant(self) -> Case {
-        Case { reason: Some(DropReason::BadTransportChecksum), ..self }
-    }
-}
-
 fn check(case: &Case, vnet_header: bool) {
     let mut bench = Bench::new(vnet_header, small_limits());
     let answers = bench.feed(&case.frame);
@@ -507,20 +502,9 @@ fn check(case: &Case, vnet_header: bool) {
 
 #[test]
 fn each_bad_frame_has_its_reason_and_its_answer() {
-    for case in [link_cases(), ip_cases(), transport_cases()].concat_cases() {
+    for case in [link_cases(), ip_cases(), transport_cases()].into_iter().flatten() {
         check(&case, false);
         check(&case, true);
-    }
-}
-
-/// Joins tables.
-trait Tables {
-    fn concat_cases(self) -> Vec<Case>;
-}
-
-impl<const N: usize> Tables for [Vec<Case>; N] {
-    fn concat_cases(self) -> Vec<Case> {
-        self.into_iter().flatten().collect()
     }
 }
 
@@ -639,7 +623,6 @@ fn a_syn_flood_stays_within_the_limit() {
     let ip = Ip::v4(TCP);
     let mut segment = Tcp::new(SYN).segment(&ip);
     for number in 0..100_000u32 {
-        // RFC 1624 is not needed: the frame is vouched for by a sum of its own.
         segment[0..2].copy_from_slice(&(1 + number as u16 % 60_000).to_be_bytes());
         segment[4..8].copy_from_slice(&(number / 60_000).to_be_bytes());
         segment[16..18].fill(0);
