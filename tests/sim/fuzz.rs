@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use nix::errno::Errno;
 use proptest::prelude::*;
 
+use crate::bench::{Bench, small_limits};
 use crate::frames::{ACK, FIN, ICMP, Ip, PSH, RST, SYN, TCP, Tcp, UDP, icmp_frame, udp_frame};
-use crate::host::Script;
-use crate::hostile::{Bench, small_limits};
+use crate::peer::Script;
 
 const HOUR: u64 = 3600 * 1_000_000_000;
 
