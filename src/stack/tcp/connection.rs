@@ -1,5 +1,5 @@
-//! The connection: its state, what the host side reports, its timers. Segments arrive in
-//! [`super::arrives`].
+//! The connection: its state, what the host side reports, what it sends. Segments arrive in
+//! [`super::arrives`], deadlines in [`super::deadlines`].
 
 use std::time::Duration;
 
@@ -37,25 +37,10 @@ pub enum State {
     Closed,
 }
 
-/// SYN-ACKs before giving up. With the first time-out of 1 s that is 63 s (Linux's tcp_synack_retries
-/// of 5 plus one).
-const MAX_SYN_ACK_RETRIES: u32 = 6;
-/// Retransmissions before giving up: over 100 s, as RFC 9293 §3.8.3 (R2) asks.
-const MAX_RETRIES: u32 = 12;
-/// How long an open connection may be silent before the guest is probed (RFC 9293 §3.8.4: 2 h).
-const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(2 * 3600);
-/// How long a half-closed one may: a guest that dropped its orphaned socket (FIN-WAIT-2 time-out,
-/// 60 s on Linux) tells so only when asked.
-const HALF_CLOSED_IDLE: Duration = Duration::from_secs(75);
 /// Bytes whose acknowledgment may wait until the worker has nothing else to do, so that the answer
 /// to a small request carries it. Less than two segments of a usual size (RFC 9293 §3.8.6.3), and
 /// far less than a window.
 const ACK_PATIENCE: i32 = 2048;
-/// Unanswered probes before an idle connection is given up (Linux's tcp_keepalive_probes).
-const MAX_PROBES: u32 = 9;
-/// Unanswered probes of a closed window before the connection is given up: with the back-off some
-/// minutes. As long as the guest answers it may stay closed (RFC 9293 §3.8.6.1).
-const MAX_WINDOW_PROBES: u32 = 12;
 
 /// One TCP connection of the guest. See the header of [`super`] for what it is and is not.
 ///
@@ -72,8 +57,8 @@ pub struct Connection {
     pub(super) transmit: Transmit,
     pub(super) rtt: Rtt,
     pub(super) timers: Timers,
-    retries: u32,
-    persist_backoff: u32,
+    pub(super) retries: u32,
+    pub(super) persist_backoff: u32,
     pub(super) probes: u32,
     /// When the guest was last heard of.
     pub(super) heard: Instant,
@@ -81,13 +66,13 @@ pub struct Connection {
     /// What was last acknowledged to the guest.
     last_ack: Seq,
     /// The host socket has bytes or EOF that were not read for lack of window.
-    host_waiting: bool,
+    pub(super) host_waiting: bool,
     /// The edge read EOF. Our FIN is sent, or will be when the guest completes the handshake.
     pub(super) host_eof: bool,
     /// [`Action::CloseHost`] or [`Action::ResetHost`] was given out.
     host_closed: bool,
     pub(super) last_challenge: Option<Instant>,
-    retransmits: u64,
+    pub(super) retransmits: u64,
 }
 
 impl Connection {
@@ -192,7 +177,7 @@ impl Connection {
         self.transmit.capacity(self.options.in_flight_limit).min(self.options.frame_limit)
     }
 
-    fn may_send(&self) -> bool {
+    pub(super) fn may_send(&self) -> bool {
         matches!(self.state, State::Established | State::CloseWait) && !self.host_eof
     }
 
@@ -354,108 +339,6 @@ impl Connection {
     pub fn abort(&mut self, out: &mut Vec<Action>) {
         self.reset_host(out);
         self.on_host_reset(out);
-    }
-
-    // --- time ---
-
-    /// A deadline has passed. [`Connection::send_capacity`] may have grown: a window that stays
-    /// small is used after all.
-    pub fn on_deadline(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.timers.expired(Timer::TimeWait, now) {
-            self.close();
-            return;
-        }
-        if self.timers.expired(Timer::Retransmit, now) {
-            self.on_retransmit_timeout(now, out);
-        }
-        if self.timers.expired(Timer::Persist, now) {
-            self.on_persist_timeout(now, out);
-        }
-        if self.timers.expired(Timer::KeepAlive, now) {
-            self.on_keep_alive(now, out);
-        }
-    }
-
-    fn on_retransmit_timeout(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.retries += 1;
-        self.rtt.back_off();
-        if self.state == State::SynReceived {
-            if self.retries > MAX_SYN_ACK_RETRIES {
-                return self.abort(out);
-            }
-            self.retransmits += 1;
-            return self.emit_syn_ack(now, out);
-        }
-        if self.transmit.in_flight() == 0 {
-            return;
-        }
-        if self.retries > MAX_RETRIES {
-            return self.abort(out);
-        }
-        self.transmit.enter_recovery(true);
-        self.resend(now, out);
-    }
-
-    fn on_persist_timeout(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.probes >= MAX_WINDOW_PROBES {
-            return self.abort(out);
-        }
-        self.probes += 1;
-        self.persist_backoff = self.persist_backoff.saturating_add(1);
-        if self.transmit.usable() > 0 {
-            self.transmit.allow_small_window();
-        }
-        // A probe without data below the window, as Linux sends it: any receiver answers with its
-        // present window.
-        self.emit(self.transmit.una - 1, 0, Flags::default(), out);
-        self.arm_persist(now);
-    }
-
-    fn on_keep_alive(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let idle = self.keep_alive_idle();
-        if self.probes == 0 && now.since(self.heard) < idle {
-            self.timers.arm(Timer::KeepAlive, self.heard + idle);
-            return;
-        }
-        if self.probes >= MAX_PROBES {
-            return self.abort(out);
-        }
-        self.probes += 1;
-        self.emit(self.transmit.una - 1, 0, Flags::default(), out);
-        self.timers.arm(Timer::KeepAlive, now + HALF_CLOSED_IDLE);
-    }
-
-    fn keep_alive_idle(&self) -> Duration {
-        match self.state {
-            State::Established => KEEP_ALIVE_IDLE,
-            _ => HALF_CLOSED_IDLE,
-        }
-    }
-
-    /// Arms the idle timer for the present state.
-    pub(super) fn arm_keep_alive(&mut self, now: Instant) {
-        self.timers.arm(Timer::KeepAlive, now + self.keep_alive_idle());
-    }
-
-    /// Runs the persist timer while the host has data, nothing is in flight, and the window is too
-    /// small. A window that is small but open is used when the timer shows that it stays so
-    /// (RFC 9293 §3.8.6.2.1).
-    pub(super) fn check_persist(&mut self, now: Instant) {
-        let blocked = self.host_waiting
-            && self.may_send()
-            && self.transmit.in_flight() == 0
-            && self.send_capacity() == 0;
-        if !blocked {
-            self.timers.disarm(Timer::Persist);
-            self.persist_backoff = 0;
-        } else if !self.timers.is_armed(Timer::Persist) {
-            self.arm_persist(now);
-        }
-    }
-
-    fn arm_persist(&mut self, now: Instant) {
-        let timeout = self.rtt.timeout().saturating_mul(1 << self.persist_backoff.min(10));
-        self.timers.arm(Timer::Persist, now + timeout.min(Duration::from_secs(60)));
     }
 
     // --- steps that several events share ---

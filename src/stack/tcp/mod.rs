@@ -32,6 +32,7 @@
 
 mod arrives;
 mod connection;
+mod deadlines;
 mod receive;
 mod rtt;
 mod timers;

@@ -237,3 +237,33 @@ fn a_half_closed_connection_that_answers_lives_on() {
     assert!(talk.done.iter().all(|a| *a == emit(Emit { seq: H, ..OURS })));
     talk.done.clear();
 }
+
+#[test]
+fn the_last_bytes_carry_the_fin() {
+    for (mut talk, next, after) in
+        [(established(), G, State::FinWait1), (close_wait(), G + 1, State::LastAck)]
+    {
+        talk.connection.on_host_data_and_eof(talk.now, 700, &mut talk.done);
+        let flags = Flags { psh: true, ..WITH_FIN };
+        let last = emit(Emit { len: 700, ack: Some(next), flags, ..OURS });
+        let done = [last, Action::CloseHost];
+        talk.does(if after == State::LastAck { &done } else { &done[..1] });
+        talk.is_in(after);
+        talk.host_eof();
+        assert_eq!((talk.connection.send_capacity(), talk.connection.in_flight()), (0, 701));
+        assert_eq!(talk.deadline(), Duration::from_millis(200));
+        talk.does(&[emit(Emit { len: 700, ack: Some(next), flags: WITH_FIN, ..OURS })]);
+        talk.takes(Segment { seq: next, ..ack(701) });
+        talk.does(&[Action::Release { len: 700 }]);
+    }
+}
+
+#[test]
+fn last_bytes_without_a_length_or_a_connection_are_no_fin() {
+    for mut talk in [established(), syn_received(), fin_wait_1(), time_wait()] {
+        let before = talk.connection.state();
+        let len = if before == State::Established { 0 } else { 10 };
+        talk.connection.on_host_data_and_eof(talk.now, len, &mut talk.done);
+        talk.is_in(before);
+    }
+}

@@ -53,6 +53,8 @@ enum Op {
     HostData(u32, bool),
     HostWaiting(bool),
     HostEof,
+    /// At most this many bytes wait, and EOF behind them.
+    HostDataAndEof(u32),
     /// The host takes this share of the backlog, in 256ths.
     HostTook(u8),
     HostReset,
@@ -108,7 +110,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<bool>().prop_map(Op::ConnectFailed),
         20 => (1u32..100_000, any::<bool>()).prop_map(|(most, last)| Op::HostData(most, last)),
         4 => any::<bool>().prop_map(Op::HostWaiting),
-        2 => Just(Op::HostEof),
+        1 => Just(Op::HostEof),
+        1 => (1u32..100_000).prop_map(Op::HostDataAndEof),
         20 => any::<u8>().prop_map(Op::HostTook),
         1 => select(vec![Op::HostReset, Op::Abort]),
         2 => any::<u16>().prop_map(Op::PathMtu),
@@ -221,6 +224,16 @@ impl Model {
                 if !self.host_eof {
                     self.talk.connection.on_host_waiting(self.talk.now, waiting);
                     self.waiting = waiting;
+                }
+            }
+            Op::HostDataAndEof(most) => {
+                let len = most.min(self.connection().send_capacity());
+                if len > 0 {
+                    let Talk { connection, now, done } = &mut self.talk;
+                    connection.on_host_data_and_eof(*now, len, done);
+                    self.sent += len;
+                    self.host_eof = true;
+                    self.waiting = false;
                 }
             }
             Op::HostEof => {

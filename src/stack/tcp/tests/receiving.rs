@@ -343,3 +343,32 @@ fn text_behind_the_fin_is_ignored() {
     talk.flush();
     talk.does(&[acknowledges(1, LIMIT)]);
 }
+
+#[test]
+fn the_acknowledgment_of_a_little_data_may_wait_for_the_answer() {
+    let mut talk = open();
+    talk.takes(data(2, 1000));
+    assert!(talk.connection.ack_owed() && !talk.connection.ack_pressing());
+    talk.takes(data(1002, 1048));
+    assert!(!talk.connection.ack_pressing());
+    // RFC 9293 §3.8.6.3: no more than two segments unacknowledged.
+    talk.takes(data(2050, 1));
+    assert!(talk.connection.ack_pressing());
+    talk.flush();
+    assert!(!talk.connection.ack_pressing());
+    talk.done.clear();
+}
+
+#[test]
+fn the_acknowledgment_of_a_repetition_a_fin_or_a_probe_does_not_wait() {
+    for segment in [data(0, 2), data(1, 0), Segment { flags: WITH_FIN, ..data(2, 5) }] {
+        let mut talk = open();
+        talk.takes(segment);
+        assert!(talk.connection.ack_pressing(), "{segment:?}");
+        talk.done.clear();
+    }
+    // Nor does a window that has reopened.
+    let mut talk = full();
+    talk.host_took(50_000);
+    assert!(talk.connection.ack_pressing());
+}

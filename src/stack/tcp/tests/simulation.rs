@@ -426,6 +426,12 @@ impl Edge {
             self.queue.extend((0..len).map(|i| byte(FROM_HOST, self.read + i)));
             self.read += len;
             self.readable = len == capacity || self.eof_behind;
+            if len < capacity && self.eof_behind {
+                self.readable = false;
+                self.connection().on_host_data_and_eof(now, len as u32, &mut actions);
+                self.actions = actions;
+                return self.perform(&[]);
+            }
             self.connection().on_host_data(now, len as u32, len < capacity, &mut actions);
             self.actions = actions;
             self.perform(&[]);

@@ -61,6 +61,9 @@ const EVENTS: &[Event] = &[
     ("connected", Talk::connected),
     ("refused", |talk| talk.connection.on_connect_failed(true, &mut talk.done)),
     ("host data", |talk| talk.connection.on_host_data(talk.now, 9, true, &mut talk.done)),
+    ("data and EOF", |talk| {
+        talk.connection.on_host_data_and_eof(talk.now, 9, &mut talk.done);
+    }),
     ("host EOF", Talk::host_eof),
     ("host reset", Talk::host_reset),
     ("abort", |talk| talk.connection.abort(&mut talk.done)),
@@ -123,7 +126,7 @@ fn table() -> String {
                 continue;
             }
             talk.done.clear();
-            let line = format!("{name:<12}{event:<13}{arrow:<15}{}", actions.join(", "));
+            let line = format!("{name:<12}{event:<14}{arrow:<15}{}", actions.join(", "));
             let _ = writeln!(text, "{}", line.trim_end());
         }
     }
