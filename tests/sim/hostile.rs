@@ -139,7 +139,7 @@ fn connections_that_come_and_go_leave_no_timers_behind() {
         .host
         .0
         .borrow_mut()
-        .serve(80, Script { connect_delay: 0, pace: 1 << 40, ..Script::default() });
+        .serve(80, Script { connect_delay: 0, waits_for_end: true, ..Script::default() });
     for number in 0..5_500u32 {
         let ports = (1000 + (number % 20_000) as u16, 80);
         let answers = {
