@@ -379,6 +379,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         for _ in 0..self.reassembly.on_deadline(now, &mut first_fragments) {
             self.io.drop_frame(DropReason::FragmentTimeout);
         }
+        for first in first_fragments {
+            self.answer_reassembly_timeout(&first);
+        }
         self.schedule_housekeeping();
     }
 

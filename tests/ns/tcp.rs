@@ -8,9 +8,9 @@ use std::thread;
 use crate::lab::{Lab, sh};
 
 /// Serves one connection after another on a thread that ends with the test's process.
-fn serve(lab: &Lab, port: u16, mut each: impl FnMut(TcpStream) + Send + 'static) {
+fn serve(lab: &Lab, port: u16, each: impl FnMut(TcpStream) + Send + 'static) {
     let listener = lab.listener(port);
-    thread::spawn(move || listener.incoming().flatten().for_each(|stream| each(stream)));
+    thread::spawn(move || listener.incoming().flatten().for_each(each));
 }
 
 /// SHA-256 of what `write` writes, by sha256sum.

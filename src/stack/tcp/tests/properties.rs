@@ -342,11 +342,11 @@ impl Model {
             && open
             && segment.flags == NO_FLAGS
             && segment.ack == Some(self.connection().queue_start())
-            && segment.seq.at_or_before(next)
             && after != State::Closed
+            && let Ok(old) = u32::try_from(segment.seq.distance(next))
+            && old <= segment.len
         {
-            let end = (segment.seq + segment.len).earlier(edge);
-            let due = next.distance(end).max(0).cast_unsigned();
+            let due = (segment.len - old).min(next.distance(edge).max(0).cast_unsigned());
             assert!(delivered >= due, "{delivered} of {due} bytes in the window were taken");
         }
     }
@@ -373,7 +373,8 @@ impl Model {
         assert!(ack == expected || (fin && ack == expected + 1), "{ack:?} for {expected:?}");
         let shift = if emit.syn.is_some() { 0 } else { self.scale };
         let edge = ack + (u32::from(emit.window) << shift);
-        if let Some(before) = self.edge {
+        // A repeated SYN-ACK cannot say what an acknowledgment in between said with a shift.
+        if let (Some(before), None) = (self.edge, emit.syn) {
             assert!(before.distance(edge) > -(1 << self.scale), "the edge moves left");
         }
         self.edge = Some(self.edge.unwrap_or(edge).later(edge));
@@ -432,7 +433,8 @@ fn syn() -> impl Strategy<Value = Segment> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    // A failure prints the events that matter; they become a test of their own.
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn any_events_keep_the_promises(
