@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::control::dns::{self, DnsOptions, DnsRequest, ResolverView};
 use crate::control::lifecycle::{Guest, Outcome, Signals, supervise};
 use crate::engine::host::{DnsLink, Outbound};
-use crate::engine::thread::{self, Command, CommandSender};
+use crate::engine::thread::{self, Command, CommandSender, End};
 use crate::engine::{Limits, Options};
 use crate::gate::AddressPlan;
 use crate::observe::Capture;
@@ -56,7 +56,7 @@ pub struct DataPath {
     options: LaunchOptions,
     requests: mpsc::Receiver<DnsRequest>,
     worker: CommandSender,
-    ended: oneshot::Receiver<io::Error>,
+    ended: oneshot::Receiver<End>,
 }
 
 impl DataPath {
@@ -110,7 +110,7 @@ impl DataPath {
         signals: &Signals,
         guest_file: Option<File>,
     ) -> io::Result<Outcome> {
-        let DataPath { options, requests, worker, ended } = self;
+        let DataPath { options, requests, worker, mut ended } = self;
         let first = match &options.upstreams {
             Some(servers) => ResolverView { servers: servers.clone(), ..ResolverView::default() },
             None => ResolverView::default(),
@@ -137,8 +137,16 @@ impl DataPath {
         };
         let search = pass_on_search(&options, view, &worker, guest_file);
         tokio::select! {
-            outcome = supervise(guest, signals) => outcome,
-            error = ended => Err(link_lost(error)),
+            outcome = supervise(guest, signals) => {
+                if !matches!(outcome, Ok(Outcome::Asked(_))) {
+                    // From here on a signal ends us at once, as it would any program.
+                    signals.restore()?;
+                    worker.send(Command::Drain);
+                    let _ = ended.await;
+                }
+                outcome
+            }
+            end = &mut ended => Err(link_lost(end)),
             () = service => Err(io::Error::other("the DNS service ended")),
             () = follow => Err(io::Error::other("the resolver watch ended")),
             () = search => Err(io::Error::other("the search domains' watch ended")),
@@ -146,8 +154,11 @@ impl DataPath {
     }
 }
 
-fn link_lost(error: Result<io::Error, oneshot::error::RecvError>) -> io::Error {
-    error.unwrap_or_else(|_| io::Error::other("the worker ended without a word"))
+fn link_lost(end: Result<End, oneshot::error::RecvError>) -> io::Error {
+    match end {
+        Ok(End::Failed(error)) => error,
+        Ok(End::Drained) | Err(_) => io::Error::other("the worker ended without a word"),
+    }
 }
 
 /// The worker's way to the DNS service; without the service everything is refused.

@@ -159,8 +159,8 @@ fn status_of(failure: &Failure, is_run: bool) -> u8 {
         Failure::Setup(SetupError::NoInterpreter(_) | SetupError::NotExecutable { .. }) => {
             exit::NOT_EXECUTABLE
         }
+        Failure::Usage(_) | Failure::Config(_) => exit::USAGE,
         _ if is_run => exit::RUN_FAILED,
-        Failure::Usage(_) => exit::USAGE,
         _ => exit::FAILED,
     }
 }

@@ -1,7 +1,7 @@
 //! The command line: argv to [`Draft`] to [`Config`].
 //!
 //! Each personality parses its own grammar into a [`Draft`], which remembers what was typed and
-//! nothing else. [`resolve`] is a pure function of the draft and of [`HostFacts`]; its [`Config`] has
+//! nothing else. [`resolve()`] is a pure function of the draft and of [`HostFacts`]; its [`Config`] has
 //! nothing left to check and consists of the options of each room (design decision D11). No system
 //! call happens here.
 //!

@@ -46,7 +46,7 @@ pub mod exit {
     pub const NOT_FOUND: u8 = 127;
     /// Everything but `run`: failed.
     pub const FAILED: u8 = 1;
-    /// Everything but `run`: a command line that is none.
+    /// A command line that is none, or that means nothing on this host.
     pub const USAGE: u8 = 2;
 }
 
@@ -211,7 +211,8 @@ ADDRESSES
 
 EXIT STATUS
   that of COMMAND, or 128+n if signal n killed it
-  125  tapway itself failed (bad option, no user namespaces, no /dev/net/tun, ...)
+  2    bad command line
+  125  tapway itself failed (no user namespaces, no /dev/net/tun, name in use, ...)
   126  COMMAND was found and cannot be executed
   127  COMMAND was not found
 
@@ -303,9 +304,10 @@ struct Shared {
 
     /// Resolver to ask instead of the host's, or "off"; repeatable
     ///
-    /// ADDR, ADDR:PORT or [ADDR]:PORT. By default the forwarder asks the resolvers of the host's
-    /// /etc/resolv.conf, those on its loopback included, and follows that file when it changes. With
-    /// "off" there is no forwarder, and the guest keeps the host's resolv.conf.
+    /// ADDR or ADDR:PORT, with an IPv6 ADDR in brackets before a port. By default the forwarder asks
+    /// the resolvers of the host's /etc/resolv.conf, those on its loopback included, and follows that
+    /// file when it changes. With "off" there is no forwarder, and the guest keeps the host's
+    /// resolv.conf.
     #[arg(long, value_name = "ADDR|off", help_heading = "Names")]
     dns: Vec<DnsChoice>,
 

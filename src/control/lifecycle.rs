@@ -14,8 +14,11 @@
 //! | `kill` (a process) | passed on | passed on |
 //! | the command itself | nothing | nothing |
 //!
-//! tapway never touches the terminal, whose foreground group is the command's business; it blocks
-//! SIGTTOU so that a log line from the background does not stop it.
+//! The terminal's foreground group is the command's business: tapway sets it in one case only, when a
+//! command with a group of its own goes on after a stop and has to find the terminal as it left it
+//! (`suspend` and `fg` of a shell in the guest). It blocks
+//! SIGTTOU so that a log line from the background does not stop it, and SIGTTIN, which a command that
+//! reads in the background brings on the whole group, so that it stops with the command and once only.
 //!
 //! `attach`: until the target is gone or SIGINT, SIGTERM or SIGHUP asks for the end.
 
@@ -33,7 +36,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::sys::stat::fstatat;
-use nix::unistd::{Pid, getpgid, getpgrp};
+use nix::unistd::{Pid, getpgid, getpgrp, tcgetpgrp, tcsetpgrp};
 use tokio::io::unix::AsyncFd;
 
 use crate::sys::process::{self, ChildEvent};
@@ -87,6 +90,7 @@ impl Signals {
         let events: SigSet = EVENTS.into_iter().collect();
         let mut blocked = events;
         blocked.add(Signal::SIGTTOU);
+        blocked.add(Signal::SIGTTIN);
         let mut inherited_mask = SigSet::thread_get_mask()?;
         blocked.thread_block()?;
         // Where the caller ignores SIGCHLD, the kernel would throw exit statuses away.
@@ -279,17 +283,49 @@ fn is_for_command(info: &siginfo, command: Pid) -> bool {
 
 /// Takes note of what happened to the command: its final status, if it has ended.
 fn collect(pid: Pid) -> io::Result<Option<u8>> {
+    let mut stopped_in = None;
     loop {
         match process::next_event(pid)? {
-            None => return Ok(None),
             Some(ChildEvent::Exited(status)) => return Ok(Some(status)),
             // The shells' convention; real-time signals end at 64.
             Some(ChildEvent::Killed(signal)) => return Ok(Some(128 + signal)),
             Some(ChildEvent::Stopped(signal)) => {
+                stopped_in = Some(foreground_group());
                 stop_like(signal)?;
-                // Somebody has woken us, perhaps only us.
-                let _ = kill(pid, Signal::SIGCONT);
             }
+            Some(ChildEvent::Continued) => stopped_in = None,
+            // Somebody has woken us, and only us. (Continuing a command that runs again already might
+            // undo the next stop, if that came as quickly.)
+            None => match stopped_in.take() {
+                Some(foreground) => {
+                    give_terminal_back(pid, foreground);
+                    let _ = kill(pid, Signal::SIGCONT);
+                }
+                None => return Ok(None),
+            },
+        }
+    }
+}
+
+/// The foreground process group of our terminal, if one of the standard streams is that terminal.
+fn foreground_group() -> Option<Pid> {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]
+        .into_iter()
+        .find_map(|stream| tcgetpgrp(stream).ok())
+}
+
+/// If the command was in the foreground `before` the stop with a group of its own, and we are there now,
+/// puts it there again: whoever continued us knows our group only.
+fn give_terminal_back(command: Pid, before: Option<Pid>) {
+    let Some(group) = before.filter(|&group| group != getpgrp()) else { return };
+    if getpgid(Some(command)) != Ok(group) || foreground_group() != Some(getpgrp()) {
+        return;
+    }
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        if tcsetpgrp(stream, group).is_ok() {
+            return;
         }
     }
 }

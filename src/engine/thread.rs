@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::base::Instant;
 use crate::observe::Capture;
 use crate::sys::clock;
 
 use super::host::{DnsLink, HostSockets, Outbound};
-use super::ports::Event;
+use super::ports::{Event, FramePort, SocketPort};
 use super::tap::TapQueue;
 use super::token::{Kind, Token};
 use super::worker::{Options, Worker};
@@ -30,6 +31,17 @@ pub enum Command {
     },
     /// The search domains have changed.
     SetSearch(Vec<String>),
+    /// The guest's command is over: pass on what it has sent, then end.
+    Drain,
+}
+
+/// Why a worker has ended.
+#[derive(Debug)]
+pub enum End {
+    /// It cannot go on: the TAP is gone, or epoll failed.
+    Failed(io::Error),
+    /// It was asked to drain, and has.
+    Drained,
 }
 
 /// Sends commands to a worker and wakes it.
@@ -66,8 +78,8 @@ pub fn commands() -> io::Result<(CommandSender, Commands)> {
     ))
 }
 
-/// Starts a worker on a thread of its own. `ended` is called there if it cannot go on: the TAP is
-/// gone, or epoll failed.
+/// Starts a worker on a thread of its own. `ended` is called there when the worker and its
+/// sockets are gone.
 ///
 /// # Errors
 /// Those of epoll and of starting a thread.
@@ -78,7 +90,7 @@ pub fn start(
     dns: DnsLink,
     commands: Commands,
     capture: Option<Capture<File>>,
-    ended: impl FnOnce(io::Error) + Send + 'static,
+    ended: impl FnOnce(End) + Send + 'static,
 ) -> io::Result<()> {
     let tap = TapQueue::new(tap, options.vnet_header, capture);
     let host = HostSockets::new(outbound, dns)?;
@@ -92,13 +104,15 @@ pub fn start(
     Ok(())
 }
 
-/// Turns for ever; returns why it cannot.
-fn serve(mut worker: Worker<TapQueue, HostSockets>, commands: &Commands) -> io::Error {
+/// Turns until it is told to end, or cannot go on.
+fn serve(mut worker: Worker<TapQueue, HostSockets>, commands: &Commands) -> End {
     let mut events = Vec::new();
     let mut spin = Spin::new(std::thread::available_parallelism().map_or(1, usize::from));
+    let mut drain = None;
     loop {
-        if let Err(error) = next_events(&mut worker, &mut spin, &mut events) {
-            return error;
+        let patience = drain.as_ref().map(|_| DRAIN_STEP);
+        if let Err(error) = next_events(&mut worker, &mut spin, patience, &mut events) {
+            return End::Failed(error);
         }
         let now = clock::now();
         let commanded = events.iter().any(|event| event.token.kind == Kind::Commands);
@@ -106,12 +120,54 @@ fn serve(mut worker: Worker<TapQueue, HostSockets>, commands: &Commands) -> io::
             // It only fails if there was nothing to read.
             let _ = commands.wake.read();
             for command in commands.queue.try_iter() {
-                worker.on_command(now, command);
+                match command {
+                    Command::Drain => drain = Some(Drain::new(now)),
+                    command => worker.on_command(now, command),
+                }
             }
         }
         if let Err(error) = worker.turn(now, &events) {
-            return error;
+            return End::Failed(error);
         }
+        if drain.as_mut().is_some_and(|drain| drain.is_over(now, &worker)) {
+            return End::Drained;
+        }
+    }
+}
+
+/// While draining, how often to look whether it is over.
+const DRAIN_STEP: Duration = Duration::from_millis(5);
+/// A guest that is silent for so long has sent what it had; somebody else's connection is idle.
+const GUEST_QUIET: Duration = Duration::from_millis(50);
+/// A host socket that takes nothing for so long will not.
+const HOST_STUCK: Duration = Duration::from_secs(10);
+
+/// What a host's kernel does for the sockets of a process that has ended: what was written is still
+/// sent. So a command such as `producer | socat -u - TCP:…` may end while bytes are on their way.
+struct Drain {
+    progress: Instant,
+    frames: u64,
+    backlog: usize,
+}
+
+impl Drain {
+    fn new(now: Instant) -> Drain {
+        Drain { progress: now, frames: 0, backlog: 0 }
+    }
+
+    fn is_over<F: FramePort, S: SocketPort>(
+        &mut self,
+        now: Instant,
+        worker: &Worker<F, S>,
+    ) -> bool {
+        if !worker.guest_unfinished() {
+            return true;
+        }
+        let (frames, backlog) = (worker.counters().frames_from_guest, worker.backlog());
+        if (frames, backlog) != (self.frames, self.backlog) {
+            (self.frames, self.backlog, self.progress) = (frames, backlog, now);
+        }
+        now.since(self.progress) > if backlog == 0 { GUEST_QUIET } else { HOST_STUCK }
     }
 }
 
@@ -119,6 +175,7 @@ fn serve(mut worker: Worker<TapQueue, HostSockets>, commands: &Commands) -> io::
 fn next_events(
     worker: &mut Worker<TapQueue, HostSockets>,
     spin: &mut Spin,
+    patience: Option<Duration>,
     events: &mut Vec<Event>,
 ) -> io::Result<()> {
     let start = clock::now();
@@ -139,7 +196,7 @@ fn next_events(
     }
     worker.before_wait();
     let now = clock::now();
-    let timeout = worker.timeout(now);
+    let timeout = [worker.timeout(now), patience].into_iter().flatten().min();
     worker.wait(timeout, events)?;
     if clock::now().since(now) < SPIN_TIME && !events.is_empty() {
         spin.would_have_paid();

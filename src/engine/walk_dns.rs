@@ -69,6 +69,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     pub fn on_command(&mut self, now: Instant, command: Command) {
         match command {
             Command::DnsAnswer { token, message } => self.on_dns_answer(token, &message),
+            // The loop around the worker sees to it.
+            Command::Drain => {}
             Command::SetSearch(search) => {
                 self.services.set_search(now, search);
                 self.schedule_housekeeping();

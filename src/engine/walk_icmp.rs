@@ -169,6 +169,23 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.answer_report(guest_mac, None, problem.report(ipv6), original);
     }
 
+    /// RFC 792 and RFC 8200 §4.5: the first fragment came, the rest did not.
+    pub(super) fn answer_reassembly_timeout(&mut self, first: &[u8]) {
+        let source = match first.first().map(|byte| byte >> 4) {
+            Some(4) => first
+                .get(12..16)
+                .and_then(|octets| <[u8; 4]>::try_from(octets).ok())
+                .map(IpAddr::from),
+            _ => first
+                .get(8..24)
+                .and_then(|octets| <[u8; 16]>::try_from(octets).ok())
+                .map(IpAddr::from),
+        };
+        if let Some(guest_mac) = source.and_then(|source| self.services.mac_of(source)) {
+            self.answer_problem(guest_mac, Problem::ReassemblyTime, first);
+        }
+    }
+
     /// Tells the guest by ICMP from `source`, or from the gateway without one.
     pub(super) fn answer_report(
         &mut self,

@@ -68,7 +68,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             IpAddr::V6(_) => ip::parse_v6(&whole)?,
         };
         match parsed {
+            // Who sends fragments allows them, also over IPv6.
             Parsed::Whole(packet) => {
+                let packet = Packet { dont_fragment: false, ..packet };
                 self.on_packet(now, &VnetHeader::default(), source_mac, &packet)
             }
             Parsed::Fragment(_) => Err(DropReason::BadFragment),

@@ -189,6 +189,16 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
+    /// Whether some TCP connection's guest may have more to send, or sent what is not passed on yet.
+    pub fn guest_unfinished(&self) -> bool {
+        self.tcp.iter().any(|(_, _, flow)| flow.machine.guest_unfinished())
+    }
+
+    /// Bytes from the guest that wait for host sockets.
+    pub fn backlog(&self) -> usize {
+        self.io.backlog_bytes
+    }
+
     /// How long [`SocketPort::wait`] may sleep; `None` is for ever.
     pub fn timeout(&self, now: Instant) -> Option<Duration> {
         if !self.run_list.is_empty() && !self.io.pool.is_exhausted() {
@@ -368,6 +378,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let mut first_fragments = Vec::new();
         for _ in 0..self.reassembly.on_deadline(now, &mut first_fragments) {
             self.io.drop_frame(DropReason::FragmentTimeout);
+        }
+        for first in first_fragments {
+            self.answer_reassembly_timeout(&first);
         }
         self.schedule_housekeeping();
     }

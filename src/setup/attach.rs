@@ -305,13 +305,13 @@ enum JoinError {
     User {
         target: String,
         #[source]
-        source: nix::Error,
+        source: io::Error,
     },
     #[error("join the network namespace of {target}")]
     Net {
         target: String,
         #[source]
-        source: nix::Error,
+        source: io::Error,
     },
     #[error("talk to the routing tables of {target}")]
     Netlink {
@@ -330,8 +330,9 @@ enum JoinError {
 impl JoinError {
     fn hint(&self) -> Option<String> {
         match self {
-            JoinError::User { target, source: nix::Error::EPERM }
-            | JoinError::Net { target, source: nix::Error::EPERM } => {
+            JoinError::User { target, source } | JoinError::Net { target, source }
+                if source.raw_os_error() == Some(libc::EPERM) =>
+            {
                 TargetError::Foreign(target.clone()).hint()
             }
             JoinError::Tap(TapError::Create { source, .. })
@@ -350,10 +351,10 @@ fn join(target: &Opened, link: &LinkOptions, channel: &Channel) -> Result<(), Jo
     let name = || target.name.clone();
     if let Some(user) = &target.user {
         setns(user, CloneFlags::CLONE_NEWUSER)
-            .map_err(|source| JoinError::User { target: name(), source })?;
+            .map_err(|e| JoinError::User { target: name(), source: e.into() })?;
     }
     setns(&target.net, CloneFlags::CLONE_NEWNET)
-        .map_err(|source| JoinError::Net { target: name(), source })?;
+        .map_err(|e| JoinError::Net { target: name(), source: e.into() })?;
     let mut netlink =
         Netlink::open().map_err(|source| JoinError::Netlink { target: name(), source })?;
     let tap = Tap::open(&link.ifname, link.queues, &mut netlink)?;

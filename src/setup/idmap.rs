@@ -140,25 +140,24 @@ impl IdMaps {
             ),
             Writer::Helpers => self.run_helpers(pid),
         };
-        let done = |result: Result<bool, IdMapError>| {
-            result.unwrap_or_else(|e| {
-                let e = crate::setup::chain(&e);
-                tracing::warn!("the guest has one user and one group only: {e}");
-                false
-            })
-        };
-        let (users, groups) = (done(users), done(groups));
         let single = IdMaps::single(identity, own_ids);
-        if !users {
+        if !matches!(users, Ok(true)) {
             put(pid, "uid_map", &text(&single.uids))?;
         }
-        if groups {
-            return Ok(bounds(&self.gids));
+        let lines = if matches!(groups, Ok(true)) {
+            &self.gids
+        } else {
+            // An unprivileged writer of gid_map must give up setgroups first.
+            put(pid, "setgroups", "deny")?;
+            put(pid, "gid_map", &text(&single.gids))?;
+            &single.gids
+        };
+        // Only now, because a child that has died makes all of this fail.
+        for e in [users, groups].into_iter().filter_map(Result::err) {
+            let e = crate::setup::chain(&e);
+            tracing::warn!("the guest has one user or one group only: {e}");
         }
-        // An unprivileged writer of gid_map must give up setgroups first.
-        put(pid, "setgroups", "deny")?;
-        put(pid, "gid_map", &text(&single.gids))?;
-        Ok(bounds(&single.gids))
+        Ok(bounds(lines))
     }
 
     /// Runs `newuidmap` and `newgidmap` at the same time: each costs a millisecond of `execve`.

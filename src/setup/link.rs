@@ -37,7 +37,7 @@ pub struct LinkOptions {
 
 /// The queueing discipline of the TAP: none. The TAP has a ring of its own and never asks to wait, so a
 /// discipline in front of it only costs; and the kernel's default for a device that may have 256 queues
-/// is 256 rings of three bands: 60 MB and 23 ms at this queue length, and more at the end.
+/// is 256 rings of three bands: 60 MB and 23 ms with places for 10,000 frames, and more at the end.
 const NO_DISCIPLINE: &str = "noqueue";
 
 /// Frames that a queue of the TAP holds before the kernel drops silently. With offloads a frame is up
@@ -155,8 +155,10 @@ fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
         message.header.flags = AddressHeaderFlags::Nodad;
         let what = format!("give {ifname} the address {}/{}", v6.guest, v6.prefix);
         add(Need::WhereV6Works, what, RouteNetlinkMessage::NewAddress(message));
-        let what = format!("route IPv6 by way of {}", v6.gateway_link_local);
-        add(Need::WhereV6Works, what, default_route(index, v6.gateway_link_local.into()));
+        // By the gateway's global address: the guest then asks for it from its own global address,
+        // which is never tentative, as its link-local one is where /proc/sys is read-only.
+        let what = format!("route IPv6 by way of {}", v6.gateway);
+        add(Need::WhereV6Works, what, default_route(index, v6.gateway.into()));
     }
     steps
 }

@@ -4,9 +4,9 @@
 //! binary. The child's silence (end of file) means that it is gone, and the same for the parent.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
@@ -60,12 +60,21 @@ impl Channel {
         scm::send(self.0.as_fd(), &serde_json::to_vec(message)?, descriptors)
     }
 
+    /// Says nothing more: the other side reads the end of file and may still answer.
+    fn finish(&self) {
+        // Fails only if the other side is gone, and then it has its end of file.
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Write);
+    }
+
     /// The next message; `None` when the other side is gone.
     pub(crate) fn receive<M: DeserializeOwned>(&self) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
         let mut buffer = vec![0; MAX_MESSAGE];
         let (length, descriptors) = match scm::receive(self.0.as_fd(), &mut buffer) {
-            // The other side died with a message of ours unread.
-            Err(e) if e.raw_os_error() == Some(libc::ECONNRESET) => return Ok(None),
+            // The other side died with a message of ours unread. The kernel says this once and
+            // keeps what that side sent before.
+            Err(e) if e.raw_os_error() == Some(libc::ECONNRESET) => {
+                scm::receive(self.0.as_fd(), &mut buffer)?
+            }
             result => result?,
         };
         if length == 0 {
@@ -132,6 +141,15 @@ impl Child {
             Some((Report::UserNamespace, _)) => Ok(()),
             other => Err(unexpected(other)),
         }
+    }
+
+    /// Why the child gave up, if it did: to be asked when something done to it failed, which may be
+    /// because it was no longer there. It hears the end of file and ends, if it has not before.
+    pub(crate) fn last_words(mut self) -> Option<SetupError> {
+        if let Some(channel) = &self.channel {
+            channel.finish();
+        }
+        self.report(false).err().filter(|e| matches!(e, SetupError::Guest { .. }))
     }
 
     /// Waits until the child has set up everything.

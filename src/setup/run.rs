@@ -92,10 +92,16 @@ pub fn start(options: &RunOptions<'_>) -> Result<Started, SetupError> {
     drop(theirs);
     let mut child = Child::new(pid, ours);
     child.user_namespace()?;
-    let groups = maps.write(pid, options.identity).map_err(|e| SetupError::Guest {
-        message: format!("map the guest's users and groups: {}", super::chain(&e)),
-        hint: hints::user_namespace(None),
-    })?;
+    let groups = match maps.write(pid, options.identity) {
+        Ok(groups) => groups,
+        Err(e) => {
+            let e = SetupError::Guest {
+                message: format!("map the guest's users and groups: {}", super::chain(&e)),
+                hint: hints::user_namespace(None),
+            };
+            return Err(child.last_words().unwrap_or(e));
+        }
+    };
     child.order(&Order::Mapped { groups })?;
     let Handover { tap, resolv_conf } = child.ready()?;
     Ok(Started { child, command: command.clone(), tap, resolv_conf: resolv_conf.map(File::from) })
@@ -150,11 +156,11 @@ fn refused(command: OsString, errno: i32) -> SetupError {
 #[derive(Debug, thiserror::Error)]
 enum GuestError {
     #[error("make a user namespace")]
-    UserNamespace(#[source] nix::Error),
+    UserNamespace(#[source] io::Error),
     #[error("make network and mount namespaces")]
-    Namespaces(#[source] nix::Error),
+    Namespaces(#[source] io::Error),
     #[error("bind the guest's life to ours")]
-    DeathSignal(#[source] nix::Error),
+    DeathSignal(#[source] io::Error),
     #[error("talk to the kernel's routing tables")]
     Netlink(#[source] io::Error),
     #[error(transparent)]
@@ -175,7 +181,7 @@ impl GuestError {
     fn hint(&self) -> Option<String> {
         match self {
             GuestError::UserNamespace(e) | GuestError::Namespaces(e) => {
-                hints::user_namespace(Some(*e as i32))
+                hints::user_namespace(e.raw_os_error())
             }
             GuestError::Tap(e) => hints::tap(e),
             _ => None,
@@ -189,13 +195,14 @@ fn guest(
     channel: &Channel,
     parent: Pid,
 ) -> Result<Infallible, GuestError> {
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(GuestError::UserNamespace)?;
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(|e| GuestError::UserNamespace(e.into()))?;
     channel.send(&Report::UserNamespace, &[]).map_err(GuestError::Parent)?;
-    prctl::set_pdeathsig(Signal::SIGKILL).map_err(GuestError::DeathSignal)?;
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(|e| GuestError::DeathSignal(e.into()))?;
     if getppid() != parent {
         return Err(GuestError::Orphaned);
     }
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).map_err(GuestError::Namespaces)?;
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+        .map_err(|e| GuestError::Namespaces(e.into()))?;
     let mut netlink = Netlink::open().map_err(GuestError::Netlink)?;
     let tap = Tap::open(&options.link.ifname, options.link.queues, &mut netlink)?;
     configure(options.link, Autoconfiguration::Off, &mut netlink)?;

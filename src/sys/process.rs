@@ -66,6 +66,8 @@ pub enum ChildEvent {
     Killed(u8),
     /// This signal stopped it.
     Stopped(Signal),
+    /// It goes on after a stop.
+    Continued,
 }
 
 /// The next thing that happened to the child `pid`, without waiting (`waitpid(2)`).
@@ -75,7 +77,7 @@ pub enum ChildEvent {
 pub fn next_event(pid: Pid) -> io::Result<Option<ChildEvent>> {
     loop {
         let mut status = 0;
-        let flags = libc::WNOHANG | libc::WUNTRACED;
+        let flags = libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED;
         // SAFETY: the kernel writes one int, which `status` is.
         let found = unsafe { libc::waitpid(pid.as_raw(), &raw mut status, flags) };
         if found < 0 {
@@ -89,6 +91,8 @@ pub fn next_event(pid: Pid) -> io::Result<Option<ChildEvent>> {
             return Ok(Some(ChildEvent::Exited(libc::WEXITSTATUS(status) as u8)));
         } else if libc::WIFSIGNALED(status) {
             return Ok(Some(ChildEvent::Killed(libc::WTERMSIG(status) as u8)));
+        } else if libc::WIFCONTINUED(status) {
+            return Ok(Some(ChildEvent::Continued));
         } else if let Ok(signal) = Signal::try_from(libc::WSTOPSIG(status)) {
             return Ok(Some(ChildEvent::Stopped(signal)));
         }

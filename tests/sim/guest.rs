@@ -9,7 +9,7 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 
-use crate::host::{FROM_GUEST, TO_GUEST};
+use crate::peer::{FROM_GUEST, TO_GUEST};
 use crate::rng::pattern;
 
 /// Frames between the interface and the link.

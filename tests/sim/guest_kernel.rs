@@ -5,6 +5,8 @@
 //! Every field of the header that the kernel would act on is checked against the frame, so that a
 //! frame which only happens to work is a failure here.
 
+use std::net::IpAddr;
+
 use tapway::stack::wire::formats::{
     EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
 };
@@ -183,4 +185,59 @@ pub fn to_engine(mut frame: Vec<u8>, vnet_header: bool, rng: &mut Rng) -> Vec<u8
     header.emit(&mut bytes);
     bytes.extend(frame);
     bytes
+}
+
+/// The transport packet that `frames` carry to `guest`, put together if they are fragments, with
+/// its checksum verified.
+pub fn defragment(frames: &[Vec<u8>], guest: IpAddr) -> Vec<u8> {
+    let mut pieces = vec![];
+    let mut sums = vec![];
+    for frame in frames {
+        let ip = &frame[ETHERNET..];
+        let (source, target, protocol, offset, body): (IpAddr, IpAddr, u8, u16, &[u8]) =
+            if guest.is_ipv4() {
+                let ip = Ipv4Packet::new_checked(ip).expect("an IPv4 packet");
+                assert!(ip.verify_checksum());
+                let body = &frame[ETHERNET + 20..ETHERNET + usize::from(ip.total_len())];
+                (
+                    ip.src_addr().into(),
+                    ip.dst_addr().into(),
+                    ip.next_header().into(),
+                    ip.frag_offset(),
+                    body,
+                )
+            } else {
+                let ip = Ipv6Packet::new_checked(ip).expect("an IPv6 packet");
+                let body = &frame[ETHERNET + 40..ETHERNET + ip.total_len()];
+                let (protocol, offset, body) = match (ip.next_header(), body) {
+                    (IpProtocol::Ipv6Frag, [next, _, high, low, _, _, _, _, rest @ ..]) => {
+                        (*next, u16::from_be_bytes([*high, *low & 0xf8]), rest)
+                    }
+                    (protocol, body) => (protocol.into(), 0, body),
+                };
+                (ip.src_addr().into(), ip.dst_addr().into(), protocol, offset, body)
+            };
+        assert_eq!(target, guest);
+        sums.push((source, protocol));
+        pieces.push((offset, body));
+    }
+    sums.dedup();
+    let [(source, protocol)] = sums[..] else {
+        panic!("not the fragments of one packet: {sums:?}")
+    };
+    pieces.sort_unstable();
+    let mut packet = vec![];
+    for (offset, body) in pieces {
+        assert_eq!(usize::from(offset), packet.len(), "a hole between fragments");
+        packet.extend_from_slice(body);
+    }
+    let sum = match protocol {
+        1 => checksum::fold(checksum::sum(&packet)),
+        _ => {
+            let pseudo = checksum::pseudo_header(source, guest, protocol, packet.len() as u32);
+            checksum::fold(pseudo + checksum::sum(&packet))
+        }
+    };
+    assert_eq!(sum, 0xffff, "transport checksum");
+    packet
 }

@@ -8,10 +8,17 @@
 //! tell the difference.
 #![expect(unreachable_pub, reason = "everything here is for this test alone")]
 
+mod bench;
+mod datagrams;
+mod frames;
+mod fuzz;
 mod guest;
 mod guest_kernel;
 mod host;
+mod hostile;
 mod link;
+mod peer;
+mod reasons;
 mod rng;
 mod streams;
 mod world;

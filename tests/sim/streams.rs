@@ -10,8 +10,8 @@ use tapway::base::DropReason;
 use tapway::engine::Limits;
 
 use crate::guest::{Application, Running};
-use crate::host::{End, Script};
 use crate::link::Faults;
+use crate::peer::{End, Script};
 use crate::rng::Rng;
 use crate::world::{Setting, World};
 

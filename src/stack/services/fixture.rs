@@ -7,7 +7,6 @@ use crate::gate::{AddressPlan, Plan4, Plan6};
 
 pub(super) const GATEWAY_MAC: Mac = Mac([0x52, 0x55, 0x0a, 0x00, 0x02, 0x02]);
 pub(super) const GUEST_MAC: Mac = Mac([0x02, 0x1b, 0x2c, 0x3d, 0x4e, 0x5f]);
-pub(super) const OTHER_MAC: Mac = Mac([0x06, 0xa1, 0xb2, 0xc3, 0xd4, 0xe5]);
 
 pub(super) fn plan() -> AddressPlan {
     AddressPlan {

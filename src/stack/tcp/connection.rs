@@ -137,6 +137,13 @@ impl Connection {
         self.retransmits
     }
 
+    /// Whether the guest may have more to send, or sent something that is not passed on yet.
+    pub fn guest_unfinished(&self) -> bool {
+        !matches!(self.state, State::Closed | State::TimeWait)
+            && self.receive.fin != GuestFin::PassedOn
+            || self.receive.fin == GuestFin::Received
+    }
+
     /// Whether the host's bytes were read to their end.
     pub fn host_read_ended(&self) -> bool {
         self.host_eof

@@ -1,0 +1,11 @@
+//! The network that a guest gets, tried with real programs in real namespaces.
+//!
+//! Needs root, to make the namespaces; tapway itself runs as an ordinary user.
+
+mod dns;
+mod icmp;
+mod lab;
+#[path = "../support/mod.rs"]
+mod support;
+mod tcp;
+mod udp;

@@ -1,0 +1,89 @@
+//! A worker that is fed frame by frame, without a guest's stack.
+
+use tapway::base::{DropReason, Instant};
+use tapway::engine::ports::{Event, Readiness};
+use tapway::engine::token::{Kind, Token};
+use tapway::engine::{Limits, Options, Worker};
+use tapway::stack::wire::VNET_HEADER_LEN;
+
+use crate::guest_kernel::from_engine;
+use crate::host::HostPort;
+use crate::link::TapPort;
+use crate::world::plan;
+
+/// Limits that a test can reach.
+pub fn small_limits() -> Limits {
+    Limits {
+        tcp_flows: 500,
+        udp_flows: 100,
+        echo_flows: 20,
+        receive_window: 16 << 10,
+        in_flight: 32 << 10,
+        backlog_bytes: 64 << 10,
+        tight_window: 2 << 10,
+        slabs: 8,
+    }
+}
+
+/// A worker that is fed by hand.
+pub struct Bench {
+    pub now: u64,
+    pub worker: Worker<TapPort, HostPort>,
+    pub tap: TapPort,
+    pub host: HostPort,
+    vnet_header: bool,
+}
+
+impl Bench {
+    pub fn new(vnet_header: bool, limits: Limits) -> Bench {
+        let (tap, host) = (TapPort::default(), HostPort::default());
+        let options = Options { plan: plan(1500), vnet_header, limits, seed: 7 };
+        let worker = Worker::new(Instant::ZERO, tap.clone(), host.clone(), options);
+        let mut bench = Bench { now: 0, worker, tap, host, vnet_header };
+        bench.pass(1_000_000_000);
+        bench
+    }
+
+    /// Feeds what a TAP would deliver, header and all; what the guest's stack sees of the answer.
+    pub fn feed_raw(&mut self, bytes: Vec<u8>) -> Vec<Vec<u8>> {
+        self.tap.0.borrow_mut().inbound.push_back(bytes);
+        self.turn()
+    }
+
+    /// Feeds an Ethernet frame.
+    pub fn feed(&mut self, frame: &[u8]) -> Vec<Vec<u8>> {
+        let header = if self.vnet_header { VNET_HEADER_LEN } else { 0 };
+        self.feed_raw([&vec![0; header][..], frame].concat())
+    }
+
+    /// One turn of the engine.
+    pub fn turn(&mut self) -> Vec<Vec<u8>> {
+        let mut events = self.host.0.borrow_mut().advance(self.now);
+        let readiness = Readiness { readable: true, ..Readiness::default() };
+        events.push(Event { token: Token::only(Kind::Tap), readiness });
+        self.worker.turn(Instant::from_nanos(self.now), &events).unwrap();
+        let written = std::mem::take(&mut self.tap.0.borrow_mut().outbound);
+        let complete = |bytes: &Vec<u8>| from_engine(bytes, self.vnet_header, 1500);
+        written.iter().flat_map(complete).collect()
+    }
+
+    /// Lets `nanos` pass, with a turn whenever somebody has something to do.
+    pub fn pass(&mut self, nanos: u64) -> Vec<Vec<u8>> {
+        let end = self.now + nanos;
+        let mut written = self.turn();
+        while self.now < end {
+            let timeout = self.worker.timeout(Instant::from_nanos(self.now));
+            let timer = timeout.map(|timeout| self.now + timeout.as_nanos() as u64);
+            let next = [timer, self.host.0.borrow().next(), Some(end)];
+            let next = next.into_iter().flatten().min().unwrap_or(end);
+            self.now = next.max(self.now + 1_000_000).min(end);
+            written.extend(self.turn());
+        }
+        written
+    }
+
+    /// What was dropped so far, by reason.
+    pub fn drops(&self) -> Vec<(DropReason, u64)> {
+        self.worker.counters().drops.nonzero().collect()
+    }
+}
