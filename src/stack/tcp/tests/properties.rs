@@ -434,7 +434,11 @@ fn syn() -> impl Strategy<Value = Segment> {
 
 proptest! {
     // A failure prints the events that matter; they become a test of their own.
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 600,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn any_events_keep_the_promises(
