@@ -38,7 +38,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             Carried::Ipv6 => ip::parse_v6(frame.payload)?,
         };
         match parsed {
-            Parsed::Whole(packet) => self.on_packet(now, &vnet, frame.source, &packet),
+            Parsed::Whole(packet) => {
+                self.on_packet(now, &vnet, frame.source, frame.to_group, &packet)
+            }
+            Parsed::Fragment(_) if frame.to_group => Err(DropReason::Multicast),
             Parsed::Fragment(packet) => self.on_fragment(now, frame.source, &packet),
         }
     }
@@ -71,7 +74,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             // Who sends fragments allows them, also over IPv6.
             Parsed::Whole(packet) => {
                 let packet = Packet { dont_fragment: false, ..packet };
-                self.on_packet(now, &VnetHeader::default(), source_mac, &packet)
+                self.on_packet(now, &VnetHeader::default(), source_mac, false, &packet)
             }
             Parsed::Fragment(_) => Err(DropReason::BadFragment),
         }
@@ -82,6 +85,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         now: Instant,
         vnet: &VnetHeader,
         source_mac: Mac,
+        to_group: bool,
         packet: &Packet<'_>,
     ) -> Result<(), DropReason> {
         self.check_sum(vnet, packet)?;
@@ -97,6 +101,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         match destination {
             Destination::Link(reason) => return Err(reason),
             Destination::Martian => return Err(DropReason::MartianDestination),
+            _ if to_group => return Err(DropReason::Broadcast),
             _ => {}
         }
         match packet.protocol {

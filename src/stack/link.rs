@@ -23,6 +23,9 @@ pub enum Carried {
 pub struct Frame<'a> {
     /// Who sent it.
     pub source: Mac,
+    /// Whether it was sent to a group: what it carries for one host only is then not for us
+    /// (RFC 1122 §3.3.6).
+    pub to_group: bool,
     /// What it carries.
     pub carried: Carried,
     /// What follows the Ethernet header, padding included.
@@ -48,7 +51,7 @@ pub fn from_guest(frame: &[u8], ours: Mac) -> Result<Frame<'_>, DropReason> {
         0x86dd => Carried::Ipv6,
         _ => return Err(DropReason::UnknownEtherType),
     };
-    Ok(Frame { source, carried, payload })
+    Ok(Frame { source, to_group: target != ours, carried, payload })
 }
 
 #[cfg(test)]
@@ -72,6 +75,7 @@ mod tests {
             let frame = from_guest(&bytes, OURS).unwrap();
             assert_eq!(frame.source, Mac([2, 0, 0, 0, 0, 1]));
             assert_eq!((frame.carried, frame.payload), (Carried::Ipv4, &[0x45][..]));
+            assert_eq!(frame.to_group, target != OURS.0);
         }
     }
 
