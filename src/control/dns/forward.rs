@@ -9,12 +9,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::Service;
 use super::message::{self, Checked, rcode};
+use super::{ResolverView, Service};
 
 /// Most that all attempts of one query may take together: glibc, musl and Go ask again or give up
 /// after 5 to 10 s.
 const OVERALL: Duration = Duration::from_secs(9);
+
+/// How long a resolver stands in for one before it.
+const STAND_IN_FOR: Duration = Duration::from_secs(30);
 
 /// Room for an answer over UDP.
 const MAX_DATAGRAM: usize = 65_535;
@@ -66,7 +69,7 @@ where
 {
     let view = service.view.borrow().clone();
     let count = view.servers.len();
-    let first = service.last_good.get() + usize::from(view.rotate);
+    let first = preferred(service, &view);
     let mut refusal = None;
     for attempt in 0..view.attempts {
         let patience = view.timeout.saturating_mul(1 << attempt.min(3));
@@ -79,7 +82,14 @@ where
                         refusal = Some(answer);
                     }
                     _ => {
-                        service.last_good.set(position);
+                        // The time is kept, so that the first resolver is tried again some day.
+                        let known =
+                            service.stand_in.get().is_some_and(|(known, _)| known == server);
+                        if position == 0 {
+                            service.stand_in.set(None);
+                        } else if !known || step > 0 {
+                            service.stand_in.set(Some((server, Instant::now())));
+                        }
                         return Some(answer);
                     }
                 },
@@ -91,6 +101,16 @@ where
         }
     }
     refusal
+}
+
+/// Where to begin: with the first resolver, or for a while with the one that stood in for it, so that
+/// a dead one does not cost every query its time-out. A view without that resolver begins anew.
+fn preferred(service: &Service, view: &ResolverView) -> usize {
+    let stand_in = service.stand_in.get().filter(|(_, since)| since.elapsed() < STAND_IN_FOR);
+    let position = stand_in
+        .and_then(|(server, _)| view.servers.iter().position(|known| *known == server))
+        .unwrap_or(0);
+    position + usize::from(view.rotate)
 }
 
 /// One exchange from a port of its own, so that a forger must guess port and id (RFC 5452).

@@ -27,12 +27,13 @@ mod view;
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
+use tokio::time::Instant;
 
 pub use resolv_conf::ResolverView;
 pub use view::follow;
@@ -76,8 +77,8 @@ pub struct DnsOptions {
 struct Service {
     options: DnsOptions,
     view: watch::Receiver<ResolverView>,
-    /// Position of the resolver that answered last, in the present view.
-    last_good: Cell<usize>,
+    /// The resolver that answered last in place of an earlier one, and when that was found out.
+    stand_in: Cell<Option<(SocketAddr, Instant)>>,
     /// Randomness for message ids.
     random: RefCell<ahash::RandomState>,
     asked: Cell<u64>,
@@ -101,7 +102,7 @@ pub async fn serve(
     let service = Rc::new(Service {
         options,
         view,
-        last_good: Cell::new(0),
+        stand_in: Cell::new(None),
         random: RefCell::new(ahash::RandomState::new()),
         asked: Cell::new(0),
     });
