@@ -3,6 +3,7 @@
 //! Pure: owns no descriptor and no clock. The policy of later issues joins here.
 #![forbid(unsafe_code)]
 
+pub mod forward;
 mod plan;
 
 pub use plan::{AddressPlan, Destination, Plan4, Plan6};
