@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 use std::hint::black_box;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -143,7 +143,7 @@ impl SocketPort for Host {
         Ok(parts.iter().map(|part| part.len()).sum())
     }
 
-    fn recv(&mut self, _: &(), _: &mut [u8]) -> io::Result<usize> {
+    fn recv(&mut self, _: &(), _: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         Err(ErrorKind::WouldBlock.into())
     }
 
@@ -234,7 +234,8 @@ fn established(payload_len: u32) -> (Worker<TapPort, Host>, TapPort) {
         search: vec![],
     };
     let tap = TapPort::default();
-    let options = Options { plan, vnet_header: true, limits: Limits::default(), seed: 1 };
+    let options =
+        Options { plan, vnet_header: true, big_packets: true, limits: Limits::default(), seed: 1 };
     let mut worker = Worker::new(Instant::ZERO, tap.clone(), Host, options);
     let mut feed = |frame: Vec<u8>, events: &[Event]| {
         *tap.0.borrow_mut() = Tap { frame, left: 1, ..Tap::default() };

@@ -27,6 +27,7 @@ const OPTIONS: Options = Options {
     receive_limit: 4 << 20,
     in_flight_limit: 4 << 20,
     frame_limit: FRAME,
+    resend_limit: FRAME,
     time_wait: Duration::from_secs(1),
 };
 

@@ -79,6 +79,7 @@ impl DataPath {
         let worker_options = Options {
             plan: options.plan.clone(),
             vnet_header: tap.features.vnet_hdr,
+            big_packets: tap.features.big_packets,
             limits: limits(),
             seed: u64::from_ne_bytes(seed),
         };

@@ -2,12 +2,19 @@
 //! the host until taken (D3). An idle flow holds none.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 
 use crate::stack::wire::{HEADROOM, MAX_PAYLOAD};
 
 /// Bytes of one slab: header room and the largest payload.
 pub(super) const SLAB_LEN: usize = HEADROOM + MAX_PAYLOAD;
+
+/// Slabs that one frame may fill. Beyond 256 KiB the kernel runs short of page fragments for one
+/// packet (`MAX_SKB_FRAGS` of 32 KiB), and nothing is gained any more.
+pub(super) const BURST: usize = 4;
+
+/// Largest payload of one frame.
+pub(super) const BURST_LEN: usize = BURST * MAX_PAYLOAD;
 
 /// A payload up to this size is copied out of its slab for the time until it is acknowledged, so
 /// that many small answers do not hold 64 KiB each.
@@ -70,6 +77,78 @@ impl Pool {
     }
 }
 
+/// A payload on its way from the host socket into a frame, in as many slabs as it may need.
+pub(super) struct Burst {
+    slabs: [Option<Slab>; BURST],
+    capacity: usize,
+    len: usize,
+}
+
+impl Burst {
+    /// Room for `capacity` bytes, or for less if the pool has less; `None` if it has nothing.
+    pub(super) fn take(pool: &mut Pool, capacity: usize) -> Option<Burst> {
+        let mut burst = Burst { slabs: [None, None, None, None], capacity, len: 0 };
+        let wanted = capacity.div_ceil(MAX_PAYLOAD).min(BURST);
+        let mut taken = 0;
+        for slot in &mut burst.slabs[..wanted] {
+            *slot = pool.take();
+            taken += usize::from(slot.is_some());
+        }
+        burst.capacity = capacity.min(taken * MAX_PAYLOAD);
+        (taken > 0).then_some(burst)
+    }
+
+    /// Bytes read so far.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no further byte fits.
+    pub(super) fn is_full(&self) -> bool {
+        self.len == self.capacity
+    }
+
+    /// Lets `read` fill the room that is left; what it gives is added to the length.
+    pub(super) fn fill<E>(
+        &mut self,
+        read: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        let (mut skip, mut left) = (self.len, self.capacity - self.len);
+        let mut count = 0;
+        let mut parts = [const { None }; BURST];
+        for slab in self.slabs.iter_mut().flatten() {
+            let room = &mut slab[HEADROOM..];
+            let from = skip.min(room.len());
+            let to = room.len().min(from + left);
+            skip -= from;
+            left -= to - from;
+            if from < to {
+                parts[count] = Some(IoSliceMut::new(&mut room[from..to]));
+                count += 1;
+            }
+        }
+        let mut parts = parts.map(|part| part.unwrap_or_else(|| IoSliceMut::new(&mut [])));
+        let read = read(&mut parts[..count])?;
+        self.len += read;
+        Ok(read)
+    }
+
+    /// The slabs that hold bytes, each with how many.
+    pub(super) fn pieces(&mut self) -> impl Iterator<Item = (&mut Slab, usize)> {
+        let mut left = self.len;
+        self.slabs.iter_mut().flatten().filter_map(move |slab| {
+            let len = left.min(MAX_PAYLOAD);
+            left -= len;
+            (len > 0).then_some((slab, len))
+        })
+    }
+
+    /// Gives everything back unused.
+    pub(super) fn give_back(self, pool: &mut Pool) {
+        self.slabs.into_iter().flatten().for_each(|slab| pool.give_back(slab));
+    }
+}
+
 enum Chunk {
     /// Payload at [`HEADROOM`] of a slab.
     Slab { slab: Slab, len: usize },
@@ -95,8 +174,21 @@ pub(super) struct RetransmitQueue {
 }
 
 impl RetransmitQueue {
-    /// Keeps the `len` payload bytes of `slab`, which was just sent.
-    pub(super) fn push(&mut self, slab: Slab, len: usize, pool: &mut Pool) {
+    /// Keeps what `burst` holds, which was just sent, and gives its other slabs back.
+    pub(super) fn keep(&mut self, burst: Burst, pool: &mut Pool) {
+        let mut left = burst.len;
+        for slab in burst.slabs.into_iter().flatten() {
+            let len = left.min(MAX_PAYLOAD);
+            left -= len;
+            match len {
+                0 => pool.give_back(slab),
+                _ => self.push(slab, len, pool),
+            }
+        }
+    }
+
+    /// Keeps the `len` payload bytes of `slab`.
+    fn push(&mut self, slab: Slab, len: usize, pool: &mut Pool) {
         if len <= SMALL {
             self.chunks.push_back(Chunk::Small(slab[HEADROOM..HEADROOM + len].into()));
             pool.give_back(slab);

@@ -3,7 +3,7 @@
 //! Everything is registered once, edge-triggered, for all events: no `epoll_ctl` happens between
 //! a flow's birth and its end. A closed socket leaves the epoll set by itself.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -158,9 +158,12 @@ impl SocketPort for HostSockets {
         }
     }
 
-    fn recv(&mut self, stream: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+    fn recv(&mut self, stream: &Socket, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let mut stream = stream;
-        stream.read(buffer)
+        match parts {
+            [whole] => stream.read(whole),
+            _ => stream.read_vectored(parts),
+        }
     }
 
     fn take_error(&mut self, stream: &Socket) -> Option<io::Error> {

@@ -83,14 +83,20 @@ impl<F: FramePort, S: SocketPort> Io<F, S> {
     /// Writes one frame, in parts, virtio-net header included. A TAP that is down or full takes
     /// nothing; TCP repairs that by its timers.
     pub(super) fn write(&mut self, parts: &[IoSlice<'_>]) {
-        match self.frames.write(parts) {
-            Ok(()) => {
-                self.counters.frames_to_guest += 1;
-                let bytes: usize = parts.iter().map(|part| part.len()).sum();
-                self.counters.bytes_to_guest += bytes as u64;
-            }
-            Err(_) => self.counters.drops.count(DropReason::TapWrite),
+        if !self.try_write(parts) {
+            self.counters.drops.count(DropReason::TapWrite);
         }
+    }
+
+    /// As [`Io::write`]; whether the TAP took the frame.
+    pub(super) fn try_write(&mut self, parts: &[IoSlice<'_>]) -> bool {
+        let taken = self.frames.write(parts).is_ok();
+        if taken {
+            self.counters.frames_to_guest += 1;
+            let bytes: usize = parts.iter().map(|part| part.len()).sum();
+            self.counters.bytes_to_guest += bytes as u64;
+        }
+        taken
     }
 
     /// Writes a complete Ethernet frame whose checksums are filled in.

@@ -3,7 +3,7 @@
 //! Each has two implementations: the real one ([`super::tap`], [`super::host`]) and the simulator's.
 //! Errors are `io::Error` with the kernel's errno; `WouldBlock` means "wait for readiness".
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -68,8 +68,8 @@ pub trait SocketPort {
     /// Sends what the socket takes of `parts`, in order; bytes taken.
     fn send(&mut self, stream: &Self::Stream, parts: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Reads into `buffer`; bytes read, 0 at EOF.
-    fn recv(&mut self, stream: &Self::Stream, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Reads into `parts`, in order; bytes read, 0 at EOF.
+    fn recv(&mut self, stream: &Self::Stream, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize>;
 
     /// The error that is pending on the socket, if there is one.
     fn take_error(&mut self, stream: &Self::Stream) -> Option<io::Error>;

@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 
 use crate::base::{DropReason, Instant, Mac};
 use crate::stack::tcp::{Action, Connection, Emit, State};
-use crate::stack::wire::{Addresses, HEADROOM, Segment, TcpHeader};
+use crate::stack::wire::{Addresses, Checksum, HEADROOM, MAX_PAYLOAD, Segment, TcpHeader};
 
-use super::buffers::{Backlog, RetransmitQueue};
+use super::buffers::{BURST, Backlog, Burst, RetransmitQueue};
 use super::io::Io;
 use super::ports::{FramePort, Readiness, SocketPort};
 
@@ -24,7 +24,7 @@ pub struct TcpKey {
 }
 
 /// Frames read from one socket before others get their turn.
-const READ_BUDGET: usize = 8;
+const READ_BUDGET: usize = 4;
 
 /// What surely fits one segment on any path (RFC 9293 §3.7.1, the default send MSS).
 const MIN_SEGMENT: usize = 536;
@@ -42,6 +42,8 @@ pub(super) struct TcpFlow<S: SocketPort> {
     writable: bool,
     /// EOF stands behind the bytes that are readable.
     closed: bool,
+    /// Slabs for the next read: more while reads fill what they are given.
+    appetite: usize,
     /// What was sent to the host so far, and whether its kernel was told not to hold back.
     first_send: bool,
     no_delay: bool,
@@ -70,6 +72,7 @@ impl<S: SocketPort> TcpFlow<S> {
             readable: false,
             writable: false,
             closed: false,
+            appetite: 1,
             first_send: true,
             no_delay: false,
             backlog: Backlog::default(),
@@ -220,33 +223,37 @@ impl<S: SocketPort> TcpFlow<S> {
             if capacity == 0 {
                 return self.machine.on_host_waiting(now, self.readable);
             }
-            let Some(mut slab) = io.pool.take() else { return };
-            match io.host.recv(stream, &mut slab[HEADROOM..HEADROOM + capacity]) {
+            let wanted = capacity.min(self.appetite * MAX_PAYLOAD);
+            let Some(mut burst) = Burst::take(&mut io.pool, wanted) else { return };
+            match burst.fill(|parts| io.host.recv(stream, parts)) {
                 Ok(0) => {
-                    io.pool.give_back(slab);
+                    burst.give_back(&mut io.pool);
                     self.readable = false;
                     self.machine.on_host_eof(now, actions);
                     return self.perform(&[], io, actions);
                 }
-                Ok(mut len) => {
+                Ok(_) => {
                     let mut failure = None;
-                    while self.closed && len < capacity && failure.is_none() {
+                    while self.closed && !burst.is_full() && failure.is_none() {
                         // The last bytes and the FIN go in one segment.
-                        match io.host.recv(stream, &mut slab[HEADROOM + len..HEADROOM + capacity]) {
+                        match burst.fill(|parts| io.host.recv(stream, parts)) {
                             Ok(0) => {
                                 self.readable = false;
-                                self.machine.on_host_data_and_eof(now, len as u32, actions);
-                                return self.emit_new(slab, len, io, actions);
+                                // At most `BURST_LEN`.
+                                let len = burst.len() as u32;
+                                self.machine.on_host_data_and_eof(now, len, actions);
+                                return self.emit_new(burst, io, actions);
                             }
-                            Ok(more) => len += more,
+                            Ok(_) => {}
                             Err(error) => failure = Some(error),
                         }
                     }
+                    let full = burst.is_full();
+                    self.appetite = if full { (2 * self.appetite).min(BURST) } else { 1 };
                     // A short read has emptied the socket (epoll(7)), unless EOF is behind it.
-                    self.readable = len == capacity || self.closed;
-                    // At most `MAX_PAYLOAD`.
-                    self.machine.on_host_data(now, len as u32, len < capacity, actions);
-                    self.emit_new(slab, len, io, actions);
+                    self.readable = full || self.closed;
+                    self.machine.on_host_data(now, burst.len() as u32, !full, actions);
+                    self.emit_new(burst, io, actions);
                     if let Some(error) = failure {
                         return self.read_failed(now, &error, io, actions);
                     }
@@ -255,7 +262,7 @@ impl<S: SocketPort> TcpFlow<S> {
                     }
                 }
                 Err(error) => {
-                    io.pool.give_back(slab);
+                    burst.give_back(&mut io.pool);
                     return self.read_failed(now, &error, io, actions);
                 }
             }
@@ -284,21 +291,21 @@ impl<S: SocketPort> TcpFlow<S> {
         }
     }
 
-    /// Sends what [`Connection::on_host_data`] asked for straight from the slab it was read into.
+    /// Sends what [`Connection::on_host_data`] asked for straight from the slabs it was read into.
     fn emit_new<F: FramePort>(
         &mut self,
-        mut slab: Box<[u8]>,
-        len: usize,
+        mut burst: Burst,
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
     ) {
         if let Some(&Action::Emit(emit)) = actions.first() {
             actions.remove(0);
             let addresses = self.addresses(io.gateway_mac);
-            let start = tcp_header(&emit).emit(&mut slab, len, &addresses, io.checksum);
-            io.write(&[IoSlice::new(&slab[start..HEADROOM + len])]);
+            if burst.len() <= MAX_PAYLOAD || !write_whole(&mut burst, &emit, &addresses, io) {
+                write_in_pieces(&mut burst, emit, &addresses, io);
+            }
         }
-        self.sent.push(slab, len, &mut io.pool);
+        self.sent.keep(burst, &mut io.pool);
         self.perform(&[], io, actions);
     }
 
@@ -433,6 +440,49 @@ impl<S: SocketPort> TcpFlow<S> {
             peer: self.key.peer,
             guest: self.key.guest,
         }
+    }
+}
+
+/// Sends a burst as one frame beyond 64 KiB. `false` if the kernel has no memory in pieces of a
+/// size that would do; smaller frames then may still pass.
+fn write_whole<F: FramePort, S: SocketPort>(
+    burst: &mut Burst,
+    emit: &Emit,
+    addresses: &Addresses,
+    io: &mut Io<F, S>,
+) -> bool {
+    let len = burst.len();
+    let mut parts = [IoSlice::new(&[]); BURST];
+    let mut count = 0;
+    for (slab, filled) in burst.pieces() {
+        let start = match count {
+            0 => tcp_header(emit).emit(slab, len, addresses, Checksum::Partial),
+            _ => HEADROOM,
+        };
+        parts[count] = IoSlice::new(&slab[start..HEADROOM + filled]);
+        count += 1;
+    }
+    io.try_write(&parts[..count])
+}
+
+/// Sends a burst in frames of a slab each.
+fn write_in_pieces<F: FramePort, S: SocketPort>(
+    burst: &mut Burst,
+    emit: Emit,
+    addresses: &Addresses,
+    io: &mut Io<F, S>,
+) {
+    let mut sent = 0;
+    let total = burst.len();
+    for (slab, len) in burst.pieces() {
+        let mut header = tcp_header(&emit);
+        header.seq += sent as u32;
+        sent += len;
+        // These say something of the last byte.
+        header.flags.psh &= sent == total;
+        header.flags.fin &= sent == total;
+        let start = header.emit(slab, len, addresses, io.checksum);
+        io.write(&[IoSlice::new(&slab[start..HEADROOM + len])]);
     }
 }
 

@@ -20,7 +20,7 @@ use crate::stack::wire::{Checksum, ETHERNET_HEADER_LEN, HEADROOM, MAX_PAYLOAD, V
 
 use crate::sys::datagram::Batch;
 
-use super::buffers::Pool;
+use super::buffers::{BURST_LEN, Pool};
 use super::datagram_flow::{DatagramFlow, MappingKey};
 use super::flow_table::FlowTable;
 use super::io::{Counters, Io, Limits};
@@ -52,6 +52,8 @@ pub struct Options {
     pub plan: AddressPlan,
     /// Frames carry a virtio-net header, so sums and segmentation are left to the kernel.
     pub vnet_header: bool,
+    /// The guest's kernel takes TCP packets beyond 64 KiB; only with a virtio-net header.
+    pub big_packets: bool,
     /// Bounds on what the guest can make us hold.
     pub limits: Limits,
     /// Randomness for sequence numbers and hash keys.
@@ -106,7 +108,7 @@ pub struct Worker<F: FramePort, S: SocketPort> {
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// A worker without flows.
     pub fn new(now: Instant, frames: F, host: S, options: Options) -> Worker<F, S> {
-        let Options { plan, vnet_header, limits, seed } = options;
+        let Options { plan, vnet_header, big_packets, limits, seed } = options;
         let tcp_options = [20, 40].map(|ip_header| {
             // An MTU is at least 68 (RFC 791).
             let mss = plan.mtu.saturating_sub(ip_header + 20).max(48);
@@ -114,7 +116,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 mss,
                 receive_limit: limits.receive_window,
                 in_flight_limit: limits.in_flight,
-                frame_limit: if vnet_header { MAX_PAYLOAD as u32 } else { u32::from(mss) },
+                frame_limit: match (vnet_header, big_packets) {
+                    (true, true) => BURST_LEN as u32,
+                    (true, false) => MAX_PAYLOAD as u32,
+                    (false, _) => u32::from(mss),
+                },
+                resend_limit: if vnet_header { MAX_PAYLOAD as u32 } else { u32::from(mss) },
                 // A second is ten thousand round trips on this link.
                 time_wait: Duration::from_secs(1),
             }

@@ -108,6 +108,9 @@ pub(crate) struct Interface {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) mtu: u32,
+    /// The kernel takes IPv4 packets beyond 64 KiB on it (`IFLA_GRO_IPV4_MAX_SIZE` is there), and so
+    /// those of IPv6, which are older.
+    pub(crate) big_packets: bool,
     /// Present for TUN/TAP interfaces.
     pub(crate) tun: Option<TunState>,
 }
@@ -123,12 +126,18 @@ pub(crate) struct TunState {
 
 impl From<LinkMessage> for Interface {
     fn from(link: LinkMessage) -> Self {
-        let mut interface =
-            Interface { index: link.header.index, name: String::new(), mtu: 0, tun: None };
+        let mut interface = Interface {
+            index: link.header.index,
+            name: String::new(),
+            mtu: 0,
+            big_packets: false,
+            tun: None,
+        };
         for attribute in link.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => interface.name = name,
                 LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
+                LinkAttribute::GroIpv4MaxSize(_) => interface.big_packets = true,
                 LinkAttribute::LinkInfo(parts) => interface.tun = tun_state(&parts),
                 _ => {}
             }

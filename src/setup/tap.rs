@@ -10,6 +10,9 @@
 //! | `IFF_VNET_HDR` | the kernel says `EINVAL` | all offloads: one frame is one packet of MTU size |
 //! | `TUN_F_USO4`, `TUN_F_USO6` | kernels before 6.2 | UDP segmentation |
 //! | `TUN_F_CSUM`, `TUN_F_TSO4`, `TUN_F_TSO6` | never seen | as without the header |
+//!
+//! Packets beyond 64 KiB towards the guest ("BIG TCP") need nothing asked for: the kernel tells that
+//! it knows them (since 6.3) by an attribute of the interface.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -41,6 +44,8 @@ pub struct TapFeatures {
     pub tso: bool,
     /// Frames from the guest may carry UDP datagrams to be segmented.
     pub uso: bool,
+    /// Frames to the guest may carry TCP packets beyond 64 KiB.
+    pub big_packets: bool,
     /// The TAP has one queue for each worker.
     pub multi_queue: bool,
 }
@@ -152,6 +157,8 @@ impl Tap {
         if features.vnet_hdr {
             // The header's length and the offloads belong to the interface, not to one queue.
             negotiate(&files[0], &mut features).map_err(fail)?;
+            let made = netlink.link(name.as_str()).map_err(fail)?;
+            features.big_packets = made.is_some_and(|interface| interface.big_packets);
         }
         Ok(Tap { queues: files.into_iter().map(OwnedFd::from).collect(), features })
     }

@@ -37,7 +37,8 @@ pub struct Bench {
 impl Bench {
     pub fn new(vnet_header: bool, limits: Limits) -> Bench {
         let (tap, host) = (TapPort::default(), HostPort::default());
-        let options = Options { plan: plan(1500), vnet_header, limits, seed: 7 };
+        let options =
+            Options { plan: plan(1500), vnet_header, big_packets: false, limits, seed: 7 };
         let worker = Worker::new(Instant::ZERO, tap.clone(), host.clone(), options);
         let mut bench = Bench { now: 0, worker, tap, host, vnet_header };
         bench.pass(1_000_000_000);

@@ -17,15 +17,38 @@ use crate::rng::Rng;
 const ETHERNET: usize = 14;
 
 /// Where the headers of a frame lie and what they say.
+#[derive(Clone, Copy)]
 struct Layout {
     ipv4: bool,
     protocol: u8,
     transport_at: usize,
+    /// Bytes of the transport packet.
+    len: usize,
 }
 
 fn layout(frame: &[u8]) -> Option<Layout> {
     let ethernet = EthernetFrame::new_checked(frame).ok()?;
     match ethernet.ethertype() {
+        // Beyond 64 KiB (`iph_totlen` in the kernel).
+        EthernetProtocol::Ipv4 if frame.len() > 65_535 + ETHERNET => {
+            let ip = Ipv4Packet::new_unchecked(ethernet.payload());
+            assert_eq!((ip.total_len(), ip.header_len()), (0, 20));
+            let transport_at = ETHERNET + 20;
+            let len = frame.len() - transport_at;
+            Some(Layout { ipv4: true, protocol: ip.next_header().into(), transport_at, len })
+        }
+        // The kernel's `ipv6_hop_jumbo`.
+        EthernetProtocol::Ipv6 if frame.len() > 65_535 + ETHERNET + 40 => {
+            let ip = Ipv6Packet::new_unchecked(ethernet.payload());
+            assert_eq!((ip.payload_len(), ip.next_header()), (0, IpProtocol::HopByHop));
+            let [protocol, 0, 0xc2, 4, length @ ..] = *frame[ETHERNET + 40..].first_chunk::<8>()?
+            else {
+                panic!("not a jumbo payload option alone: {:?}", &frame[ETHERNET + 40..][..8])
+            };
+            let transport_at = ETHERNET + 48;
+            assert_eq!(u32::from_be_bytes(length) as usize, frame.len() - ETHERNET - 40);
+            Some(Layout { ipv4: false, protocol, transport_at, len: frame.len() - transport_at })
+        }
         EthernetProtocol::Ipv4 => {
             let ip = Ipv4Packet::new_checked(ethernet.payload()).ok()?;
             let whole = !ip.more_frags() && ip.frag_offset() == 0;
@@ -33,6 +56,7 @@ fn layout(frame: &[u8]) -> Option<Layout> {
                 ipv4: true,
                 protocol: ip.next_header().into(),
                 transport_at: ETHERNET + usize::from(ip.header_len()),
+                len: ip.payload().len(),
             })
         }
         EthernetProtocol::Ipv6 => {
@@ -41,6 +65,7 @@ fn layout(frame: &[u8]) -> Option<Layout> {
                 ipv4: false,
                 protocol: ip.next_header().into(),
                 transport_at: ETHERNET + 40,
+                len: ip.payload().len(),
             })
         }
         _ => None,
@@ -49,13 +74,14 @@ fn layout(frame: &[u8]) -> Option<Layout> {
 
 /// The pseudo-header sum of a frame's transport packet, and the length of the packet.
 fn pseudo_sum(frame: &[u8], layout: &Layout) -> (u32, usize) {
-    let (source, target, len) = if layout.ipv4 {
+    let (source, target) = if layout.ipv4 {
         let ip = Ipv4Packet::new_unchecked(&frame[ETHERNET..]);
-        (ip.src_addr().into(), ip.dst_addr().into(), ip.payload().len())
+        (ip.src_addr().into(), ip.dst_addr().into())
     } else {
         let ip = Ipv6Packet::new_unchecked(&frame[ETHERNET..]);
-        (ip.src_addr().into(), ip.dst_addr().into(), ip.payload().len())
+        (ip.src_addr().into(), ip.dst_addr().into())
     };
+    let len = layout.len;
     (checksum::pseudo_header(source, target, layout.protocol, len as u32), len)
 }
 
@@ -125,11 +151,17 @@ fn cut(frame: &[u8], layout: &Layout, gso: Gso, header_len: usize, mtu: usize) -
     assert_eq!(header_len, headers, "hdr_len");
     let payload = &frame[headers..];
     assert!(payload.len() > size, "segmentation of what fits one segment");
-    assert!(headers - ETHERNET + size <= mtu, "gso_size beyond the MTU");
     let count = payload.chunks(size).count();
+    // The headers of one segment: without the jumbo option, if there was one.
+    let plain_at = ETHERNET + if layout.ipv4 { 20 } else { 40 };
+    let plain = Layout { transport_at: plain_at, ..*layout };
+    let segment = plain_at - ETHERNET + headers - layout.transport_at + size;
+    assert!(segment <= mtu, "gso_size beyond the MTU");
     let piece = |(index, bytes): (usize, &[u8])| {
-        let mut piece = frame[..headers].to_vec();
+        let mut piece = frame[..plain_at].to_vec();
+        piece.extend_from_slice(&frame[layout.transport_at..headers]);
         piece.extend_from_slice(bytes);
+        let plain = Layout { len: piece.len() - plain_at, ..plain };
         let ip_len = piece.len() - ETHERNET;
         if layout.ipv4 {
             let mut ip = Ipv4Packet::new_unchecked(&mut piece[ETHERNET..]);
@@ -139,14 +171,15 @@ fn cut(frame: &[u8], layout: &Layout, gso: Gso, header_len: usize, mtu: usize) -
         } else {
             let mut ip = Ipv6Packet::new_unchecked(&mut piece[ETHERNET..]);
             ip.set_payload_len(ip_len as u16 - 40);
+            ip.set_next_header(IpProtocol::from(layout.protocol));
         }
-        let mut tcp = TcpPacket::new_unchecked(&mut piece[layout.transport_at..]);
+        let mut tcp = TcpPacket::new_unchecked(&mut piece[plain_at..]);
         tcp.set_seq_number(tcp.seq_number() + index * size);
         if index + 1 < count {
             tcp.set_fin(false);
             tcp.set_psh(false);
         }
-        fill(&mut piece, layout, 16);
+        fill(&mut piece, &plain, 16);
         piece
     };
     payload.chunks(size).enumerate().map(piece).collect()

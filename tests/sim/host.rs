@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -284,7 +284,7 @@ impl SocketPort for HostPort {
         Ok(taken)
     }
 
-    fn recv(&mut self, stream: &Stream, buffer: &mut [u8]) -> io::Result<usize> {
+    fn recv(&mut self, stream: &Stream, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let mut host = self.0.borrow_mut();
         let state = host.streams.get_mut(&stream.id).ok_or(Errno::EBADF)?;
         if let Some(errno) = state.error.take() {
@@ -294,9 +294,11 @@ impl SocketPort for HostPort {
             let ended = state.inbox_ended || state.reset;
             return if ended { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
         }
-        let len = buffer.len().min(state.inbox.len());
+        let room: usize = parts.iter().map(|part| part.len()).sum();
+        let len = room.min(state.inbox.len());
         state.wake();
-        for (slot, byte) in buffer.iter_mut().zip(state.inbox.drain(..len)) {
+        let slots = parts.iter_mut().flat_map(|part| part.iter_mut());
+        for (slot, byte) in slots.zip(state.inbox.drain(..len)) {
             *slot = byte;
         }
         Ok(len)

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, IoSlice};
 use std::rc::Rc;
 
+use nix::errno::Errno;
 use tapway::engine::ports::FramePort;
 
 use crate::rng::Rng;
@@ -87,6 +88,10 @@ pub struct Tap {
     pub outbound: Vec<Vec<u8>>,
     pub read: u64,
     pub written: u64,
+    /// Bytes of the longest frame that was to be written.
+    pub longest: usize,
+    /// The kernel has memory for ordinary frames only.
+    pub no_large_pages: bool,
 }
 
 /// The engine's handle of a [`Tap`].
@@ -104,6 +109,11 @@ impl FramePort for TapPort {
 
     fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let mut tap = self.0.borrow_mut();
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        tap.longest = tap.longest.max(len);
+        if tap.no_large_pages && len > 70_000 {
+            return Err(Errno::ENOBUFS.into());
+        }
         tap.outbound.push(parts.iter().flat_map(|part| part.iter().copied()).collect());
         tap.written += 1;
         Ok(())

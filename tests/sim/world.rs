@@ -52,6 +52,8 @@ pub fn plan(mtu: u16) -> AddressPlan {
 pub struct Setting {
     pub seed: u64,
     pub vnet_header: bool,
+    /// The guest's kernel takes packets beyond 64 KiB.
+    pub big_packets: bool,
     pub mtu: u16,
     pub faults: Faults,
     pub limits: Limits,
@@ -81,6 +83,7 @@ impl World {
         let options = Options {
             plan: plan(setting.mtu),
             vnet_header: setting.vnet_header,
+            big_packets: setting.big_packets,
             limits: setting.limits,
             seed: rng.bits(),
         };

@@ -352,7 +352,7 @@ impl Connection {
 
     /// Sends what is known to be lost, at most one frame.
     pub(super) fn resend(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let Some(lost) = self.transmit.next_resend(self.options.frame_limit) else { return };
+        let Some(lost) = self.transmit.next_resend(self.options.resend_limit) else { return };
         self.rtt.retransmitted();
         self.retransmits += 1;
         let flags = Flags { fin: lost.fin, ..Flags::default() };

@@ -65,6 +65,7 @@ impl Connection {
         if self.retries > MAX_RETRIES {
             return self.abort(out);
         }
+        self.options.frame_limit = self.options.frame_limit.min(self.options.resend_limit);
         self.transmit.enter_recovery(true);
         self.resend(now, out);
     }

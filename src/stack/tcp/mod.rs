@@ -57,8 +57,11 @@ pub struct Options {
     pub receive_limit: u32,
     /// Most bytes towards the guest that may await acknowledgment.
     pub in_flight_limit: u32,
-    /// Largest payload of one frame.
+    /// Largest payload of one frame of new data.
     pub frame_limit: u32,
+    /// Largest payload of one frame that is sent again, and of all of a connection on which a
+    /// time-out showed that something inside the guest may not take larger ones.
+    pub resend_limit: u32,
     /// How long an end that closed first remembers the connection.
     pub time_wait: Duration,
 }

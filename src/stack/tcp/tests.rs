@@ -43,6 +43,7 @@ const OPTIONS: Options = Options {
     receive_limit: LIMIT,
     in_flight_limit: 1 << 20,
     frame_limit: 61_000,
+    resend_limit: 61_000,
     time_wait: Duration::from_secs(7),
 };
 

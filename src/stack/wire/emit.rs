@@ -23,8 +23,12 @@ use super::{ETHERNET_HEADER_LEN, protocol};
 /// Bytes in front of a payload: room for all headers, rounded up to two cache lines.
 pub const HEADROOM: usize = 128;
 
-/// Largest TCP payload of one frame: an IPv6 packet of 65,535 bytes less 40 and 60 bytes of headers.
+/// Largest TCP payload whose packet an IP length field can say: 65,535 bytes less 40 and 60 bytes
+/// of headers.
 pub const MAX_PAYLOAD: usize = 65_535 - 40 - 60;
+
+/// Bytes of the hop-by-hop header with a jumbo payload option (RFC 2675 §2).
+const JUMBO_HEADER_LEN: usize = 8;
 
 /// Who finishes the transport checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +104,9 @@ impl TcpHeader {
     /// Returns where the frame starts; it ends at `HEADROOM + payload_len`.
     ///
     /// With [`Checksum::Full`] the payload must be in the buffer; with `Partial` it may follow
-    /// from elsewhere and `buffer` may end at `HEADROOM`.
+    /// from elsewhere and `buffer` may end at `HEADROOM`. A payload beyond [`MAX_PAYLOAD`] makes a
+    /// packet that only a kernel with "BIG TCP" takes: over IPv4 the total length is 0
+    /// (`iph_set_totlen` in the kernel), over IPv6 there is a jumbo payload option.
     ///
     /// # Panics
     /// If `buffer` is shorter than that, or the two addresses differ in family.
@@ -215,7 +221,7 @@ fn emit_ip(
     match (addresses.peer.ip(), addresses.guest.ip()) {
         (IpAddr::V4(source), IpAddr::V4(target)) => {
             let at = end - 20;
-            let total = u16::try_from(20 + transport_len).expect("payload bounded by the caller");
+            let total = u16::try_from(20 + transport_len).unwrap_or(0);
             let mut ip = Ipv4Packet::new_unchecked(&mut buffer[at..]);
             ip.set_version(4);
             ip.set_header_len(20);
@@ -234,14 +240,17 @@ fn emit_ip(
             at
         }
         (IpAddr::V6(source), IpAddr::V6(target)) => {
+            let (payload, next_header, end) = match u16::try_from(transport_len) {
+                Ok(len) => (len, protocol, end),
+                Err(_) => (0, protocol::HOP_BY_HOP, emit_jumbo(buffer, protocol, transport_len)),
+            };
             let at = end - 40;
-            let payload = u16::try_from(transport_len).expect("payload bounded by the caller");
-            let mut ip = Ipv6Packet::new_unchecked(&mut buffer[at..]);
+            let mut ip = Ipv6Packet::new_unchecked(&mut buffer[at..end]);
             ip.set_version(6);
             ip.set_traffic_class(fields.tos);
             ip.set_flow_label(0);
             ip.set_payload_len(payload);
-            ip.set_next_header(IpProtocol::from(protocol));
+            ip.set_next_header(IpProtocol::from(next_header));
             ip.set_hop_limit(fields.hop_limit);
             ip.set_src_addr(source);
             ip.set_dst_addr(target);
@@ -249,6 +258,17 @@ fn emit_ip(
         }
         _ => unreachable!("both ends of a flow have one address family"),
     }
+}
+
+/// Writes the hop-by-hop header of a packet beyond 65,535 bytes so that it ends where `buffer`
+/// ends; returns where it starts.
+fn emit_jumbo(buffer: &mut [u8], protocol: u8, transport_len: usize) -> usize {
+    const JUMBO_PAYLOAD: u8 = 0xc2;
+    let at = buffer.len() - JUMBO_HEADER_LEN;
+    let length = (JUMBO_HEADER_LEN + transport_len) as u32;
+    buffer[at..at + 4].copy_from_slice(&[protocol, 0, JUMBO_PAYLOAD, 4]);
+    buffer[at + 4..].copy_from_slice(&length.to_be_bytes());
+    at
 }
 
 /// Where the transport header stands in the buffer, in bytes.

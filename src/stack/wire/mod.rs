@@ -24,6 +24,8 @@ pub const ETHERNET_HEADER_LEN: usize = 14;
 
 /// IP protocol numbers that tapway forwards (IANA "Assigned Internet Protocol Numbers").
 pub mod protocol {
+    /// Hop-by-hop options of IPv6.
+    pub const HOP_BY_HOP: u8 = 0;
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;
     /// TCP.

@@ -52,7 +52,7 @@ fn a_guest_that_never_answers_is_given_up_after_minutes() {
 
 #[test]
 fn more_than_a_frame_is_sent_again_one_frame_per_acknowledgment() {
-    let options = Options { frame_limit: 10_000, ..OPTIONS };
+    let options = Options { frame_limit: 10_000, resend_limit: 10_000, ..OPTIONS };
     let mut talk = established_with(SYN, options);
     for _ in 0..3 {
         talk.host_data(10_000);

@@ -128,7 +128,8 @@ impl Plan {
                 mss: (mtu - 40) as u16,
                 receive_limit: limit,
                 in_flight_limit: random.pick(&[4000, 60_000, 1 << 20]),
-                frame_limit: random.pick(&[1000, 8000, 60_000]),
+                frame_limit: random.pick(&[1000, 8000, 60_000, 240_000]),
+                resend_limit: random.pick(&[1000, 60_000]),
                 // Longer than any time-out between two FINs of the guest.
                 time_wait: Duration::from_secs(120),
             },
