@@ -57,8 +57,8 @@
 //!
 //! # Decisions that shape everything
 //!
-//! - **Offloads are the data path** (D1): frames of up to 64 KiB at any MTU, with partial checksums;
-//!   payload is neither summed nor copied by us.
+//! - **Offloads are the data path** (D1): frames of up to 64 KiB at any MTU, towards a kernel with
+//!   "BIG TCP" of up to 256 KiB, with partial checksums; payload is neither summed nor copied by us.
 //! - **A flow is a translation** (D2): the host's kernel runs the connection to the world; towards
 //!   the guest there is no congestion to control and no reordering to repair.
 //! - **Backlog instead of loss** (D3): what the host socket does not take is kept, and the window

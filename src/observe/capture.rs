@@ -7,8 +7,9 @@ use std::time::Duration;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, TsResolution};
 
-/// Longest frame that is kept whole: an Ethernet header and the largest IP packet.
-const SNAP_LEN: u32 = 65_535 + 14;
+/// Longest frame that is kept whole: what libpcap and Wireshark take at most, which is more than
+/// the largest frame towards a guest.
+const SNAP_LEN: u32 = 262_144;
 
 /// Writes frames to a capture file. Each frame is in the file when [`Capture::frame`] returns, so
 /// that the capture of a process that is killed ends with the last frame.
@@ -34,7 +35,7 @@ impl<W: Write> Capture<W> {
         let kept = &frame[..frame.len().min(SNAP_LEN as usize)];
         let packet = PcapPacket {
             timestamp: time,
-            // A frame on a TAP is below 70 KiB.
+            // A frame on a TAP is below 256 KiB.
             orig_len: frame.len() as u32,
             data: Cow::Borrowed(kept),
         };

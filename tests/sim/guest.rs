@@ -79,6 +79,8 @@ pub struct Application {
     pub nagle: bool,
     /// It resets the connection after this many bytes received.
     pub aborts_after: Option<u64>,
+    /// It runs in a namespace behind the guest, which forwards.
+    pub behind: bool,
 }
 
 impl Application {
@@ -88,6 +90,7 @@ impl Application {
             sends: 0,
             waits_for_end: false,
             chunk: usize::MAX,
+            behind: false,
             reads_from: 0,
             buffers: (65_535, 65_535),
             ack_delay: Some(10),
@@ -180,6 +183,7 @@ impl Guest {
         );
         socket.set_ack_delay(application.ack_delay.map(smoltcp::time::Duration::from_millis));
         socket.set_nagle_enabled(application.nagle);
+        socket.set_hop_limit(Some(64 - u8::from(application.behind)));
         self.next_port += 1;
         let target = (application.target.ip(), application.target.port());
         socket.connect(self.interface.context(), target, self.next_port).unwrap();

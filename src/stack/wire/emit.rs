@@ -406,6 +406,53 @@ mod tests {
         assert_eq!(usize::from(ip.total_len()), 20 + 20 + 3000);
     }
 
+    /// A segment of data with no option, its payload beyond what an IP length field can say.
+    fn emit_big(addresses: &Addresses, payload_len: usize) -> Vec<u8> {
+        let header = TcpHeader {
+            mss: None,
+            window_scale: None,
+            sack_permitted: false,
+            flags: Flags::default(),
+            ..syn_ack()
+        };
+        // The payload may follow from elsewhere.
+        let mut buffer = vec![0u8; HEADROOM];
+        let start = header.emit(&mut buffer, payload_len, addresses, Checksum::Partial);
+        buffer.split_off(start)
+    }
+
+    #[test]
+    fn a_packet_beyond_64_kib_over_ipv4_has_a_total_length_of_zero() {
+        let frame = emit_big(&addresses("10.0.2.100:40000", "192.0.2.7:80"), 200_000);
+        let vnet = VnetHeader::parse(&frame).unwrap();
+        assert_eq!((vnet.gso, vnet.header_len), (Some(Gso::Tcp4(1460)), 54));
+        let ip = Ipv4Packet::new_unchecked(&frame[26..]);
+        assert_eq!(ip.total_len(), 0);
+        assert!(ip.verify_checksum());
+    }
+
+    #[test]
+    fn a_packet_beyond_64_kib_over_ipv6_is_a_jumbogram() {
+        let addresses = addresses("[fd74::100]:40000", "[2001:db8::7]:80");
+        let frame = emit_big(&addresses, 200_000);
+        let vnet = VnetHeader::parse(&frame).unwrap();
+        assert_eq!((vnet.gso, vnet.header_len), (Some(Gso::Tcp6(1460)), 14 + 40 + 8 + 20));
+        assert_eq!(vnet.partial_checksum, Some((14 + 40 + 8, 16)));
+        let ip = Ipv6Packet::new_unchecked(&frame[26..]);
+        assert_eq!((ip.payload_len(), u8::from(ip.next_header())), (0, protocol::HOP_BY_HOP));
+        // RFC 2675 §2: next header, length 0, type 0xc2, 4 bytes of everything behind the header
+        // of 40 bytes: 8 of this one, 20 of TCP, 200,000 of payload.
+        assert_eq!(frame[66..74], [protocol::TCP, 0, 0xc2, 4, 0x00, 0x03, 0x0d, 0x5c]);
+        // The sum of the pseudo-header has the transport's length (RFC 2675 §4), not the packet's.
+        let pseudo = checksum::pseudo_header(
+            addresses.peer.ip(),
+            addresses.guest.ip(),
+            protocol::TCP,
+            200_020,
+        );
+        assert_eq!(frame[74 + 16..74 + 18], checksum::fold(pseudo).to_be_bytes());
+    }
+
     #[test]
     fn a_datagram_keeps_its_traffic_class_and_hop_limit() {
         let addresses = addresses("[fd74::100]:5353", "[2001:db8::7]:53");
