@@ -70,6 +70,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
         let outgoing = Outgoing {
             target: SocketAddr::new(address, 0),
+            source: None,
             payload: packet.payload,
             marks: Marks { tos: packet.tos, hop_limit: packet.hop_limit },
             segment_size: None,

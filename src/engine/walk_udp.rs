@@ -54,6 +54,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         };
         let outgoing = Outgoing {
             target: SocketAddr::new(address, peer.port()),
+            source: None,
             payload: datagram.payload,
             marks: Marks { tos: packet.tos, hop_limit: packet.hop_limit },
             segment_size,

@@ -84,6 +84,17 @@ pub(super) fn decode_ip(bytes: &[u8]) -> Option<IpAddr> {
     decode_address(bytes).map(|address| address.ip())
 }
 
+/// The address of this host in a packet-info message (`struct in_pktinfo`, `in6_pktinfo`); `None`
+/// for other messages. For IPv4 it is the one to answer from (`ipi_spec_dst`, ip(7)), which
+/// differs from the packet's destination if that was a broadcast address.
+pub(super) fn decode_packet_info(message: &Message<'_>) -> Option<IpAddr> {
+    match (message.level, message.kind) {
+        (libc::SOL_IP, libc::IP_PKTINFO) => chunk::<4>(message.data, 4).map(IpAddr::from),
+        (libc::SOL_IPV6, libc::IPV6_PKTINFO) => chunk::<16>(message.data, 0).map(IpAddr::from),
+        _ => None,
+    }
+}
+
 /// The `N` bytes at `at`.
 pub(super) fn chunk<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
@@ -123,6 +134,26 @@ impl<const N: usize> Control<N> {
         message[12..16].copy_from_slice(&kind.to_ne_bytes());
         message[HEADER_LEN..HEADER_LEN + data.len()].copy_from_slice(data);
         self.len += space(data.len());
+    }
+
+    /// Appends the message that has a datagram leave from `source` (ip(7), ipv6(7)); which
+    /// interface it leaves by (index 0) stays with routing.
+    ///
+    /// # Panics
+    /// As [`push`](Control::push).
+    pub(super) fn push_packet_info(&mut self, source: IpAddr) {
+        match source {
+            IpAddr::V4(source) => {
+                let mut info = [0; size_of::<libc::in_pktinfo>()];
+                info[4..8].copy_from_slice(&source.octets());
+                self.push(libc::SOL_IP, libc::IP_PKTINFO, &info);
+            }
+            IpAddr::V6(source) => {
+                let mut info = [0; size_of::<libc::in6_pktinfo>()];
+                info[..16].copy_from_slice(&source.octets());
+                self.push(libc::SOL_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+        }
     }
 
     /// The messages in the first `len` bytes, as the kernel has just written them.

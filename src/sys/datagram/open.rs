@@ -32,6 +32,9 @@ pub struct DatagramOptions<'a> {
     pub marks: Marks,
     /// Let several datagrams of one peer arrive as one (`UDP_GRO`); UDP only.
     pub coalesce: bool,
+    /// Tell of each datagram which of this host's addresses it was sent to (`IP_PKTINFO`,
+    /// `IPV6_RECVPKTINFO`): a socket bound to a wildcard address has to answer from it.
+    pub tell_local: bool,
 }
 
 impl DatagramOptions<'_> {
@@ -43,6 +46,7 @@ impl DatagramOptions<'_> {
             device: None,
             marks: Marks::DEFAULT,
             coalesce: false,
+            tell_local: false,
         }
     }
 }
@@ -64,6 +68,13 @@ pub fn open_udp(options: &DatagramOptions<'_>) -> io::Result<OwnedFd> {
     let _ = socket.set_send_buffer_size(BUFFER_LEN);
     if options.coalesce {
         set(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)?;
+    }
+    if options.tell_local {
+        let (level, option) = match Family::from(options.bind) {
+            Family::V4 => (libc::SOL_IP, libc::IP_PKTINFO),
+            Family::V6 => (libc::SOL_IPV6, libc::IPV6_RECVPKTINFO),
+        };
+        set(socket.as_fd(), level, option, 1)?;
     }
     bind(&socket, options)?;
     Ok(socket.into())

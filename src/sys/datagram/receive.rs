@@ -1,7 +1,7 @@
 //! Receiving datagrams, many with one system call, each behind room for the headers it will get.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::c_int;
@@ -9,7 +9,7 @@ use libc::c_int;
 use crate::sys::pages::Pages;
 
 use super::Marks;
-use super::message::{Control, Messages, Name, space};
+use super::message::{Control, Messages, Name, decode_packet_info, space};
 
 /// The most datagrams of one [`Batch`].
 pub const MAX_SLOTS: usize = 32;
@@ -18,14 +18,18 @@ pub const MAX_SLOTS: usize = 32;
 /// joins (65,535).
 const PAYLOAD_LEN: usize = 65_536;
 
-/// TOS, TTL and segment size.
-const CONTROL_LEN: usize = 3 * space(size_of::<c_int>());
+/// TOS, TTL and segment size, then the longer of the two messages that name an address.
+const CONTROL_LEN: usize = 3 * space(size_of::<c_int>()) + space(size_of::<libc::in6_pktinfo>());
 
 /// What is known about a datagram beside its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
     /// The peer; port 0 on a ping socket.
     pub source: SocketAddr,
+    /// The address of this host that the peer sent it to, which an answer has to come from
+    /// ([`Outgoing::source`](super::Outgoing::source)); for a broadcast an address of the
+    /// interface. Only with [`DatagramOptions::tell_local`](super::DatagramOptions::tell_local).
+    pub local: Option<IpAddr>,
     /// Payload length in bytes; may be 0.
     pub len: usize,
     /// The payload was longer than a slot, which no IP packet's can be.
@@ -101,7 +105,8 @@ impl Batch {
         let start = index * stride + headroom;
         memory[start..start + len].copy_from_slice(&payload[..len]);
         let truncated = len < payload.len();
-        self.received.push(Received { source, len, truncated, marks, segment_size: None });
+        let (local, segment_size) = (None, None);
+        self.received.push(Received { source, local, len, truncated, marks, segment_size });
         Ok(true)
     }
 
@@ -174,28 +179,39 @@ pub fn recv_batch(fd: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
         let header = &header.msg_hdr;
         // The kernel names a source of the socket's own family for every datagram.
         let source = name.decode(header.msg_namelen).ok_or(io::ErrorKind::InvalidData)?;
-        let (marks, segment_size) = read(control.messages(header.msg_controllen));
         let truncated = header.msg_flags & libc::MSG_TRUNC != 0;
-        batch.received.push(Received { source, len, truncated, marks, segment_size });
+        let mut received = Received {
+            source,
+            local: None,
+            len,
+            truncated,
+            marks: Marks::DEFAULT,
+            segment_size: None,
+        };
+        read(control.messages(header.msg_controllen), &mut received);
+        batch.received.push(received);
     }
     Ok(count)
 }
 
-fn read(messages: Messages<'_>) -> (Marks, Option<u16>) {
-    let mut marks = Marks::DEFAULT;
-    let mut segment_size = None;
+/// Puts what the control messages tell into `received`.
+fn read(messages: Messages<'_>, received: &mut Received) {
     for message in messages {
+        if let Some(address) = decode_packet_info(&message) {
+            // An answer cannot come from a group.
+            received.local = Some(address).filter(|address| !address.is_multicast());
+            continue;
+        }
         let Some(value) = message.int() else { continue };
         match (message.level, message.kind) {
             (libc::SOL_IP, libc::IP_TOS) | (libc::SOL_IPV6, libc::IPV6_TCLASS) => {
-                marks.tos = value as u8;
+                received.marks.tos = value as u8;
             }
             (libc::SOL_IP, libc::IP_TTL) | (libc::SOL_IPV6, libc::IPV6_HOPLIMIT) => {
-                marks.hop_limit = value as u8;
+                received.marks.hop_limit = value as u8;
             }
-            (libc::SOL_UDP, libc::UDP_GRO) => segment_size = u16::try_from(value).ok(),
+            (libc::SOL_UDP, libc::UDP_GRO) => received.segment_size = u16::try_from(value).ok(),
             _ => {}
         }
     }
-    (marks, segment_size)
 }

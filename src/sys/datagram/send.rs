@@ -1,7 +1,7 @@
 //! Sending datagrams, many with one system call.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::c_int;
@@ -14,6 +14,10 @@ use super::{Family, Marks};
 pub struct Outgoing<'a> {
     /// The peer, of the socket's family; the port does not matter on a ping socket.
     pub target: SocketAddr,
+    /// The address of this host to send from, of the socket's family; without one the address that
+    /// the socket is bound to, or else the one that routing prefers. `EINVAL` or `ENETUNREACH`
+    /// if this host does not have it.
+    pub source: Option<IpAddr>,
     /// The payload; may be empty. On a ping socket the ICMP message.
     pub payload: &'a [u8],
     /// Header fields; the hop limit must not be 0.
@@ -28,8 +32,9 @@ pub struct Outgoing<'a> {
 /// costs is small against what a datagram costs.
 const CHUNK: usize = 32;
 
-/// TTL, TOS and segment size.
-const CONTROL_LEN: usize = 2 * space(size_of::<c_int>()) + space(size_of::<u16>());
+/// TTL, TOS, segment size, and the longer of the two messages that name an address.
+const CONTROL_LEN: usize =
+    2 * space(size_of::<c_int>()) + space(size_of::<u16>()) + space(size_of::<libc::in6_pktinfo>());
 
 /// Sends `datagrams` in order until one fails; returns how many the kernel took, at least one.
 ///
@@ -104,7 +109,7 @@ fn send_chunk<const N: usize>(
         // The kernel only reads through this pointer.
         part.iov_base = datagram.payload.as_ptr().cast_mut().cast();
         part.iov_len = datagram.payload.len();
-        push_marks(control, defaults, datagram);
+        push_options(control, defaults, datagram);
         let header = &mut header.msg_hdr;
         header.msg_name = name.0.as_mut_ptr().cast();
         header.msg_namelen = name.1;
@@ -123,7 +128,7 @@ fn send_chunk<const N: usize>(
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-fn push_marks(control: &mut Control<CONTROL_LEN>, defaults: Marks, datagram: &Outgoing<'_>) {
+fn push_options(control: &mut Control<CONTROL_LEN>, defaults: Marks, datagram: &Outgoing<'_>) {
     let (level, tos, hop_limit) = match Family::from(datagram.target) {
         Family::V4 => (libc::SOL_IP, libc::IP_TOS, libc::IP_TTL),
         Family::V6 => (libc::SOL_IPV6, libc::IPV6_TCLASS, libc::IPV6_HOPLIMIT),
@@ -134,6 +139,9 @@ fn push_marks(control: &mut Control<CONTROL_LEN>, defaults: Marks, datagram: &Ou
     }
     if marks.hop_limit != defaults.hop_limit {
         control.push(level, hop_limit, &c_int::from(marks.hop_limit).to_ne_bytes());
+    }
+    if let Some(source) = datagram.source {
+        control.push_packet_info(source);
     }
     if let Some(size) = datagram.segment_size {
         control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
