@@ -207,9 +207,12 @@ impl SocketPort for HostSockets {
         Ok(socket)
     }
 
-    fn send_datagram(&mut self, socket: &OwnedFd, datagram: &Outgoing<'_>) -> io::Result<()> {
-        datagram::send_batch(socket.as_fd(), Marks::DEFAULT, std::slice::from_ref(datagram))?;
-        Ok(())
+    fn send_datagrams(
+        &mut self,
+        socket: &OwnedFd,
+        datagrams: &[Outgoing<'_>],
+    ) -> io::Result<usize> {
+        datagram::send_batch(socket.as_fd(), Marks::DEFAULT, datagrams)
     }
 
     fn recv_datagrams(&mut self, socket: &OwnedFd, batch: &mut Batch) -> io::Result<usize> {

@@ -12,6 +12,7 @@ mod datagram_flow;
 mod flow_table;
 pub mod host;
 mod io;
+mod outbox;
 pub mod ports;
 pub mod tap;
 mod tcp_flow;

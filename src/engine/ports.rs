@@ -93,9 +93,22 @@ pub trait SocketPort {
     /// A ping socket for the mapping of `key`; `PermissionDenied` where the host allows none.
     fn open_ping(&mut self, token: Token, key: MappingKey) -> io::Result<Self::Datagram>;
 
+    /// Sends datagrams in order until one fails; how many the kernel took, at least one. The error
+    /// is that of the first.
+    fn send_datagrams(
+        &mut self,
+        socket: &Self::Datagram,
+        datagrams: &[Outgoing<'_>],
+    ) -> io::Result<usize>;
+
     /// Sends one datagram, or several of one size.
-    fn send_datagram(&mut self, socket: &Self::Datagram, datagram: &Outgoing<'_>)
-    -> io::Result<()>;
+    fn send_datagram(
+        &mut self,
+        socket: &Self::Datagram,
+        datagram: &Outgoing<'_>,
+    ) -> io::Result<()> {
+        self.send_datagrams(socket, std::slice::from_ref(datagram)).map(|_| ())
+    }
 
     /// Receives a batch; how many.
     fn recv_datagrams(&mut self, socket: &Self::Datagram, batch: &mut Batch) -> io::Result<usize>;

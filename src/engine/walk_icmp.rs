@@ -80,7 +80,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.settle_mapping(token);
         match sent {
             Ok(()) => Ok(()),
-            Err(error) => self.on_send_failure(now, token, source_mac, packet, &error),
+            Err(error) => self.on_send_failure(now, token, source_mac, packet.bytes, &error),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::stack::wire::{Addresses, Datagram, Gso, HEADROOM, UdpHeader, VnetHead
 use crate::sys::datagram::{Marks, Outgoing};
 
 use super::datagram_flow::{DatagramFlow, MappingKey};
+use super::outbox::SMALL;
 use super::ports::{FramePort, SocketPort};
 use super::token::{Kind, Token};
 use super::worker::Worker;
@@ -61,16 +62,21 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         };
         let Some(flow) = self.udp.get_mut(token) else { return Err(DropReason::NoFlow) };
         flow.mapping.on_outgoing(now, outgoing.target);
-        if flow.dont_fragment != packet.dont_fragment {
-            flow.dont_fragment = packet.dont_fragment;
-            self.io.host.set_dont_fragment(&flow.socket, guest.is_ipv6(), packet.dont_fragment);
-        }
-        let sent = send(&mut self.io.host, &flow.socket, &outgoing);
         self.udp.touch(token);
         self.settle_mapping(token);
-        match sent {
+        if segment_size.is_none() && packet.bytes.len() <= SMALL {
+            if self.outbox.is_full() {
+                self.flush_datagrams(now);
+            }
+            self.outbox.push(token, source_mac, packet, &outgoing);
+            return Ok(());
+        }
+        self.flush_datagrams(now);
+        self.allow_fragments(token, !packet.dont_fragment);
+        let Some(flow) = self.udp.get(token) else { return Err(DropReason::NoFlow) };
+        match send(&mut self.io.host, &flow.socket, &outgoing) {
             Ok(()) => Ok(()),
-            Err(error) => self.on_send_failure(now, token, source_mac, packet, &error),
+            Err(error) => self.on_send_failure(now, token, source_mac, packet.bytes, &error),
         }
     }
 
@@ -84,6 +90,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if self.udp.is_full()
             && let Some(oldest) = self.udp.oldest()
         {
+            // It may still have something to send.
+            self.flush_datagrams(now);
             self.udp.remove(oldest);
         }
         let token = self.udp.next_token();
@@ -92,6 +100,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             && lacks_descriptors(error)
             && let Some(oldest) = self.udp.oldest()
         {
+            self.flush_datagrams(now);
             self.udp.remove(oldest);
             let token = self.udp.next_token();
             socket = self.io.host.open_udp(token, key);
@@ -102,12 +111,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     }
 
     /// A datagram could not be sent: what the kernel says goes to the guest as a router would.
+    /// `original` is the guest's IP packet.
     pub(super) fn on_send_failure(
         &mut self,
         now: Instant,
         token: Token,
         guest_mac: Mac,
-        packet: &Packet<'_>,
+        original: &[u8],
         error: &io::Error,
     ) -> Result<(), DropReason> {
         if error.kind() == ErrorKind::WouldBlock {
@@ -120,7 +130,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
         match error.raw_os_error().and_then(Problem::from_errno) {
             Some(problem) => {
-                self.answer_problem(guest_mac, problem, packet.bytes);
+                self.answer_problem(guest_mac, problem, original);
                 Ok(())
             }
             None => Err(DropReason::HostRefused),

@@ -24,6 +24,7 @@ use super::buffers::{BURST_LEN, Pool};
 use super::datagram_flow::{DatagramFlow, MappingKey};
 use super::flow_table::FlowTable;
 use super::io::{Counters, Io, Limits};
+use super::outbox::Outbox;
 use super::ports::{Event, FramePort, Readiness, SocketPort};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::token::{Kind, Token};
@@ -87,6 +88,7 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) echo: FlowTable<MappingKey, DatagramFlow<S>>,
     /// Shared by the sockets of all mappings.
     pub(super) batch: Batch,
+    pub(super) outbox: Outbox,
     pub(super) fragment_ident: u32,
     pub(super) wheel: Wheel<Token>,
     pub(super) hash: ahash::RandomState,
@@ -144,6 +146,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             udp: FlowTable::new(Kind::Udp, limits.udp_flows),
             echo: FlowTable::new(Kind::Echo, limits.echo_flows),
             batch: Batch::new(DATAGRAM_BATCH, HEADROOM),
+            outbox: Outbox::default(),
             fragment_ident: seed as u32,
             reassembly: Reassembly::new(),
             dns_queries: PendingQueries::default(),
@@ -269,6 +272,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
         }
         self.frame = frame;
+        self.flush_datagrams(now);
         result
     }
 
@@ -409,9 +413,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 self.io.pool.trim();
                 self.batch.release();
                 self.batch_used = false;
+                self.outbox.release();
                 self.trim_at = None;
             }
-            None if self.io.pool.can_trim() || self.batch_used => {
+            None if self.io.pool.can_trim() || self.batch_used || self.outbox.can_release() => {
                 self.trim_at = Some(now + TRIM_AFTER)
             }
             _ => {}

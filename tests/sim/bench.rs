@@ -45,6 +45,13 @@ impl Bench {
         bench
     }
 
+    /// Puts a frame into the TAP's queue, for the next turn.
+    pub fn queue(&mut self, frame: &[u8]) {
+        let header = if self.vnet_header { VNET_HEADER_LEN } else { 0 };
+        let bytes = [&vec![0; header][..], frame].concat();
+        self.tap.0.borrow_mut().inbound.push_back(bytes);
+    }
+
     /// Feeds what a TAP would deliver, header and all; what the guest's stack sees of the answer.
     pub fn feed_raw(&mut self, bytes: Vec<u8>) -> Vec<Vec<u8>> {
         self.tap.0.borrow_mut().inbound.push_back(bytes);
@@ -53,8 +60,8 @@ impl Bench {
 
     /// Feeds an Ethernet frame.
     pub fn feed(&mut self, frame: &[u8]) -> Vec<Vec<u8>> {
-        let header = if self.vnet_header { VNET_HEADER_LEN } else { 0 };
-        self.feed_raw([&vec![0; header][..], frame].concat())
+        self.queue(frame);
+        self.turn()
     }
 
     /// One turn of the engine.

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use nix::errno::Errno;
 use tapway::base::DropReason;
 
 use crate::bench::{Bench, small_limits};
@@ -50,6 +51,85 @@ fn an_answer_beyond_the_mtu_comes_in_fragments() {
             assert_eq!(datagram(&frames, ip.source), ((4001, 4000), answer));
         }
     }
+}
+
+#[test]
+fn datagrams_of_one_turn_leave_with_one_call_for_each_mapping() {
+    let mut bench = Bench::new(false, small_limits());
+    for number in 0..20u8 {
+        bench.queue(&udp_frame(Ip::v4(UDP), 4000 + u16::from(number % 2), 4001, &[number]));
+    }
+    bench.turn();
+    assert_eq!(bench.host.0.borrow().datagrams_sent, 20);
+    assert_eq!(bench.host.0.borrow().datagram_calls, 2);
+    let numbers_at = |frames: &[Vec<u8>], port: u16| -> Vec<u8> {
+        frames.iter().filter(|f| f[36..38] == port.to_be_bytes()).map(|f| f[42]).collect()
+    };
+    let frames = bench.turn();
+    assert_eq!(numbers_at(&frames, 4000), (0..20).step_by(2).collect::<Vec<u8>>());
+    assert_eq!(numbers_at(&frames, 4001), (1..20).step_by(2).collect::<Vec<u8>>());
+}
+
+#[test]
+fn large_datagrams_do_not_overtake_small_ones() {
+    let mut bench = Bench::new(true, small_limits());
+    for len in [10, 9000, 20, 9000, 30] {
+        bench.queue(&udp_frame(Ip::v6(UDP), 4000, 4001, &vec![7; len]));
+    }
+    bench.turn();
+    assert_eq!(bench.host.0.borrow().datagrams_sent, 5);
+    let mut sizes = vec![];
+    let mut frames = bench.turn();
+    // An answer beyond the MTU comes in fragments; the rest of the first ones has fewer bytes.
+    frames.retain(|frame| frame[20] != 44 || frame[56..58] == [0, 1]);
+    for frame in frames {
+        let at = if frame[20] == 44 { 62 } else { 54 };
+        sizes.push(u16::from_be_bytes([frame[at + 4], frame[at + 5]]) - 8);
+    }
+    assert_eq!(sizes, [10, 9000, 20, 9000, 30]);
+}
+
+#[test]
+fn a_datagram_that_fails_amid_others_is_the_one_that_the_guest_hears_of() {
+    for (ip, at, report) in [(Ip::v4(UDP), 34, [3, 1]), (Ip::v6(UDP), 54, [1, 3])] {
+        let mut bench = Bench::new(false, small_limits());
+        bench.host.0.borrow_mut().unreachable.insert(9, Errno::EHOSTUNREACH);
+        for (port, payload) in [(4001, b"first"), (9, b"wrong"), (9, b"again"), (4001, b"fifth")] {
+            bench.queue(&udp_frame(ip, 4000, port, payload));
+        }
+        let told = bench.turn();
+        assert_eq!(bench.host.0.borrow().datagrams_sent, 2);
+        let quoted: Vec<&[u8]> = told
+            .iter()
+            .map(|frame| {
+                assert_eq!(frame[at..at + 2], report);
+                // The error quotes the guest's packet from its first byte to its last.
+                &frame[at + 8..]
+            })
+            .collect();
+        let original = |payload: &[u8]| udp_frame(ip, 4000, 9, payload)[14..].to_vec();
+        assert_eq!(quoted, [original(b"wrong"), original(b"again")]);
+        assert_eq!(bench.turn().len(), 2, "the others came back");
+        assert!(bench.drops().is_empty());
+    }
+}
+
+#[test]
+fn a_mapping_that_makes_room_for_another_has_sent_what_it_had() {
+    let limit = small_limits().udp_flows as u16;
+    let mut bench = Bench::new(false, small_limits());
+    for port in 0..limit {
+        bench.feed(&udp_frame(Ip::v4(UDP), 2000 + port, 4001, b"x"));
+    }
+    bench.turn();
+    // In one turn every mapping speaks, and then as many new ones take their places.
+    for port in 0..2 * limit.min(30) {
+        let first = if port < 30 { 2000 } else { 5000 };
+        bench.queue(&udp_frame(Ip::v4(UDP), first + port, 4001, b"y"));
+    }
+    bench.turn();
+    assert_eq!(bench.host.0.borrow().datagrams_sent, u64::from(limit) + 60);
+    assert!(bench.drops().is_empty());
 }
 
 #[test]

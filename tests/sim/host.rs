@@ -47,6 +47,10 @@ pub struct Host {
     pub dns_queries: Vec<u64>,
     pub connects: u64,
     pub datagrams_sent: u64,
+    /// System calls that it took to send them.
+    pub datagram_calls: u64,
+    /// The errno that sending to a port gives.
+    pub unreachable: BTreeMap<u16, Errno>,
 }
 
 impl Host {
@@ -155,6 +159,27 @@ impl Host {
             let readiness = stream.readiness();
             self.pending.push(Event { token: stream.token, readiness });
         }
+    }
+
+    /// A datagram from the engine, which comes back from where it was sent to.
+    fn take(&mut self, socket: &Datagram, datagram: &Outgoing<'_>) -> io::Result<()> {
+        if let Some(&errno) = self.unreachable.get(&datagram.target.port()) {
+            return Err(errno.into());
+        }
+        self.datagrams_sent += 1;
+        let state = self.datagrams.get_mut(&socket.id).ok_or(Errno::EBADF)?;
+        let mut payload = datagram.payload.to_vec();
+        if state.token.kind == tapway::engine::token::Kind::Echo
+            && let Some(kind @ (8 | 128)) = payload.first_mut()
+        {
+            // Echo reply: 0 of ICMP, 129 of ICMPv6.
+            *kind = if *kind == 8 { 0 } else { 129 };
+        }
+        state.queue.push_back(Waiting { source: datagram.target, payload });
+        let readiness = Readiness { readable: true, writable: true, ..Readiness::default() };
+        let event = Event { token: state.token, readiness };
+        self.pending.push(event);
+        Ok(())
     }
 }
 
@@ -346,22 +371,20 @@ impl SocketPort for HostPort {
         self.open(token)
     }
 
-    fn send_datagram(&mut self, socket: &Datagram, datagram: &Outgoing<'_>) -> io::Result<()> {
-        let mut host = self.0.borrow_mut();
-        host.datagrams_sent += 1;
-        let state = host.datagrams.get_mut(&socket.id).ok_or(Errno::EBADF)?;
-        let mut payload = datagram.payload.to_vec();
-        if state.token.kind == tapway::engine::token::Kind::Echo
-            && let Some(kind @ (8 | 128)) = payload.first_mut()
-        {
-            // Echo reply: 0 of ICMP, 129 of ICMPv6.
-            *kind = if *kind == 8 { 0 } else { 129 };
+    fn send_datagrams(
+        &mut self,
+        socket: &Datagram,
+        datagrams: &[Outgoing<'_>],
+    ) -> io::Result<usize> {
+        self.0.borrow_mut().datagram_calls += 1;
+        for (sent, datagram) in datagrams.iter().enumerate() {
+            match self.0.borrow_mut().take(socket, datagram) {
+                Err(error) if sent == 0 => return Err(error),
+                Err(_) => return Ok(sent),
+                Ok(()) => {}
+            }
         }
-        state.queue.push_back(Waiting { source: datagram.target, payload });
-        let readiness = Readiness { readable: true, writable: true, ..Readiness::default() };
-        let event = Event { token: state.token, readiness };
-        host.pending.push(event);
-        Ok(())
+        Ok(datagrams.len())
     }
 
     fn recv_datagrams(&mut self, socket: &Datagram, batch: &mut Batch) -> io::Result<usize> {
