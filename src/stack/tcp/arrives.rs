@@ -1,13 +1,13 @@
 //! SEGMENT ARRIVES (RFC 9293 §3.10.7), in the RFC's order of checks.
 
 use crate::base::{DropReason, Instant};
-use crate::stack::wire::{Flags, Segment};
+use crate::stack::wire::Segment;
 
+use super::Action;
 use super::connection::{Connection, State};
 use super::receive::GuestFin;
 use super::timers::Timer;
 use super::transmit::Acked;
-use super::{Action, Emit};
 
 use std::time::Duration;
 
@@ -28,20 +28,6 @@ impl Connection {
             State::Connecting => self.while_connecting(segment, out),
             _ => self.synchronized(now, segment, out),
         }
-    }
-
-    /// The host has not answered yet: a repeated SYN is waited out, a reset ends the attempt.
-    fn while_connecting(
-        &mut self,
-        segment: &Segment,
-        out: &mut Vec<Action>,
-    ) -> Result<(), DropReason> {
-        if segment.flags.rst && (segment.seq == self.irs || segment.seq == self.receive.nxt) {
-            self.reset_host(out);
-            self.kill();
-            return Ok(());
-        }
-        if self.repeats_syn(segment) { Ok(()) } else { Err(DropReason::UnacceptableSegment) }
     }
 
     fn synchronized(
@@ -85,11 +71,6 @@ impl Connection {
         }
         // Seventh and eighth, text and FIN.
         self.text_and_fin(now, segment, out)
-    }
-
-    fn repeats_syn(&self, segment: &Segment) -> bool {
-        let Flags { syn, fin, rst, .. } = segment.flags;
-        syn && !fin && !rst && segment.ack.is_none() && segment.seq == self.irs
     }
 
     fn reset_by_guest(&mut self, out: &mut Vec<Action>) {
@@ -158,29 +139,7 @@ impl Connection {
         // The caller has checked that the bit is set.
         let Some(ack) = segment.ack else { return Ok(()) };
         if self.state == State::SynReceived {
-            if ack != self.transmit.nxt {
-                out.push(Action::Emit(Emit {
-                    seq: ack,
-                    ack: None,
-                    flags: Flags { rst: true, ..Flags::default() },
-                    window: 0,
-                    len: 0,
-                    segment_size: u16::MAX,
-                    syn: None,
-                }));
-                return Err(DropReason::UnacceptableSegment);
-            }
-            self.state = State::Established;
-            self.transmit.open(segment.seq, ack, segment.window, self.scaled);
-            self.transmit.una = ack;
-            self.rtt.acked(now, ack);
-            self.restart_retransmit_timer(now);
-            self.arm_keep_alive(now);
-            if self.host_eof {
-                self.send_fin(now, out);
-            }
-            self.check_persist(now);
-            return Ok(());
+            return self.handshake_acknowledged(now, segment, ack, out);
         }
         let pure = segment.len == 0 && !segment.flags.fin;
         match self.transmit.on_ack(ack, segment.window, &segment.sack, pure) {

@@ -1,16 +1,16 @@
-//! The connection: its state, what the host side reports, what it sends. Segments arrive in
-//! [`super::arrives`], deadlines in [`super::deadlines`].
+//! The connection: its state, what the host side reports, what it sends. It begins in
+//! [`super::opening`]; segments arrive in [`super::arrives`], deadlines in [`super::deadlines`].
 
 use std::time::Duration;
 
 use crate::base::{Instant, Seq};
-use crate::stack::wire::{Flags, Segment};
+use crate::stack::wire::Flags;
 
 use super::receive::{GuestFin, Receive};
 use super::rtt::Rtt;
 use super::timers::{Timer, Timers};
 use super::transmit::Transmit;
-use super::{Action, Emit, Options, SynOptions};
+use super::{Action, Emit, Options};
 
 /// RFC 9293 states of our end, plus the wait for the host's own handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub struct Connection {
     pub(super) state: State,
     pub(super) irs: Seq,
     pub(super) scaled: bool,
-    sack_permitted: bool,
+    pub(super) sack_permitted: bool,
     pub(super) receive: Receive,
     pub(super) transmit: Transmit,
     pub(super) rtt: Rtt,
@@ -64,53 +64,18 @@ pub struct Connection {
     pub(super) heard: Instant,
     pub(super) ack_owed: bool,
     /// What was last acknowledged to the guest.
-    last_ack: Seq,
+    pub(super) last_ack: Seq,
     /// The host socket has bytes or EOF that were not read for lack of window.
     pub(super) host_waiting: bool,
     /// The edge read EOF. Our FIN is sent, or will be when the guest completes the handshake.
     pub(super) host_eof: bool,
     /// [`Action::CloseHost`] or [`Action::ResetHost`] was given out.
-    host_closed: bool,
+    pub(super) host_closed: bool,
     pub(super) last_challenge: Option<Instant>,
     pub(super) retransmits: u64,
 }
 
 impl Connection {
-    /// Answers `syn`, whose flags are exactly SYN. `iss` is our initial sequence number; it must
-    /// be unpredictable to others (RFC 9293 §3.4.1).
-    pub fn from_syn(now: Instant, syn: &Segment, iss: Seq, options: Options) -> Connection {
-        let scaled = syn.window_scale.is_some();
-        // RFC 9293 §3.7.1: 536 without the option. A tiny MSS would turn one frame into thousands
-        // of segments; Linux clamps at 48 too (TCP_MIN_SND_MSS).
-        // Nor does a segment exceed what the link carries (MMS_S there).
-        let mss = u32::from(syn.mss.unwrap_or(536).min(options.mss).max(48));
-        let shift = if scaled { window_shift(options.receive_limit) } else { 0 };
-        let mut transmit = Transmit::new(iss, mss, syn.window_scale.unwrap_or(0));
-        transmit.open(syn.seq, iss, syn.window, false);
-        Connection {
-            options,
-            state: State::Connecting,
-            irs: syn.seq,
-            scaled,
-            sack_permitted: syn.sack_permitted,
-            receive: Receive::new(syn.seq, options.receive_limit, options.mss.into(), shift),
-            transmit,
-            rtt: Rtt::new(),
-            timers: Timers::default(),
-            retries: 0,
-            persist_backoff: 0,
-            probes: 0,
-            heard: now,
-            ack_owed: false,
-            last_ack: syn.seq + 1,
-            host_waiting: false,
-            host_eof: false,
-            host_closed: false,
-            last_challenge: None,
-            retransmits: 0,
-        }
-    }
-
     /// The present state.
     pub fn state(&self) -> State {
         self.state
@@ -164,18 +129,6 @@ impl Connection {
         self.timers.next()
     }
 
-    /// Whether `syn` starts a new connection on the same addresses and ports, so that this one is
-    /// to be dropped: the guest gave up while we were connecting, or TIME-WAIT allows it
-    /// (RFC 9293 §3.10.7.4 and RFC 6191: a later sequence number).
-    pub fn superseded_by(&self, syn: &Segment) -> bool {
-        let is_syn = syn.flags.syn && syn.ack.is_none() && !syn.flags.rst && !syn.flags.fin;
-        match self.state {
-            State::Connecting => is_syn && syn.seq != self.irs,
-            State::TimeWait => is_syn && self.receive.nxt.precedes(syn.seq),
-            _ => false,
-        }
-    }
-
     /// Bytes that the edge may read from the host socket now, for one frame.
     pub fn send_capacity(&self) -> u32 {
         if !self.may_send() {
@@ -212,35 +165,6 @@ impl Connection {
     }
 
     // --- what the host side reports ---
-
-    /// The host socket is connected: the guest gets its SYN-ACK.
-    pub fn on_connected(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.state == State::Connecting {
-            self.state = State::SynReceived;
-            self.rtt.sent(now, self.transmit.nxt);
-            self.emit_syn_ack(now, out);
-        }
-    }
-
-    /// The host could not connect. With `refuse` the guest gets the reset that a closed port
-    /// sends; otherwise the caller tells it by ICMP, or not at all.
-    pub fn on_connect_failed(&mut self, refuse: bool, out: &mut Vec<Action>) {
-        if self.state != State::Connecting {
-            return;
-        }
-        if refuse {
-            out.push(Action::Emit(Emit {
-                seq: Seq(0),
-                ack: Some(self.irs + 1),
-                flags: Flags { rst: true, ..Flags::default() },
-                window: 0,
-                len: 0,
-                segment_size: u16::MAX,
-                syn: None,
-            }));
-        }
-        self.kill();
-    }
 
     /// The host socket has bytes or EOF to read. The edge reads as far as
     /// [`Connection::send_capacity`] allows; if that is nothing, the machine sees to the window.
@@ -365,7 +289,7 @@ impl Connection {
         self.retries = 0;
     }
 
-    fn ensure_retransmit_timer(&mut self, now: Instant) {
+    pub(super) fn ensure_retransmit_timer(&mut self, now: Instant) {
         if !self.timers.is_armed(Timer::Retransmit) {
             self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());
         }
@@ -469,33 +393,7 @@ impl Connection {
         }));
     }
 
-    /// A SYN-ACK, first or again. The time-out of the first one goes on if it is only repeated
-    /// because the guest asked.
-    pub(super) fn emit_syn_ack(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.ack_owed = false;
-        out.push(Action::Emit(Emit {
-            seq: self.transmit.una,
-            ack: Some(self.receive.nxt),
-            flags: Flags { syn: true, ..Flags::default() },
-            // RFC 7323 §2.2: the window of a SYN is never scaled.
-            window: self.receive.advertise(false),
-            len: 0,
-            segment_size: self.transmit.mss as u16,
-            syn: Some(SynOptions {
-                mss: self.options.mss,
-                window_scale: self.scaled.then(|| window_shift(self.options.receive_limit)),
-                sack_permitted: self.sack_permitted,
-            }),
-        }));
-        self.ensure_retransmit_timer(now);
-    }
-
     fn emit_reset(&mut self, out: &mut Vec<Action>) {
         self.emit(self.transmit.nxt, 0, Flags { rst: true, ..Flags::default() }, out);
     }
-}
-
-/// The smallest shift that can say a window of `limit` bytes (RFC 7323 §2.3: at most 14).
-fn window_shift(limit: u32) -> u8 {
-    (0..14).find(|shift| limit >> shift <= 65_535).unwrap_or(14)
 }

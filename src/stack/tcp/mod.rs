@@ -33,6 +33,7 @@
 mod arrives;
 mod connection;
 mod deadlines;
+mod opening;
 mod receive;
 mod rtt;
 mod timers;
