@@ -124,8 +124,11 @@ impl DataPath {
                 worker.send(Command::DnsAnswer { token, message });
             }
         };
-        let names = DnsOptions { local_names: options.local_names.clone() };
-        let service = dns::serve(names, view.clone(), requests, answers);
+        let outbound = options.outbound.clone();
+        let source =
+            dns::Source { v4: outbound.v4, v6: outbound.v6, interface: outbound.interface };
+        let dns_options = DnsOptions { local_names: options.local_names.clone(), source };
+        let service = dns::serve(dns_options, view.clone(), requests, answers);
         let follow = async {
             let followed = options.upstreams.is_none() || options.search.is_none();
             if followed {

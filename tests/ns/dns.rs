@@ -1,6 +1,6 @@
 //! Names: through the forwarder to a real DNS server outside.
 
-use crate::lab::Lab;
+use crate::lab::{Lab, sh};
 use crate::support::Background;
 
 /// dnsmasq outside, with a name, texts of 1,800 bytes, and nothing else.
@@ -14,7 +14,8 @@ fn with_server() -> Lab {
         &format!(
             "no-resolv\nno-hosts\nport=53\nlisten-address=192.0.2.2\nbind-interfaces\nuser=root\n\
              pid-file=\nedns-packet-max=4096\naddress=/web.lab.test/192.0.2.2\n\
-             address=/web.lab.test/2001:db8::2\n{texts}"
+             address=/web.lab.test/2001:db8::2\nlog-queries\nlog-facility={log}\n{texts}",
+            log = lab.directory.path().join("queries").display(),
         ),
     );
     lab.serve(
@@ -60,4 +61,36 @@ fn a_dead_first_resolver_is_passed_over_and_changes_are_followed() {
     guest.close_stdin();
     assert_eq!(guest.line(), "search other.test");
     assert_eq!(guest.line(), "192.0.2.2");
+}
+
+#[test]
+fn resolvers_are_asked_from_the_outbound_address() {
+    let lab = with_server();
+    sh(&format!("ip -n {} address add 192.0.2.3/24 dev eth0", lab.host));
+    let ran = lab.guest_with(
+        &["--outbound-addr", "192.0.2.3"],
+        "dig +short a.web.lab.test; dig +short +tcp b.web.lab.test",
+    );
+    assert_eq!(ran.stdout, "192.0.2.2\n192.0.2.2\n", "{ran:?}");
+    let queries = std::fs::read_to_string(lab.directory.path().join("queries")).unwrap();
+    for name in ["a", "b"] {
+        let wanted = format!("query[A] {name}.web.lab.test from 192.0.2.3");
+        assert!(queries.contains(&wanted), "{queries}");
+    }
+}
+
+#[test]
+fn resolvers_are_asked_through_the_outbound_interface() {
+    let lab = with_server();
+    // What is not bound to eth0 ends in a cable without another end.
+    sh(&format!(
+        "ip -n {0} link add blind type veth peer name end; ip -n {0} link set blind up
+         ip -n {0} link set end up; ip -n {0} route add 192.0.2.2/32 dev blind",
+        lab.host
+    ));
+    let ran = lab.guest_with(
+        &["--outbound-interface", "eth0"],
+        "dig +short web.lab.test; dig +short +tcp web.lab.test",
+    );
+    assert_eq!(ran.stdout, "192.0.2.2\n192.0.2.2\n", "{ran:?}");
 }

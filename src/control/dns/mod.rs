@@ -21,6 +21,7 @@ mod forward;
 mod message;
 mod resolv_conf;
 mod stream;
+mod upstream;
 mod view;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::Instant;
 
 pub use resolv_conf::ResolverView;
+pub use upstream::Source;
 pub use view::follow;
 
 /// UDP queries under way.
@@ -66,11 +68,13 @@ pub struct DnsAnswer {
     pub message: Vec<u8>,
 }
 
-/// What the service answers by itself.
+/// What the service answers by itself, and how it asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DnsOptions {
     /// Names with their addresses, without a trailing dot.
     pub local_names: Vec<(String, Vec<IpAddr>)>,
+    /// How its sockets are bound.
+    pub source: Source,
 }
 
 /// What all queries share.

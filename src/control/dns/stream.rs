@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Service;
-use super::forward::{framed, over_tcp};
+use super::forward::over_tcp;
+use super::upstream::framed;
 
 /// Queries of one stream under way; more wait in the stream.
 const MAX_PIPELINED: usize = 32;

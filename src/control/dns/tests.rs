@@ -54,7 +54,7 @@ fn tcp_resolver(answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) -> SocketAdd
             }
             let mut query = vec![0; usize::from(u16::from_be_bytes(len))];
             stream.read_exact(&mut query).unwrap();
-            let _ = stream.write_all(&forward::framed(&answer(&query)));
+            let _ = stream.write_all(&upstream::framed(&answer(&query)));
         }
     });
     address
@@ -197,7 +197,7 @@ fn large_answers_and_pipelined_queries_pass_over_a_stream() {
     with_streams(vec![closed_port(), server], |requests| async move {
         let mut stream = open(&requests).await;
         for name in ["alpha.example", "beta.example", "gamma.example"] {
-            stream.write_all(&forward::framed(&query(name, TYPE_A))).await.unwrap();
+            stream.write_all(&upstream::framed(&query(name, TYPE_A))).await.unwrap();
         }
         stream.shutdown().await.unwrap();
         let mut initials = vec![];
@@ -221,7 +221,7 @@ fn stalled_clients_do_not_hold_up_another() {
         let mut half_a_query = open(&requests).await;
         half_a_query.write_all(&[0, 40, 1, 2, 3]).await.unwrap();
         let mut good_one = open(&requests).await;
-        good_one.write_all(&forward::framed(&query("example.org", TYPE_A))).await.unwrap();
+        good_one.write_all(&upstream::framed(&query("example.org", TYPE_A))).await.unwrap();
         assert_eq!(read_message(&mut good_one).await.last(), Some(&4));
     });
 }
