@@ -1,17 +1,16 @@
 //! The service against real sockets on loopback, the view against real files.
 
-use std::cell::RefCell;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use super::message::tests::query;
 use super::message::{error, id, response_code};
@@ -23,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn block_on(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(PATIENCE, test).await.expect("in time") });
+    runtime.block_on(async { timeout(PATIENCE, test).await.expect("in time") });
 }
 
 /// A resolver that treats each datagram as `answer` says, until the test's process ends.
@@ -82,31 +81,32 @@ fn view(servers: &[SocketAddr]) -> watch::Receiver<ResolverView> {
 }
 
 /// Asks the service one question in a datagram.
-async fn ask(servers: &[SocketAddr], message: Vec<u8>) -> Option<Vec<u8>> {
+async fn ask(servers: &[SocketAddr], message: Vec<u8>) -> Vec<u8> {
+    ask_with(DnsOptions::default(), view(servers), message).await
+}
+
+async fn ask_with(
+    options: DnsOptions,
+    view: watch::Receiver<ResolverView>,
+    query: Vec<u8>,
+) -> Vec<u8> {
     let (requests, receiver) = mpsc::channel(8);
-    let answers = Rc::new(RefCell::new(Vec::new()));
-    let collected = Rc::clone(&answers);
-    requests.send(DnsRequest::Datagram { token: 7, query: message }).await.unwrap();
-    let (done, mut finished) = mpsc::unbounded_channel();
-    let service = serve(DnsOptions::default(), view(servers), receiver, move |answer| {
-        collected.borrow_mut().push(answer);
-        done.send(()).unwrap();
-    });
-    tokio::select! {
-        () = service => {}
-        _ = finished.recv() => {}
-        () = tokio::time::sleep(Duration::from_secs(12)) => {}
-    }
-    let answer = answers.borrow_mut().pop()?;
+    requests.send(DnsRequest::Datagram { token: 7, query }).await.unwrap();
+    let (answered, mut answers) = mpsc::unbounded_channel();
+    let service = serve(options, view, receiver, move |answer| answered.send(answer).unwrap());
+    let answer = tokio::select! {
+        () = service => panic!("the service ended"),
+        answer = answers.recv() => answer.unwrap(),
+    };
     assert_eq!(answer.token, 7);
-    Some(answer.message)
+    answer.message
 }
 
 #[test]
 fn an_answer_comes_back_under_the_askers_id() {
     block_on(async {
         let server = udp_resolver(|query| vec![good(query, 1)]);
-        let answer = ask(&[server], query("example.org", TYPE_A)).await.unwrap();
+        let answer = ask(&[server], query("example.org", TYPE_A)).await;
         assert_eq!((id(&answer), answer.last()), (0x1234, Some(&1)));
     });
 }
@@ -121,7 +121,7 @@ fn forged_answers_are_passed_over() {
             wrong_name[..2].copy_from_slice(&message[..2]);
             vec![wrong_id, wrong_name, b"x".to_vec(), message.to_vec(), good(message, 2)]
         });
-        let answer = ask(&[server], query("example.org", TYPE_A)).await.unwrap();
+        let answer = ask(&[server], query("example.org", TYPE_A)).await;
         assert_eq!(answer.last(), Some(&2));
     });
 }
@@ -133,15 +133,32 @@ fn a_dead_a_silent_and_a_refusing_resolver_are_passed_over() {
         let refusing = udp_resolver(|query| vec![error(query, message::rcode::REFUSED)]);
         let working = udp_resolver(|query| vec![good(query, 3)]);
         let servers = [closed_port(), silent, refusing, working];
-        let answer = ask(&servers, query("example.org", TYPE_A)).await.unwrap();
+        let answer = ask(&servers, query("example.org", TYPE_A)).await;
         assert_eq!(answer.last(), Some(&3));
+    });
+}
+
+#[test]
+fn a_resolver_that_cannot_be_reached_costs_no_time() {
+    block_on(async {
+        let working = udp_resolver(|query| vec![good(query, 5)]);
+        let patient = ResolverView {
+            servers: vec![closed_port(), closed_port(), working],
+            timeout: Duration::from_secs(5),
+            ..ResolverView::default()
+        };
+        let view = watch::channel(patient).1;
+        let question = query("example.org", TYPE_A);
+        let asked = ask_with(DnsOptions::default(), view, question);
+        let answer = timeout(Duration::from_secs(4), asked).await.expect("before the time-out");
+        assert_eq!(answer.last(), Some(&5));
     });
 }
 
 #[test]
 fn when_nobody_answers_it_is_a_server_failure() {
     block_on(async {
-        let answer = ask(&[closed_port()], query("example.org", TYPE_A)).await.unwrap();
+        let answer = ask(&[closed_port()], query("example.org", TYPE_A)).await;
         assert_eq!(response_code(&answer), message::rcode::SERVER_FAILURE);
         assert_eq!(id(&answer), 0x1234);
     });
@@ -152,7 +169,7 @@ fn a_name_error_is_an_answer() {
     block_on(async {
         let first = udp_resolver(|query| vec![error(query, 3)]);
         let second = udp_resolver(|query| vec![good(query, 9)]);
-        let answer = ask(&[first, second], query("nope.example", TYPE_A)).await.unwrap();
+        let answer = ask(&[first, second], query("nope.example", TYPE_A)).await;
         assert_eq!(response_code(&answer), 3);
     });
 }
