@@ -283,11 +283,74 @@ fn every_way_of_replacing_the_file_is_noticed() {
             write(&directory.path().join("run/new"), "192.0.2.6");
             fs::rename(directory.path().join("run/new"), &stub).unwrap();
             expect_server(&mut view, "192.0.2.6").await;
-            // The link points elsewhere.
-            write(&directory.path().join("other"), "192.0.2.7");
-            symlink("other", directory.path().join("link")).unwrap();
-            fs::rename(directory.path().join("link"), &path).unwrap();
+            // Its directory is replaced.
+            fs::create_dir(directory.path().join("fresh")).unwrap();
+            write(&directory.path().join("fresh/stub.conf"), "192.0.2.7");
+            fs::rename(directory.path().join("run"), directory.path().join("old")).unwrap();
+            fs::rename(directory.path().join("fresh"), directory.path().join("run")).unwrap();
             expect_server(&mut view, "192.0.2.7").await;
+            // Its directory is removed and made again.
+            fs::remove_dir_all(directory.path().join("run")).unwrap();
+            expect_server(&mut view, "127.0.0.1").await;
+            fs::create_dir(directory.path().join("run")).unwrap();
+            write(&stub, "192.0.2.8");
+            expect_server(&mut view, "192.0.2.8").await;
+            // It is written by somebody who keeps it open.
+            let mut open = fs::OpenOptions::new().write(true).truncate(true).open(&stub).unwrap();
+            open.write_all(b"nameserver 192.0.2.9\n").unwrap();
+            expect_server(&mut view, "192.0.2.9").await;
+            drop(open);
+            // The link points elsewhere, by way of a directory that is a link.
+            fs::create_dir(directory.path().join("a")).unwrap();
+            fs::create_dir(directory.path().join("b")).unwrap();
+            write(&directory.path().join("a/conf"), "192.0.2.10");
+            write(&directory.path().join("b/conf"), "192.0.2.11");
+            let current = directory.path().join("current");
+            symlink("a", &current).unwrap();
+            symlink("run/../current/../current/conf", directory.path().join("link")).unwrap();
+            fs::rename(directory.path().join("link"), &path).unwrap();
+            expect_server(&mut view, "192.0.2.10").await;
+            symlink(directory.path().join("b"), directory.path().join("link")).unwrap();
+            fs::rename(directory.path().join("link"), &current).unwrap();
+            expect_server(&mut view, "192.0.2.11").await;
+        };
+        tokio::select! {
+            result = follow(&path, None, sender) => panic!("the watch ended: {result:?}"),
+            () = script => {}
+        }
+    });
+}
+
+#[test]
+fn only_small_regular_files_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("resolv.conf");
+    let none = view::read(&path);
+    assert_eq!(none, ResolverView::default());
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert_eq!(view::read(&path), none, "a pipe");
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert_eq!(view::read(&path), none, "a directory");
+    fs::remove_dir(&path).unwrap();
+    let filled = |size: usize| format!("nameserver 192.0.2.1\n{:1$}", "", size - 21);
+    fs::write(&path, filled(64 * 1024 + 1)).unwrap();
+    assert_eq!(view::read(&path), none, "too large");
+    fs::write(&path, filled(64 * 1024)).unwrap();
+    assert_ne!(view::read(&path), none);
+}
+
+#[test]
+fn links_in_a_circle_end_the_way() {
+    block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("resolv.conf");
+        symlink("resolv.conf", &path).unwrap();
+        let (sender, mut view) = watch::channel(ResolverView::default());
+        let script = async {
+            write(&directory.path().join("new"), "192.0.2.1");
+            fs::rename(directory.path().join("new"), &path).unwrap();
+            expect_server(&mut view, "192.0.2.1").await;
         };
         tokio::select! {
             result = follow(&path, None, sender) => panic!("the watch ended: {result:?}"),
