@@ -13,8 +13,8 @@
 //! | [`engine`] | the worker: TAP queue, host sockets, flow tables, timers; both walks |
 //! | [`stack`] | pure protocol rooms: wire, link, ip, tcp, udp, icmp, services |
 //! | [`gate`] | who is who on the guest link, and what a destination means |
-//! | [`control`] | the control thread: signals, the guest's life, DNS |
-//! | [`observe`] | the capture file |
+//! | [`control`] | the control thread: signals, the guest's life, DNS, the control socket |
+//! | [`observe`] | the capture file; records of flows, ports and counters |
 //! | [`sys`] | system calls; the only unsafe code |
 //! | [`base`] | words that all rooms share |
 //!
@@ -46,11 +46,12 @@
 //! 2. [`sys`], [`stack::wire`]
 //! 3. [`gate`]; the rooms of [`stack`], which use [`gate`] for the address plan; `tcp`, `udp`,
 //!    `icmp` and `services` do not use each other, `icmp` reads quoted packets with `ip`
-//! 4. [`observe`], [`setup`] (which uses [`control::lifecycle`]'s words for what an instance lives
-//!    for), [`control`]
-//! 5. [`engine`]
-//! 6. [`cli`], [`launch`]
-//! 7. `main`
+//! 4. [`observe`]
+//! 5. [`setup`] (which uses [`control::lifecycle`]'s words for what an instance lives for),
+//!    [`control`]
+//! 6. [`engine`]
+//! 7. [`cli`], [`launch`]
+//! 8. `main`
 //!
 //! Doors: smoltcp is used through [`stack::wire`], tokio in [`control`] and [`launch`], clap in
 //! [`cli`]. Only [`sys`] may be unsafe, and only [`sys::clock`] reads a clock.
