@@ -12,4 +12,5 @@ pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod scm;
+pub mod sock_diag;
 pub mod tun;
