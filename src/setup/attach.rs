@@ -17,7 +17,7 @@ use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs, statfs};
 use nix::unistd::{ForkResult, Pid};
 
 use super::link::{Autoconfiguration, LinkError, LinkOptions, configure};
-use super::message::{Channel, Child, Handover, Report, report_failure};
+use super::message::{Channel, Child, Handover, report_failure};
 use super::netlink::Netlink;
 use super::tap::{Tap, TapError};
 use super::{SetupError, hints};
@@ -48,6 +48,9 @@ pub struct Attached {
     pub tap: Tap,
     /// What tells that the target has gone away.
     pub anchor: Anchor,
+    /// Asks what listens in the target ([`crate::sys::sock_diag`]); `None` where the kernel cannot
+    /// tell.
+    pub diag: Option<OwnedFd>,
 }
 
 /// What is wrong with the target.
@@ -151,9 +154,9 @@ pub fn start(options: &AttachOptions, link: &LinkOptions) -> Result<Attached, Se
         ForkResult::Parent { child } => child,
     };
     drop(theirs);
-    let Handover { tap, .. } = Child::new(pid, ours).ready()?;
+    let Handover { tap, diag, .. } = Child::new(pid, ours).ready()?;
     let anchor = target.still_there(options)?;
-    Ok(Attached { tap, anchor })
+    Ok(Attached { tap, anchor, diag })
 }
 
 /// The target's namespaces, open.
@@ -359,7 +362,6 @@ fn join(target: &Opened, link: &LinkOptions, channel: &Channel) -> Result<(), Jo
         Netlink::open().map_err(|source| JoinError::Netlink { target: name(), source })?;
     let tap = Tap::open(&link.ifname, link.queues, &mut netlink)?;
     configure(link, Autoconfiguration::AsFound, &mut netlink)?;
-    let descriptors: Vec<_> = tap.queues.iter().map(AsFd::as_fd).collect();
-    let ready = Report::Ready { features: tap.features, resolv_conf: false };
-    channel.send(&ready, &descriptors).map_err(JoinError::Parent)
+    let made = Handover { tap, resolv_conf: None, diag: Handover::open_diag() };
+    made.send(channel).map_err(JoinError::Parent)
 }

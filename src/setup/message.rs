@@ -14,15 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use super::tap::{Tap, TapFeatures};
 use super::{SetupError, chain};
-use crate::sys::scm;
+use crate::sys::{scm, sock_diag};
 
 /// From the child to its parent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
     /// The new user namespace exists and has no ids yet.
     UserNamespace,
-    /// All is in place. Descriptors: the TAP's queues, then `resolv.conf` if `resolv_conf`.
-    Ready { features: TapFeatures, resolv_conf: bool },
+    /// All is in place. Descriptors: the TAP's queues, then `resolv.conf` if `resolv_conf`, then the
+    /// netlink socket of [`sock_diag`] if `diag`.
+    Ready { features: TapFeatures, resolv_conf: bool, diag: bool },
     /// The child gives up.
     Failed { message: String, hint: Option<String> },
     /// `execve` refused with this errno.
@@ -89,6 +90,31 @@ impl Channel {
 pub(crate) struct Handover {
     pub(crate) tap: Tap,
     pub(crate) resolv_conf: Option<OwnedFd>,
+    /// Asks what listens in the guest; `None` where the kernel has no `NETLINK_SOCK_DIAG`.
+    pub(crate) diag: Option<OwnedFd>,
+}
+
+impl Handover {
+    /// Opens what [`Handover::diag`] is, in the caller's network namespace.
+    pub(crate) fn open_diag() -> Option<OwnedFd> {
+        sock_diag::open()
+            .inspect_err(|e| tracing::debug!("nobody sees what listens in the guest: {e}"))
+            .ok()
+    }
+
+    /// The child's side: hands everything over.
+    pub(crate) fn send(self, channel: &Channel) -> io::Result<()> {
+        let Handover { tap, resolv_conf, diag } = self;
+        let mut descriptors: Vec<_> = tap.queues.iter().map(AsFd::as_fd).collect();
+        descriptors.extend(resolv_conf.as_ref().map(AsFd::as_fd));
+        descriptors.extend(diag.as_ref().map(AsFd::as_fd));
+        let ready = Report::Ready {
+            features: tap.features,
+            resolv_conf: resolv_conf.is_some(),
+            diag: diag.is_some(),
+        };
+        channel.send(&ready, &descriptors)
+    }
 }
 
 /// The child while it sets up: killed by silence and reaped when this is dropped.
@@ -155,9 +181,10 @@ impl Child {
     /// Waits until the child has set up everything.
     pub(crate) fn ready(&mut self) -> Result<Handover, SetupError> {
         match self.report(false)? {
-            Some((Report::Ready { features, resolv_conf }, mut descriptors)) => {
+            Some((Report::Ready { features, resolv_conf, diag }, mut descriptors)) => {
+                let diag = if diag { descriptors.pop() } else { None };
                 let resolv_conf = if resolv_conf { descriptors.pop() } else { None };
-                Ok(Handover { tap: Tap { queues: descriptors, features }, resolv_conf })
+                Ok(Handover { tap: Tap { queues: descriptors, features }, resolv_conf, diag })
             }
             other => Err(unexpected(other)),
         }

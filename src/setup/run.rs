@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -55,6 +55,8 @@ pub struct Started {
     pub tap: Tap,
     /// The guest's `resolv.conf`, to be rewritten when the host's changes.
     pub resolv_conf: Option<File>,
+    /// Asks what listens in the guest ([`crate::sys::sock_diag`]); `None` where the kernel cannot tell.
+    pub diag: Option<OwnedFd>,
 }
 
 /// Sets up the namespaces and everything in them, up to but not including the start of the command.
@@ -103,8 +105,9 @@ pub fn start(options: &RunOptions<'_>) -> Result<Started, SetupError> {
         }
     };
     child.order(&Order::Mapped { groups })?;
-    let Handover { tap, resolv_conf } = child.ready()?;
-    Ok(Started { child, command: command.clone(), tap, resolv_conf: resolv_conf.map(File::from) })
+    let Handover { tap, resolv_conf, diag } = child.ready()?;
+    let resolv_conf = resolv_conf.map(File::from);
+    Ok(Started { child, command: command.clone(), tap, resolv_conf, diag })
 }
 
 /// The rest of a started guest, once its command runs.
@@ -115,6 +118,8 @@ pub struct Released {
     pub tap: Tap,
     /// See [`Started::resolv_conf`].
     pub resolv_conf: Option<File>,
+    /// See [`Started::diag`].
+    pub diag: Option<OwnedFd>,
 }
 
 impl Started {
@@ -125,7 +130,10 @@ impl Started {
     pub fn release(self) -> Result<Released, SetupError> {
         self.child.order(&Order::Go)?;
         match self.child.executed()? {
-            (pid, None) => Ok(Released { pid, tap: self.tap, resolv_conf: self.resolv_conf }),
+            (pid, None) => {
+                let Started { tap, resolv_conf, diag, .. } = self;
+                Ok(Released { pid, tap, resolv_conf, diag })
+            }
             (_, Some(errno)) => Err(refused(self.command, errno)),
         }
     }
@@ -207,15 +215,13 @@ fn guest(
     let tap = Tap::open(&options.link.ifname, options.link.queues, &mut netlink)?;
     configure(options.link, Autoconfiguration::Off, &mut netlink)?;
     drop(netlink);
+    let diag = Handover::open_diag();
 
     let Order::Mapped { groups } = order(channel)? else { return Err(GuestError::Orphaned) };
     allow_ping(groups);
     let resolv_conf = mount_private(options.files)?;
-    let mut descriptors: Vec<_> = tap.queues.iter().map(AsFd::as_fd).collect();
-    descriptors.extend(resolv_conf.as_ref().map(AsFd::as_fd));
-    let ready = Report::Ready { features: tap.features, resolv_conf: resolv_conf.is_some() };
-    channel.send(&ready, &descriptors).map_err(GuestError::Parent)?;
-    drop((tap, resolv_conf));
+    let made = Handover { tap, resolv_conf, diag };
+    made.send(channel).map_err(GuestError::Parent)?;
 
     let Order::Go = order(channel)? else { return Err(GuestError::Orphaned) };
     (options.restore_signals)().map_err(GuestError::Execute)?;
