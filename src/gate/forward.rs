@@ -114,13 +114,57 @@ pub struct Forward {
     pub when_listening: bool,
 }
 
+impl fmt::Display for Forward {
+    /// As `--publish` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.listen {
+            Listen::Unix(path) => write!(f, "unix:{}:", path.display())?,
+            Listen::Ports { address, interface, ports } => {
+                if let Some(address) = address {
+                    write!(f, "{}", Bracketed(*address))?;
+                }
+                if let Some(interface) = interface {
+                    write!(f, "%{interface}")?;
+                }
+                if address.is_some() || interface.is_some() {
+                    f.write_str(":")?;
+                }
+                if *ports != PortRange::ANY {
+                    write!(f, "{ports}")?;
+                }
+                f.write_str(":")?;
+            }
+        }
+        if let Some(address) = self.guest_address {
+            write!(f, "{}:", Bracketed(address))?;
+        }
+        write!(f, "{}", self.guest_ports)?;
+        match self.listen {
+            Listen::Ports { .. } => write!(f, "/{}", self.transport),
+            Listen::Unix(_) => Ok(()),
+        }
+    }
+}
+
+/// An address as it stands in front of a colon.
+struct Bracketed(IpAddr);
+
+impl fmt::Display for Bracketed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(address) => write!(f, "{address}"),
+            IpAddr::V6(address) => write!(f, "[{address}]"),
+        }
+    }
+}
+
 /// What an exposed port leads to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HostService {
     /// Ports at an address of the host, loopback included.
     Ports {
-        /// The address.
-        address: IpAddr,
+        /// The address; `None` is the loopback address of the family that the guest has used.
+        address: Option<IpAddr>,
         /// The ports: as many as guest-side ports.
         ports: PortRange,
     },
@@ -140,25 +184,111 @@ pub struct Exposure {
     pub service: HostService,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_ascending_and_do_not_hold_port_0() {
-        assert_eq!(PortRange::new(0, 5), None);
-        assert_eq!(PortRange::new(6, 5), None);
-        let range = PortRange::new(1, u16::MAX).unwrap();
-        assert_eq!((range.count(), range.to_string()), (65_535, "1-65535".to_owned()));
-        assert_eq!(PortRange::single(80).to_string(), "80");
-    }
-
-    #[test]
-    fn ranges_overlap_where_they_share_a_port() {
-        let range = |first, last| PortRange::new(first, last).unwrap();
-        assert!(range(10, 20).overlaps(range(20, 30)));
-        assert!(range(10, 30).overlaps(range(15, 16)));
-        assert!(!range(10, 20).overlaps(range(21, 30)));
-        assert!(!PortRange::ANY.overlaps(PortRange::ANY));
+impl fmt::Display for Exposure {
+    /// As `--expose-host` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.ports)?;
+        match &self.service {
+            HostService::Unix(path) => write!(f, "unix:{}", path.display()),
+            HostService::Ports { address, ports } => {
+                if let Some(address) = address {
+                    write!(f, "{}:", Bracketed(*address))?;
+                }
+                write!(f, "{ports}/{}", self.transport)
+            }
+        }
     }
 }
+
+/// `auto`: ports follow what listens on the other side.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AutoForward {
+    /// What it follows; no transport twice.
+    pub transports: Vec<Transport>,
+    /// Ports that are left alone.
+    pub exclude: Vec<PortRange>,
+}
+
+impl AutoForward {
+    /// Whether `port` of `transport` is followed.
+    pub fn covers(&self, transport: Transport, port: u16) -> bool {
+        let left_alone = |range: &PortRange| range.overlaps(PortRange::single(port));
+        self.transports.contains(&transport) && !self.exclude.iter().any(left_alone)
+    }
+}
+
+/// Two rules that want the same port.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{second} overlaps {first}")]
+pub struct OverlapError {
+    /// The rule that was there, as typed.
+    pub first: String,
+    /// The one that came later.
+    pub second: String,
+}
+
+impl Forward {
+    /// Whether one host listener would be in the way of the other's.
+    ///
+    /// As the kernel sees it: a wildcard address overlaps every address that it includes, and two
+    /// interfaces keep the same port apart.
+    pub fn overlaps(&self, other: &Forward) -> bool {
+        match (&self.listen, &other.listen) {
+            (Listen::Unix(a), Listen::Unix(b)) => a == b,
+            (
+                Listen::Ports { address: a, interface: a_on, ports: a_ports },
+                Listen::Ports { address: b, interface: b_on, ports: b_ports },
+            ) => {
+                let apart = matches!((a_on, b_on), (Some(a), Some(b)) if a != b);
+                self.transport == other.transport
+                    && !apart
+                    && a_ports.overlaps(*b_ports)
+                    && addresses_overlap(*a, *b)
+            }
+            _ => false,
+        }
+    }
+}
+
+fn addresses_overlap(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return true };
+    a.is_ipv4() == b.is_ipv4() && (a == b || a.is_unspecified() || b.is_unspecified())
+}
+
+/// Whether all of `forwards` can be open at the same time.
+///
+/// # Errors
+/// Names the first two that cannot.
+pub fn check_forwards(forwards: &[Forward]) -> Result<(), OverlapError> {
+    let fixed = |forward: &&Forward| match forward.listen {
+        Listen::Ports { ports, .. } => ports != PortRange::ANY,
+        Listen::Unix(_) => true,
+    };
+    // What is yet to be picked, perhaps for thousands of ports, overlaps nothing.
+    let fixed: Vec<&Forward> = forwards.iter().filter(fixed).collect();
+    first_pair(&fixed, |a, b| a.overlaps(b))
+}
+
+/// Whether all of `exposures` can be there at the same time.
+///
+/// # Errors
+/// Names the first two that cannot.
+pub fn check_exposures(exposures: &[Exposure]) -> Result<(), OverlapError> {
+    let all: Vec<&Exposure> = exposures.iter().collect();
+    first_pair(&all, |a, b| a.transport == b.transport && a.ports.overlaps(b.ports))
+}
+
+fn first_pair<T: fmt::Display>(
+    rules: &[&T],
+    overlap: impl Fn(&T, &T) -> bool,
+) -> Result<(), OverlapError> {
+    for (at, second) in rules.iter().enumerate() {
+        if let Some(first) = rules[..at].iter().find(|first| overlap(first, second)) {
+            return Err(OverlapError { first: first.to_string(), second: second.to_string() });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
