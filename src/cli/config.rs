@@ -8,6 +8,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::engine::host::Outbound;
 use crate::gate::AddressPlan;
+use crate::gate::forward::{AutoForward, Exposure, Forward};
 use crate::setup::attach::AttachOptions;
 use crate::setup::{Identity, IfName, InstanceName, LinkOptions, PrivateFiles};
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub dns: DnsOptions,
     /// Where host sockets send from.
     pub outbound: Outbound,
+    /// Which ports lead from one side to the other.
+    pub forwards: ForwardOptions,
     /// Workers, each with a queue of the TAP; at least one.
     pub threads: usize,
     /// The capture file.
@@ -70,6 +73,19 @@ pub struct DnsOptions {
     pub local_names: Vec<(String, Vec<std::net::IpAddr>)>,
     /// The guest's search domains; `None` follows the host's.
     pub search: Option<Vec<String>>,
+}
+
+/// The ports that lead from one side to the other at the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForwardOptions {
+    /// Published ports; no two of them overlap.
+    pub publish: Vec<Forward>,
+    /// What is published as soon as the guest listens; no transport is in two of them.
+    pub auto_publish: Vec<AutoForward>,
+    /// Exposed ports; no two of them overlap.
+    pub expose: Vec<Exposure>,
+    /// What is exposed as soon as the host listens; no transport is in two of them.
+    pub auto_expose: Vec<AutoForward>,
 }
 
 /// Options of the log.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use tracing::level_filters::LevelFilter;
 
+use super::publish::{ExposeSpec, PublishSpec};
 use super::value::{AddedHost, Cidr, DnsChoice, Switch};
 use crate::base::Mac;
 use crate::setup::attach::AttachOptions;
@@ -39,6 +40,12 @@ pub struct Draft {
     pub outbound_addr: Vec<IpAddr>,
     /// `--outbound-interface`
     pub outbound_interface: Option<IfName>,
+    /// `--publish`
+    pub publish: Vec<PublishSpec>,
+    /// `--publish-when-listening`
+    pub publish_when_listening: bool,
+    /// `--expose-host`
+    pub expose_host: Vec<ExposeSpec>,
     /// `--name`
     pub name: Option<InstanceName>,
     /// `--threads`
@@ -90,6 +97,9 @@ impl Draft {
             host_loopback: Vec::new(),
             outbound_addr: Vec::new(),
             outbound_interface: None,
+            publish: Vec::new(),
+            publish_when_listening: false,
+            expose_host: Vec::new(),
             name: None,
             threads: None,
             pcap: None,

@@ -11,10 +11,12 @@
 mod config;
 mod draft;
 pub mod native;
+mod publish;
 mod resolve;
 mod value;
 
-pub use config::{Action, Config, DnsOptions, LogOptions};
+pub use config::{Action, Config, DnsOptions, ForwardOptions, LogOptions};
 pub use draft::{Draft, DraftTarget, DraftThreads};
+pub use publish::{ExposeSpec, PublishSpec, SpecError};
 pub use resolve::{ConfigError, resolve};
 pub use value::{AddedHost, Cidr, DnsChoice, HostTarget, ParseValueError, Switch};

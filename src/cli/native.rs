@@ -11,6 +11,7 @@ use tracing::level_filters::LevelFilter;
 use crate::setup::doctor;
 
 use super::draft::{Draft, DraftTarget, DraftThreads};
+use super::publish::{ExposeSpec, PublishSpec};
 use super::value::{self, AddedHost, Cidr, DnsChoice, Switch};
 use crate::base::Mac;
 use crate::setup::attach::{AttachOptions, Target};
@@ -198,7 +199,36 @@ struct Run {
     shared: Shared,
 }
 
-const RUN_SECTIONS: &str = "\
+/// What `run` and `attach` say about ports.
+macro_rules! port_sections {
+    () => {
+        "\
+PUBLISHED PORTS
+  8080:80                       on every address of the host, IPv4 and IPv6
+  127.0.0.1:8080:80             for this host only
+  [::1]:8080:80/tcp             IPv6 addresses go in brackets
+  0.0.0.0:5000-5010:6000-6010/udp
+                                ranges, of the same length on both sides
+  80, :80, 127.0.0.1::80        the host's port is picked, and printed
+  %eth0:8080:80, 0.0.0.0%eth0:8080:80
+                                on one interface only
+  8080:10.0.2.15:80             a second address of the guest
+  unix:/run/user/1000/web.sock:80
+                                a Unix socket of the host in front of a guest port
+  80:unix:/path, as with --expose-host
+                                a port of the gateway in front of a Unix socket of the host
+  auto, auto/tcp, auto,~22,~5000-5010
+                                whatever the guest listens on, under the same port; but not those
+
+  A rule is for tcp unless /udp says otherwise; for both give two. Ports below 1024 need the sysctl
+  net.ipv4.ip_unprivileged_port_start, or a listening socket handed over by systemd (LISTEN_FDS).
+"
+    };
+}
+
+const RUN_SECTIONS: &str = concat!(
+    port_sections!(),
+    "
 ADDRESSES
   IPv4 10.0.2.0/24             IPv6 fd74:6170:7761:79::/64
   10.0.2.2    the gateway      fd74:6170:7761:79::2, fe80::2
@@ -221,7 +251,10 @@ EXAMPLES
   tapway run --ipv6 off --dns 192.0.2.53 -- make test
   tapway run --host-loopback 10.0.2.2 -- psql -h 10.0.2.2
   tapway run --outbound-interface wg0 -- firefox
-  tapway run --map-user --pcap guest.pcap -- ping -c 3 example.org";
+  tapway run -p 8080:80 -- nginx -g 'daemon off;'
+  tapway run -p 127.0.0.1:5353:53/udp --expose-host 5432 -- ./server
+  tapway run --map-user --pcap guest.pcap -- ping -c 3 example.org"
+);
 
 #[derive(Args)]
 #[command(
@@ -259,7 +292,9 @@ struct Attach {
     shared: Shared,
 }
 
-const ATTACH_SECTIONS: &str = "\
+const ATTACH_SECTIONS: &str = concat!(
+    port_sections!(),
+    "
 EXIT STATUS
   0  the namespace went away, or a signal asked for the end
   1  failed
@@ -268,7 +303,9 @@ EXIT STATUS
 EXAMPLES
   unshare --user --map-root-user --net sleep 1000 &
   tapway attach $!
-  tapway attach --netns /run/user/1000/netns/web --ifname eth0 --mtu 1500";
+  tapway attach --netns /run/user/1000/netns/web --ifname eth0 --mtu 1500
+  tapway attach --publish auto,~22 4711"
+);
 
 #[derive(Args)]
 struct Shared {
@@ -336,6 +373,30 @@ struct Shared {
     #[arg(long, value_name = "IF", help_heading = "Host")]
     outbound_interface: Option<IfName>,
 
+    /// Publish a port of the guest on the host; repeatable
+    ///
+    /// In docker's grammar, [ADDRESS:][HOST-PORT]:GUEST-PORT[/tcp|udp]: HOST-PORT on every address of
+    /// the host, or on ADDRESS only, leads to GUEST-PORT of the guest, which sees the address of the
+    /// client. Without HOST-PORT a free one is picked and printed. Further forms: see PUBLISHED PORTS.
+    #[arg(short, long, value_name = "SPEC", help_heading = "Ports")]
+    publish: Vec<PublishSpec>,
+
+    /// Open the ports of --publish only while something listens in the guest
+    ///
+    /// Otherwise they are open from the start, and a client is reset at once when nothing listens
+    /// behind them.
+    #[arg(long, help_heading = "Ports")]
+    publish_when_listening: bool,
+
+    /// Make a service of the host reachable at the gateway's address; repeatable
+    ///
+    /// PORT[:[HOST-ADDRESS:]HOST-PORT][/tcp|udp]: PORT at the gateway's addresses (10.0.2.2), as the
+    /// guest sees it, leads to HOST-PORT at HOST-ADDRESS, by default the same port of the host's
+    /// loopback. PORT:unix:PATH leads to a Unix socket of the host. Ranges, and "auto" with
+    /// exclusions, are as in PUBLISHED PORTS.
+    #[arg(long, value_name = "SPEC", help_heading = "Ports")]
+    expose_host: Vec<ExposeSpec>,
+
     /// Name of this instance [default: run-PID or attach-PID]
     #[arg(long, value_name = "NAME", help_heading = "Instance")]
     name: Option<InstanceName>,
@@ -389,6 +450,9 @@ impl Shared {
             host_loopback: self.host_loopback,
             outbound_addr: self.outbound_addr,
             outbound_interface: self.outbound_interface,
+            publish: self.publish,
+            publish_when_listening: self.publish_when_listening,
+            expose_host: self.expose_host,
             name: self.name,
             threads: self.threads,
             pcap: self.pcap,
@@ -432,6 +496,19 @@ mod tests {
     }
 
     #[test]
+    fn ports_may_be_given_several_times() {
+        let words = ["attach", "-p", "8080:80", "-p53:53/udp", "--publish", "auto", "12"];
+        let draft = run(&words).unwrap();
+        let meant = ["8080:80", "53:53/udp", "auto"].map(|text| text.parse().unwrap());
+        assert_eq!(draft.publish, meant);
+        assert!(!draft.publish_when_listening && draft.expose_host.is_empty());
+        let words = ["run", "--publish-when-listening", "--expose-host", "5432", "--", "true"];
+        let draft = run(&words).unwrap();
+        assert_eq!(draft.expose_host, ["5432".parse().unwrap()]);
+        assert!(draft.publish_when_listening);
+    }
+
+    #[test]
     fn targets_of_attach() {
         let target = |words: &[&str]| run(words).map(|draft| draft.target);
         let attach = |target, userns| Ok(DraftTarget::Attach(AttachOptions { target, userns }));
@@ -457,6 +534,8 @@ mod tests {
             (&["run", "--threads", "0"], "--threads"),
             (&["run", "--log-level", "3"], "--log-level"),
             (&["run", "--name", "a/b"], "--name"),
+            (&["run", "-p", "8080:80/sctp"], "--publish"),
+            (&["run", "--expose-host", "x"], "--expose-host"),
             (&["bogus"], "bogus"),
         ] {
             let message = message(words);

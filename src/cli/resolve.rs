@@ -4,11 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use tracing::level_filters::LevelFilter;
 
-use super::config::{Action, Config, DnsOptions, LogOptions};
+use super::config::{Action, Config, DnsOptions, ForwardOptions, LogOptions};
 use super::draft::{Draft, DraftTarget, DraftThreads};
+use super::publish::{ExposeSpec, PublishSpec};
 use super::value::{Cidr, DnsChoice, HostTarget, Switch};
 use crate::base::Mac;
 use crate::engine::host::Outbound;
+use crate::gate::forward::{self, AutoForward, Forward, OverlapError, Transport};
 use crate::gate::{AddressPlan, Plan4, Plan6};
 use crate::setup::attach::Target;
 use crate::setup::{HOST_NAMES, HostEntry, HostFacts, IfName, PrivateFiles, hosts, resolv_conf};
@@ -81,6 +83,30 @@ pub enum ConfigError {
     /// `host-gateway` without an address to stand for it.
     #[error("--add-host {0}:host-gateway: the host has no address towards the outside")]
     NoHostAddress(String),
+    /// Two rules for the same port.
+    #[error("{option} {overlap}")]
+    Overlap {
+        /// The option.
+        option: &'static str,
+        /// Which two.
+        overlap: OverlapError,
+    },
+    /// `auto` twice.
+    #[error("{option} auto follows {transport} twice: one is enough")]
+    AutoTwice {
+        /// The option.
+        option: &'static str,
+        /// What is followed twice.
+        transport: Transport,
+    },
+    /// A published port of an address that the guest cannot have.
+    #[error("--publish {rule}: {why}")]
+    GuestAddressOfPort {
+        /// The rule.
+        rule: Box<Forward>,
+        /// What is wrong with its guest address.
+        why: &'static str,
+    },
     /// More than there can be.
     #[error("--threads {0}: this version has one worker; leave the option out, or say auto")]
     Threads(usize),
@@ -99,6 +125,7 @@ pub enum ConfigError {
 pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
     let plan = address_plan(&draft, facts)?;
     let outbound = outbound(&draft, facts)?;
+    let forwards = forward_options(&draft, &plan)?;
     let mut dns = dns_options(&draft)?;
     let threads = match draft.threads {
         // One worker saturates most links; more are taken when asked for.
@@ -141,6 +168,7 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
         ifname: draft.ifname.unwrap_or_else(|| "tap0".parse().expect("an interface name")),
         dns,
         outbound,
+        forwards,
         threads,
         pcap: draft.pcap,
         log: LogOptions {
@@ -346,6 +374,60 @@ fn outbound(draft: &Draft, facts: &HostFacts) -> Result<Outbound, ConfigError> {
         outbound.interface = Some(found.clone());
     }
     Ok(outbound)
+}
+
+fn forward_options(draft: &Draft, plan: &AddressPlan) -> Result<ForwardOptions, ConfigError> {
+    const PUBLISH: &str = "--publish";
+    const EXPOSE: &str = "--expose-host";
+    let mut options = ForwardOptions::default();
+    for spec in &draft.publish {
+        match spec {
+            PublishSpec::Forwards(forwards) => options.publish.extend_from_slice(forwards),
+            PublishSpec::Exposure(exposure) => options.expose.push(exposure.clone()),
+            PublishSpec::Auto(auto) => options.auto_publish.push(auto.clone()),
+        }
+    }
+    for spec in &draft.expose_host {
+        match spec {
+            ExposeSpec::Exposure(exposure) => options.expose.push(exposure.clone()),
+            ExposeSpec::Auto(auto) => options.auto_expose.push(auto.clone()),
+        }
+    }
+    for forward in &mut options.publish {
+        forward.when_listening = draft.publish_when_listening;
+        check_guest_address(forward, plan)?;
+    }
+    let overlap = |option| move |overlap| ConfigError::Overlap { option, overlap };
+    forward::check_forwards(&options.publish).map_err(overlap(PUBLISH))?;
+    forward::check_exposures(&options.expose).map_err(overlap(EXPOSE))?;
+    once_per_transport(PUBLISH, &options.auto_publish)?;
+    once_per_transport(EXPOSE, &options.auto_expose)?;
+    Ok(options)
+}
+
+/// A guest may have more addresses than those that the plan gives it, but not those of others.
+fn check_guest_address(forward: &Forward, plan: &AddressPlan) -> Result<(), ConfigError> {
+    let fail = |why| Err(ConfigError::GuestAddressOfPort { rule: Box::new(forward.clone()), why });
+    match (forward.guest_address, plan.v4, plan.v6) {
+        (Some(IpAddr::V4(_)), None, _) => fail("the guest has no IPv4 (--ipv4 off)"),
+        (Some(IpAddr::V6(_)), _, None) => fail("the guest has no IPv6 (--ipv6 off)"),
+        (Some(IpAddr::V4(a)), Some(v4), _) if a == v4.gateway || a == v4.dns => {
+            fail("the guest's address is one of tapway's own")
+        }
+        (Some(IpAddr::V6(a)), _, Some(v6)) if a == v6.gateway || a == v6.dns => {
+            fail("the guest's address is one of tapway's own")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn once_per_transport(option: &'static str, autos: &[AutoForward]) -> Result<(), ConfigError> {
+    for transport in [Transport::Tcp, Transport::Udp] {
+        if autos.iter().filter(|auto| auto.transports.contains(&transport)).count() > 1 {
+            return Err(ConfigError::AutoTwice { option, transport });
+        }
+    }
+    Ok(())
 }
 
 fn dns_options(draft: &Draft) -> Result<DnsOptions, ConfigError> {

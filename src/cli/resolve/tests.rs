@@ -254,3 +254,52 @@ fn process_ids_and_threads_have_bounds() {
     assert_eq!(ok(threads(1)).threads, 1);
     assert!(refused(threads(4)).contains("one worker"));
 }
+
+#[test]
+fn ports_go_to_their_lists_in_the_order_given() {
+    let publish = ["8080:80", "80:unix:/a", "auto/udp", "81-82"].map(|t| t.parse().unwrap());
+    let expose_host = ["5432", "auto,~22"].map(|t| t.parse().unwrap());
+    let draft = Draft {
+        publish: publish.to_vec(),
+        publish_when_listening: true,
+        expose_host: expose_host.to_vec(),
+        ..draft()
+    };
+    let forwards = ok(draft).forwards;
+    let text = |rule: &Forward| rule.to_string();
+    let published: Vec<_> = forwards.publish.iter().map(text).collect();
+    assert_eq!(published, ["8080:80/tcp", ":81/tcp", ":82/tcp"]);
+    assert!(forwards.publish.iter().all(|rule| rule.when_listening));
+    let exposed: Vec<_> = forwards.expose.iter().map(ToString::to_string).collect();
+    assert_eq!(exposed, ["80:unix:/a", "5432:5432/tcp"]);
+    assert_eq!((forwards.auto_publish.len(), forwards.auto_expose.len()), (1, 1));
+}
+
+#[test]
+fn ports_that_cannot_be_together_are_refused_by_name() {
+    let publish = |specs: &[&str]| Draft {
+        publish: specs.iter().map(|text| text.parse().unwrap()).collect(),
+        ..draft()
+    };
+    let without_v6 = |specs| Draft { ipv6: Some(Switch::Off), ..publish(specs) };
+    let expose = ["80", "80:unix:/a"].map(|text| text.parse().unwrap());
+    for (draft, named) in [
+        (
+            publish(&["8080-8090:80-90", "127.0.0.1:8085:80"]),
+            "--publish 127.0.0.1:8085:80/tcp overlaps 8080-8090:80-90/tcp",
+        ),
+        (publish(&["auto", "auto/udp,~53"]), "--publish auto follows udp twice"),
+        (
+            without_v6(&["8080:[fd00::5]:80"]),
+            "--publish 8080:[fd00::5]:80/tcp: the guest has no IPv6",
+        ),
+        (publish(&["8080:10.0.2.2:80"]), "--publish 8080:10.0.2.2:80/tcp: the guest's address"),
+        (
+            Draft { expose_host: expose.to_vec(), ..draft() },
+            "--expose-host 80:unix:/a overlaps 80:80/tcp",
+        ),
+    ] {
+        let message = refused(draft);
+        assert!(message.starts_with(named), "{message:?} does not begin with {named:?}");
+    }
+}
