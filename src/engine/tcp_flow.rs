@@ -120,9 +120,10 @@ impl<S: SocketPort> TcpFlow<S> {
         let Some(stream) = &self.stream else { return Ok(()) };
         let connecting = self.machine.state() == State::Connecting;
         // What is left to read comes before the error; the error itself only matters if nobody
-        // will read any more.
+        // will read any more, or if the guest does not know of the client yet.
+        let unknown = self.machine.state() == State::SynSent;
         if ready.failed
-            && (connecting || self.machine.host_read_ended())
+            && (connecting || unknown || self.machine.host_read_ended())
             && let Some(error) = io.host.take_error(stream)
         {
             if connecting {

@@ -25,6 +25,7 @@ impl Connection {
     ) -> Result<(), DropReason> {
         match self.state {
             State::Closed => Err(DropReason::NoFlow),
+            State::SynSent => self.in_syn_sent(now, segment, out),
             State::Connecting => self.while_connecting(segment, out),
             _ => self.synchronized(now, segment, out),
         }
@@ -42,6 +43,10 @@ impl Connection {
             // Our SYN-ACK was lost, or is slower than the guest's patience.
             self.rtt.retransmitted();
             self.emit_syn_ack(now, out);
+            return Ok(());
+        }
+        if self.state == State::SynReceived && self.crosses_syn(segment) {
+            self.take_crossed_syn(now, segment, out);
             return Ok(());
         }
         // First, sequence number. What a reset carries is a remark (RFC 9293 §3.5.3).

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::base::{Instant, Seq};
 use crate::stack::wire::Flags;
 
+use super::opening::{MIN_MSS, reset_at};
 use super::receive::{GuestFin, Receive};
 use super::rtt::Rtt;
 use super::timers::{Timer, Timers};
@@ -17,6 +18,8 @@ use super::{Action, Emit, Options};
 pub enum State {
     /// The guest's SYN is answered when the host socket is connected.
     Connecting,
+    /// Our SYN is sent to the guest for a client that the host has accepted.
+    SynSent,
     /// SYN-ACK sent.
     SynReceived,
     /// Data flows both ways.
@@ -102,9 +105,14 @@ impl Connection {
         self.retransmits
     }
 
+    /// Whether the handshake with the guest is not complete.
+    pub(super) fn is_opening(&self) -> bool {
+        matches!(self.state, State::Connecting | State::SynSent | State::SynReceived)
+    }
+
     /// Whether the guest may have more to send, or sent something that is not passed on yet.
     pub fn guest_unfinished(&self) -> bool {
-        !matches!(self.state, State::Closed | State::TimeWait)
+        !matches!(self.state, State::Closed | State::TimeWait | State::SynSent)
             && self.receive.fin != GuestFin::PassedOn
             || self.receive.fin == GuestFin::Received
     }
@@ -151,14 +159,13 @@ impl Connection {
 
     /// The guest learned a smaller path MTU (RFC 1191 §6.4): segments carry at most `mss` bytes.
     pub fn on_path_mtu(&mut self, now: Instant, mss: u16, out: &mut Vec<Action>) {
-        let mss = u32::from(mss.max(48));
+        let mss = u32::from(mss).max(MIN_MSS);
         if mss >= self.transmit.mss || self.state == State::Closed {
             return;
         }
         self.transmit.mss = mss;
         // Before the guest has completed the handshake only our SYN is in flight.
-        let established = !matches!(self.state, State::Connecting | State::SynReceived);
-        if established && self.transmit.in_flight() > 0 {
+        if !self.is_opening() && self.transmit.in_flight() > 0 {
             self.transmit.enter_recovery(true);
             self.resend(now, out);
         }
@@ -215,7 +222,7 @@ impl Connection {
                 self.send_fin(now, out);
             }
             // RFC 9293 §3.10.4, CLOSE call: queued until the handshake is complete.
-            State::Connecting | State::SynReceived => self.host_eof = true,
+            State::Connecting | State::SynSent | State::SynReceived => self.host_eof = true,
             _ => {}
         }
     }
@@ -261,6 +268,8 @@ impl Connection {
         match self.state {
             State::Closed | State::TimeWait => {}
             State::Connecting => return self.on_connect_failed(true, out),
+            // The guest may have answered already; the reset ends what is half open there.
+            State::SynSent => out.push(reset_at(self.transmit.nxt)),
             _ => self.emit_reset(out),
         }
         self.kill();

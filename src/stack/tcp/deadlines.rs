@@ -14,9 +14,6 @@ use super::Action;
 use super::connection::{Connection, State};
 use super::timers::Timer;
 
-/// SYN-ACKs before giving up. With the first time-out of 1 s that is 63 s (Linux's tcp_synack_retries
-/// of 5 plus one).
-const MAX_SYN_ACK_RETRIES: u32 = 6;
 /// Retransmissions before giving up: over 100 s, as RFC 9293 §3.8.3 (R2) asks.
 const MAX_RETRIES: u32 = 12;
 /// How long an open connection may be silent before the guest is probed (RFC 9293 §3.8.4: 2 h).
@@ -52,12 +49,8 @@ impl Connection {
     fn on_retransmit_timeout(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.retries += 1;
         self.rtt.back_off();
-        if self.state == State::SynReceived {
-            if self.retries > MAX_SYN_ACK_RETRIES {
-                return self.abort(out);
-            }
-            self.retransmits += 1;
-            return self.emit_syn_ack(now, out);
+        if self.is_opening() {
+            return self.repeat_syn(now, out);
         }
         if self.transmit.in_flight() == 0 {
             return;

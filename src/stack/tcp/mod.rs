@@ -9,6 +9,8 @@
 //! the edge, and the machine speaks of it in ranges and lengths (D7).
 //!
 //! ```text
+//!                  host accepted ─▶ SynSent ──SYN-ACK──────────┐
+//!                                       │SYN                     ▼
 //!   SYN ──▶ Connecting ──connected──▶ SynReceived ──ACK──▶ Established
 //!               │ failed                                    │FIN        │host EOF
 //!               ▼                                           ▼           ▼
@@ -111,11 +113,11 @@ pub struct Emit {
     pub len: u32,
     /// Largest payload of one segment: the guest's MSS.
     pub segment_size: u16,
-    /// Our SYN's options.
+    /// Options of our SYN or SYN-ACK.
     pub syn: Option<SynOptions>,
 }
 
-/// Options of our SYN-ACK: never more than the guest offered.
+/// Options of our SYN, or of our SYN-ACK: then never more than the guest offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SynOptions {
     /// MSS that we announce.

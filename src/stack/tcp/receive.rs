@@ -59,9 +59,9 @@ pub(super) struct Accepted {
 }
 
 impl Receive {
-    /// After a SYN with initial sequence number `irs`. `shift` is 0 if the guest does not scale.
-    pub(super) fn new(irs: Seq, limit: u32, mss: u32, shift: u8) -> Self {
-        let nxt = irs + 1;
+    /// Before the guest's SYN; `shift` is what ours offers or will offer.
+    pub(super) fn new(limit: u32, mss: u32, shift: u8) -> Self {
+        let nxt = Seq(0);
         let limit = limit.min(65_535 << shift);
         Receive {
             nxt,
@@ -72,6 +72,19 @@ impl Receive {
             mss,
             shift,
             fin: GuestFin::Open,
+        }
+    }
+
+    /// The guest's SYN came, with initial sequence number `irs`, and `scaled` if it scales windows.
+    /// What our own SYN offered, if it went first, is kept.
+    pub(super) fn synchronize(&mut self, irs: Seq, scaled: bool) {
+        let offered = self.open();
+        self.nxt = irs + 1;
+        self.edge = self.nxt + offered;
+        if !scaled {
+            self.shift = 0;
+            self.ceiling = self.ceiling.min(65_535);
+            self.limit = self.limit.min(self.ceiling);
         }
     }
 
@@ -149,7 +162,8 @@ mod tests {
     use super::*;
 
     fn open_window(limit: u32) -> Receive {
-        let mut receive = Receive::new(Seq(u32::MAX - 1), limit, 1460, 7);
+        let mut receive = Receive::new(limit, 1460, 7);
+        receive.synchronize(Seq(u32::MAX - 1), true);
         assert_eq!(receive.nxt, Seq(u32::MAX));
         receive.advertise(true);
         receive

@@ -8,6 +8,7 @@
 //! bytes, and no two quantities of the two sides are equal.
 
 mod closing;
+mod inbound;
 mod loss;
 mod opening;
 mod properties;
@@ -68,6 +69,9 @@ const SYN: Segment = Segment {
     len: 0,
 };
 
+/// The guest's answer to our SYN.
+const SYN_ACK: Segment = Segment { ack: Some(H), ..SYN };
+
 /// A bare acknowledgment of the guest before any data.
 const ACK: Segment = Segment {
     seq: G,
@@ -99,6 +103,9 @@ const OUR_SYN_ACK: Emit = Emit {
     ..OURS
 };
 
+/// Our SYN acknowledges nothing.
+const OUR_SYN: Emit = Emit { ack: None, segment_size: 1460, ..OUR_SYN_ACK };
+
 const START: Instant = Instant::from_millis(1_000_000);
 
 const REFUSED: Result<(), DropReason> = Err(DropReason::UnacceptableSegment);
@@ -129,6 +136,13 @@ impl Talk {
     fn with(syn: Segment, options: Options) -> Talk {
         let connection = Connection::from_syn(START, &syn, OUR_ISS, options);
         Talk { connection, now: START, done: vec![] }
+    }
+
+    /// A connection that we open, its SYN unclaimed.
+    fn to_guest(options: Options) -> Talk {
+        let mut done = vec![];
+        let connection = Connection::to_guest(START, OUR_ISS, options, &mut done);
+        Talk { connection, now: START, done }
     }
 
     /// A segment of the guest.
@@ -222,6 +236,17 @@ fn connecting() -> Talk {
 fn syn_received() -> Talk {
     let mut talk = connecting();
     talk.connected();
+    talk.forget()
+}
+
+fn syn_sent() -> Talk {
+    Talk::to_guest(OPTIONS).forget()
+}
+
+/// SYN-RECEIVED of a connection that both ends open at once.
+fn simultaneous() -> Talk {
+    let mut talk = syn_sent();
+    talk.takes(SYN);
     talk.forget()
 }
 

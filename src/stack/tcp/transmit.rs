@@ -76,8 +76,8 @@ pub(super) enum Acked {
 }
 
 impl Transmit {
-    /// Before our SYN with initial sequence number `iss`.
-    pub(super) fn new(iss: Seq, mss: u32, shift: u8) -> Self {
+    /// Before our SYN with initial sequence number `iss`, on a link that carries `mss`.
+    pub(super) fn new(iss: Seq, mss: u32) -> Self {
         Transmit {
             una: iss,
             nxt: iss + 1,
@@ -85,7 +85,7 @@ impl Transmit {
             wl1: Seq(0),
             wl2: Seq(0),
             max_wnd: 0,
-            shift,
+            shift: 0,
             mss,
             fin: None,
             small_window_allowed: false,
@@ -93,6 +93,12 @@ impl Transmit {
             recovery: None,
             sacked: [None; SCOREBOARD],
         }
+    }
+
+    /// The guest's SYN says what its segments may carry and how its window field is scaled.
+    pub(super) fn synchronize(&mut self, mss: u32, shift: u8) {
+        self.mss = mss;
+        self.shift = shift;
     }
 
     pub(super) fn in_flight(&self) -> u32 {
@@ -291,7 +297,8 @@ mod tests {
 
     /// 5,000 bytes in flight from just below the wrap.
     fn in_flight() -> Transmit {
-        let mut transmit = Transmit::new(Seq(u32::MAX - 1000), 1000, 3);
+        let mut transmit = Transmit::new(Seq(u32::MAX - 1000), 1000);
+        transmit.synchronize(1000, 3);
         transmit.una += 1;
         transmit.open(Seq(7), transmit.una, 2000, true);
         transmit.nxt += 5000;

@@ -49,6 +49,7 @@ enum Op {
     },
     Connected,
     ConnectFailed(bool),
+    Unreachable(bool),
     /// At most this many bytes wait in the host socket.
     HostData(u32, bool),
     HostWaiting(bool),
@@ -108,6 +109,7 @@ fn op() -> impl Strategy<Value = Op> {
         60 => guest,
         4 => Just(Op::Connected),
         1 => any::<bool>().prop_map(Op::ConnectFailed),
+        1 => any::<bool>().prop_map(Op::Unreachable),
         20 => (1u32..100_000, any::<bool>()).prop_map(|(most, last)| Op::HostData(most, last)),
         4 => any::<bool>().prop_map(Op::HostWaiting),
         1 => Just(Op::HostEof),
@@ -125,6 +127,11 @@ fn op() -> impl Strategy<Value = Op> {
 /// What the guest's kernel, the host's kernel and the edge know.
 struct Model {
     talk: Talk,
+    /// The options of any SYN of the guest.
+    syn: Segment,
+    /// The guest's first byte, and what our SYN offered before that was known.
+    first: Seq,
+    offered: u32,
     scale: u8,
     limit: u32,
     /// Bytes delivered to the host side, and how many of them the socket took.
@@ -143,14 +150,16 @@ struct Model {
 }
 
 impl Model {
-    fn new(syn: Segment, options: Options) -> Model {
+    fn new(syn: Segment, options: Options, inbound: bool) -> Model {
         let scale = (0..14).find(|s| options.receive_limit >> s <= 65_535).unwrap_or(14);
+        let scaled = syn.window_scale.is_some();
         Model {
-            talk: Talk::with(syn, options),
-            scale: if syn.window_scale.is_some() { scale } else { 0 },
-            limit: options
-                .receive_limit
-                .min(65_535 << if syn.window_scale.is_some() { 14 } else { 0 }),
+            talk: if inbound { Talk::to_guest(options) } else { Talk::with(syn, options) },
+            syn,
+            first: G,
+            offered: 0,
+            scale: if scaled { scale } else { 0 },
+            limit: options.receive_limit.min(65_535 << if scaled { 14 } else { 0 }),
             delivered: 0,
             took: 0,
             sent: 0,
@@ -171,7 +180,7 @@ impl Model {
 
     /// The next number that the machine expects of the guest.
     fn next(&self) -> Seq {
-        G + self.delivered + u32::from(self.guest_fin)
+        self.first + self.delivered + u32::from(self.guest_fin)
     }
 
     fn segment(&self, op: &Op) -> Segment {
@@ -179,7 +188,7 @@ impl Model {
         let seq = match seq {
             Number::Next => self.next(),
             Number::Near(by) => self.next() + by.cast_unsigned(),
-            Number::Edge(by) => self.edge.unwrap_or(G) + by.cast_unsigned(),
+            Number::Edge(by) => self.edge.unwrap_or(self.first) + by.cast_unsigned(),
             Number::Any(any) => Seq(any),
         };
         let (start, in_flight) = (self.connection().queue_start(), self.connection().in_flight());
@@ -194,7 +203,8 @@ impl Model {
             let left = start + u32::from(left);
             (left, left + u32::from(len))
         });
-        Segment { seq, ack, flags, window, len, sack: [block, None, None], ..ACK }
+        let options = if flags.syn { self.syn } else { ACK };
+        Segment { seq, ack, flags, window, len, sack: [block, None, None], ..options }
     }
 
     fn apply(&mut self, op: &Op) {
@@ -206,10 +216,19 @@ impl Model {
                 let segment = self.segment(op);
                 let _ = self.talk.guest(segment);
                 at_hand = Some(segment);
+                let after = self.connection().state();
+                if state == State::SynSent && !matches!(after, State::SynSent | State::Closed) {
+                    self.first = segment.seq + 1;
+                    self.edge = Some(self.first + self.offered);
+                }
             }
             Op::Connected => self.talk.connected(),
             Op::ConnectFailed(refuse) => {
                 self.talk.connection.on_connect_failed(refuse, &mut self.talk.done);
+            }
+            Op::Unreachable(right) => {
+                let quoted = if right { OUR_ISS } else { H };
+                self.talk.connection.on_unreachable(quoted, &mut self.talk.done);
             }
             Op::HostData(most, last) => {
                 let len = most.min(self.connection().send_capacity());
@@ -366,8 +385,12 @@ impl Model {
             assert!(self.host_eof);
             assert_eq!(at.cast_unsigned() + emit.len, self.sent);
         }
+        let Some(ack) = emit.ack else {
+            assert!(emit.flags == WITH_SYN && emit.seq == OUR_ISS && emit.syn.is_some());
+            self.offered = emit.window.into();
+            return;
+        };
         // The acknowledgment of the segment at hand counts its bytes and perhaps its FIN.
-        let ack = emit.ack.expect("only a reset goes without");
         let fin = at_hand.is_some_and(|segment| segment.flags.fin);
         let expected = self.next();
         assert!(ack == expected || (fin && ack == expected + 1), "{ack:?} for {expected:?}");
@@ -388,7 +411,9 @@ impl Model {
         match connection.state() {
             State::Closed => assert_eq!(connection.next_deadline(), None),
             State::Connecting => {}
-            State::SynReceived | State::TimeWait => assert!(connection.next_deadline().is_some()),
+            State::SynSent | State::SynReceived | State::TimeWait => {
+                assert!(connection.next_deadline().is_some())
+            }
             _ => {
                 let flying = self.sent - self.released;
                 let fin = connection.in_flight().checked_sub(flying);
@@ -446,15 +471,16 @@ proptest! {
         options in options(),
         ops in vec(op(), 1..150),
         handshake in any::<u8>(),
+        inbound in any::<bool>(),
     ) {
-        let mut model = Model::new(syn, options);
+        let mut model = Model::new(syn, options, inbound);
         // Most runs begin with an ordinary handshake; some have to find it.
         if handshake > 20 {
             model.apply(&Op::Connected);
             model.apply(&Op::Guest {
                 seq: Number::Next,
                 ack: Acknowledges::All,
-                flags: NO_FLAGS,
+                flags: if inbound { WITH_SYN } else { NO_FLAGS },
                 window: 5000,
                 len: 0,
                 sack: None,

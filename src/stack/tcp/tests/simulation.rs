@@ -94,6 +94,8 @@ struct Plan {
     host_reads: Pace,
     /// The guest closes only after it has read everything, instead of after it has sent.
     guest_closes_last: bool,
+    /// The guest listens, and the connection is opened to it.
+    inbound: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +142,7 @@ impl Plan {
             host_writes,
             host_reads,
             guest_closes_last: random.percent(30),
+            inbound: random.percent(50),
         }
     }
 }
@@ -218,7 +221,11 @@ impl Guest {
         interface.routes_mut().add_default_ipv4_route(GATEWAY).expect("room for one");
         let buffer = || tcp::SocketBuffer::new(vec![0; plan.guest_buffer]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
-        socket.connect(interface.context(), (PEER, 443), 41_000).expect("a fresh socket");
+        if plan.inbound {
+            socket.listen(41_000).expect("a fresh socket");
+        } else {
+            socket.connect(interface.context(), (PEER, 443), 41_000).expect("a fresh socket");
+        }
         let mut sockets = SocketSet::new(vec![]);
         let handle = sockets.add(socket);
         Guest { port, interface, sockets, handle, written: 0, read: 0, closed: false }
@@ -354,6 +361,13 @@ impl Edge {
         let mut buffer = vec![0; HEADROOM];
         let at = header.emit(&mut buffer, 0, &ADDRESSES, Checksum::Full);
         self.frames.push(buffer.split_off(at));
+    }
+
+    /// The host has accepted a client.
+    fn open(&mut self, now: Instant) {
+        let connection = Connection::to_guest(now, self.iss, self.options, &mut self.actions);
+        self.connection = Some(connection);
+        self.perform(&[]);
     }
 
     fn connection(&mut self) -> &mut Connection {
@@ -558,6 +572,11 @@ impl World {
             connects: false,
         };
         world.after(0, Event::Neighbour);
+        if world.plan.inbound {
+            world.connects = true;
+            let now = world.instant();
+            world.edge.open(now);
+        }
         for event in [Event::GuestWrites, Event::GuestReads, Event::HostWrites, Event::HostReads] {
             world.after(1, event);
         }

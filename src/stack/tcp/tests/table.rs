@@ -30,6 +30,7 @@ fn segment(talk: &mut Talk, segment: Segment) {
 
 const EVENTS: &[Event] = &[
     ("SYN again", |talk| segment(talk, SYN)),
+    ("SYN-ACK", |talk| segment(talk, SYN_ACK)),
     ("ACK", |talk| {
         let ack = in_sequence(talk);
         segment(talk, ack);
@@ -50,6 +51,10 @@ const EVENTS: &[Event] = &[
         let ack = in_sequence(talk);
         segment(talk, Segment { flags: WITH_FIN, ack: Some(OUR_ISS + 1), ..ack });
     }),
+    ("RST, ACK", |talk| {
+        let ack = in_sequence(talk);
+        segment(talk, Segment { flags: WITH_RST, ..ack });
+    }),
     ("RST", |talk| {
         let ack = in_sequence(talk);
         segment(talk, Segment { flags: WITH_RST, ack: None, ..ack });
@@ -57,6 +62,10 @@ const EVENTS: &[Event] = &[
     ("no flags", |talk| {
         let ack = in_sequence(talk);
         segment(talk, Segment { ack: None, ..ack });
+    }),
+    ("unreachable", |talk| {
+        let quoted = talk.connection.queue_start();
+        talk.connection.on_unreachable(quoted, &mut talk.done);
     }),
     ("connected", Talk::connected),
     ("refused", |talk| talk.connection.on_connect_failed(true, &mut talk.done)),
@@ -101,8 +110,9 @@ fn describe(action: &Action) -> String {
 }
 
 fn table() -> String {
-    let states: [fn() -> Talk; 10] = [
+    let states: [fn() -> Talk; 11] = [
         connecting,
+        syn_sent,
         syn_received,
         established,
         close_wait,
