@@ -144,6 +144,14 @@ impl AddressPlan {
         }
     }
 
+    /// Our own address of a family, if the guest has the family.
+    pub fn gateway(&self, ipv6: bool) -> Option<IpAddr> {
+        match ipv6 {
+            false => self.v4.map(|v4| v4.gateway.into()),
+            true => self.v6.map(|v6| v6.gateway.into()),
+        }
+    }
+
     /// How the guest knows a host-side address: the host's loopback by the address that stands for
     /// it, every other address as itself.
     pub fn seen_by_guest(&self, address: IpAddr) -> IpAddr {
@@ -201,10 +209,10 @@ impl Plan6 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn plan() -> AddressPlan {
+    pub(crate) fn plan() -> AddressPlan {
         AddressPlan {
             v4: Some(Plan4 {
                 guest: Ipv4Addr::new(10, 0, 2, 100),

@@ -1,0 +1,118 @@
+//! Who is who on a flow that comes in through a published port, as the guest sees it.
+//!
+//! A client on the network is seen under its own address, as rootful DNAT shows it. A client that
+//! the guest could not answer is seen as the gateway: one on the host's loopback or behind a Unix
+//! socket, one whose address lies in the guest's own network or on the host's link, and one of the
+//! other address family.
+
+use std::net::IpAddr;
+
+use super::plan::AddressPlan;
+
+/// The two ends of an inbound flow on the guest link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// The guest's address.
+    pub guest: IpAddr,
+    /// The client's address as the guest sees it; of the same family.
+    pub client: IpAddr,
+}
+
+impl AddressPlan {
+    /// The ends of a flow from `client` (`None` behind a Unix socket) to the guest's address
+    /// `guest` (`None` is its own address of the client's family, or of the one that it has).
+    /// `None` if the guest cannot have that address.
+    pub fn inbound(&self, client: Option<IpAddr>, guest: Option<IpAddr>) -> Option<Inbound> {
+        let v4 = self.v4.as_ref().map(|v4| (IpAddr::V4(v4.guest), IpAddr::V4(v4.gateway)));
+        let v6 = self.v6.as_ref().map(|v6| (IpAddr::V6(v6.guest), IpAddr::V6(v6.gateway)));
+        let prefers_v6 = guest.or(client).is_some_and(|address| address.is_ipv6());
+        let (own, gateway) = match (prefers_v6, guest) {
+            (false, None) => v4.or(v6)?,
+            (true, None) => v6.or(v4)?,
+            (false, Some(_)) => v4?,
+            (true, Some(_)) => v6?,
+        };
+        let guest = guest.unwrap_or(own);
+        if !self.source_allowed(guest) {
+            return None;
+        }
+        let client = client.filter(|client| self.can_answer(*client, guest)).unwrap_or(gateway);
+        Some(Inbound { guest, client })
+    }
+
+    /// Whether packets from `guest` to `client` come to us.
+    fn can_answer(&self, client: IpAddr, guest: IpAddr) -> bool {
+        let good = match (client, guest) {
+            (IpAddr::V4(client), IpAddr::V4(_)) => {
+                self.v4.as_ref().is_some_and(|v4| !v4.contains(client))
+                    && !client.is_loopback()
+                    && !client.is_unspecified()
+                    && !client.is_multicast()
+                    && !client.is_broadcast()
+            }
+            (IpAddr::V6(client), IpAddr::V6(_)) => {
+                self.v6.as_ref().is_some_and(|v6| !v6.contains(client))
+                    && !client.is_loopback()
+                    && !client.is_unspecified()
+                    && !client.is_multicast()
+                    && !client.is_unicast_link_local()
+            }
+            _ => false,
+        };
+        // An address that stands for the host's loopback is somebody else to the guest.
+        good && !self.host_loopback.contains(&client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::plan;
+    use super::*;
+
+    fn ends(client: &str, guest: &str) -> Option<(String, String)> {
+        let parse = |text: &str| (!text.is_empty()).then(|| text.parse().unwrap());
+        let Inbound { guest, client } = plan().inbound(parse(client), parse(guest))?;
+        Some((client.to_string(), guest.to_string()))
+    }
+
+    #[test]
+    fn clients_on_the_network_keep_their_address() {
+        for (client, guest) in [
+            ("192.0.2.7", "10.0.2.100"),
+            ("169.254.9.9", "10.0.2.100"),
+            ("2001:db8::7", "fd74:6170:7761:79::100"),
+        ] {
+            assert_eq!(ends(client, ""), Some((client.to_owned(), guest.to_owned())));
+        }
+    }
+
+    #[test]
+    fn clients_that_the_guest_could_not_answer_are_seen_as_the_gateway() {
+        for client in ["", "127.0.0.1", "127.9.9.9", "10.0.2.100", "10.0.2.77", "10.0.2.9"] {
+            let gateway = ("10.0.2.2".to_owned(), "10.0.2.100".to_owned());
+            assert_eq!(ends(client, ""), Some(gateway), "{client}");
+        }
+        for client in ["::1", "fe80::7", "fd74:6170:7761:79::5"] {
+            let gateway = ("fd74:6170:7761:79::2".to_owned(), "fd74:6170:7761:79::100".to_owned());
+            assert_eq!(ends(client, ""), Some(gateway), "{client}");
+        }
+    }
+
+    #[test]
+    fn families_are_translated_by_way_of_the_gateway() {
+        let v4 = ("10.0.2.2".to_owned(), "10.0.2.15".to_owned());
+        assert_eq!(ends("2001:db8::7", "10.0.2.15"), Some(v4));
+        let mut only_v4 = plan();
+        only_v4.v6 = None;
+        let inbound = only_v4.inbound(Some("2001:db8::7".parse().unwrap()), None).unwrap();
+        assert_eq!(inbound.guest.to_string(), "10.0.2.100");
+        assert_eq!(inbound.client.to_string(), "10.0.2.2");
+    }
+
+    #[test]
+    fn addresses_that_the_guest_cannot_have_are_refused() {
+        for guest in ["10.0.2.2", "10.0.2.3", "192.0.2.7", "10.0.2.255", "2001:db8::1"] {
+            assert_eq!(ends("192.0.2.7", guest), None, "{guest}");
+        }
+    }
+}
