@@ -6,13 +6,14 @@ use std::cell::RefCell;
 use std::hint::black_box;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use tapway::base::{Instant, Mac};
-use tapway::engine::ports::{Event, FramePort, Readiness, SocketPort};
+use tapway::engine::ports::{Accepted, Event, FramePort, Readiness, SocketPort, StreamFacts};
 use tapway::engine::token::{Kind, Token};
 use tapway::engine::{FlowTable, Limits, MappingKey, Options, TcpKey, Wheel, Worker};
 use tapway::gate::{AddressPlan, Plan4};
@@ -125,7 +126,32 @@ struct Host;
 
 impl SocketPort for Host {
     type Stream = ();
+    type Listener = ();
     type Datagram = ();
+
+    fn connect_unix(&mut self, _: Token, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn watch_listener(&mut self, _: Token, _: &()) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn accept(&mut self, _: &(), _: Token) -> io::Result<Accepted<()>> {
+        Err(ErrorKind::WouldBlock.into())
+    }
+
+    fn stream_facts(&mut self, _: &()) -> StreamFacts {
+        StreamFacts::default()
+    }
+
+    fn watch_datagrams(&mut self, _: Token, _: &()) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn datagram_local(&mut self, _: &()) -> Option<SocketAddr> {
+        None
+    }
 
     fn connect(&mut self, _: Token, _: SocketAddr, _: Marks) -> io::Result<()> {
         Ok(())

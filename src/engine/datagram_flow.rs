@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 
 use crate::base::{Instant, Mac};
+use crate::gate::AddressPlan;
 use crate::stack::udp::Mapping;
 
+use super::ledger::Account;
 use super::ports::SocketPort;
 
 /// The key of a mapping: the guest's endpoint alone (RFC 4787 REQ-1). For echo the port is the
@@ -13,16 +15,41 @@ use super::ports::SocketPort;
 pub struct MappingKey {
     /// The guest's address and port.
     pub guest: SocketAddr,
-    /// The host's own loopback needs a socket of its own: one that is bound to an outside address
-    /// or interface cannot reach it.
-    pub loopback: bool,
+    /// Which of its sockets.
+    pub route: Route,
+}
+
+impl MappingKey {
+    /// How the guest knows the host-side address `peer` that this mapping's socket heard from.
+    pub(super) fn peer_seen(&self, plan: &AddressPlan, peer: SocketAddr) -> SocketAddr {
+        match (self.route, plan.gateway(self.guest.is_ipv6())) {
+            (Route::Exposed(port), Some(gateway)) => SocketAddr::new(gateway, port),
+            _ => SocketAddr::new(plan.seen_by_guest(peer.ip()), peer.port()),
+        }
+    }
+}
+
+/// A guest endpoint has a socket of its own for each of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// To anybody out in the world, and the host's own addresses.
+    Outside,
+    /// To the host's own loopback, which a socket bound to an outside address or interface cannot
+    /// reach.
+    Loopback,
+    /// To the service of the host that this port of the gateway stands for, and which the guest
+    /// knows under that name only.
+    Exposed(u16),
 }
 
 /// One mapping.
 pub(super) struct DatagramFlow<S: SocketPort> {
+    pub(super) account: Account,
     pub(super) guest_mac: Mac,
     pub(super) socket: S::Datagram,
     pub(super) mapping: Mapping,
+    /// The peer that was heard from or addressed last, as the guest knows it.
+    pub(super) last_peer: Option<SocketAddr>,
     /// Whether the socket is set to forbid fragmentation.
     pub(super) dont_fragment: bool,
     /// MTU towards the guest, if it told of a smaller one than the link's.
@@ -33,11 +60,18 @@ pub(super) struct DatagramFlow<S: SocketPort> {
 }
 
 impl<S: SocketPort> DatagramFlow<S> {
-    pub(super) fn new(guest_mac: Mac, socket: S::Datagram, mapping: Mapping) -> Self {
+    pub(super) fn new(
+        guest_mac: Mac,
+        socket: S::Datagram,
+        mapping: Mapping,
+        account: Account,
+    ) -> Self {
         DatagramFlow {
+            account,
             guest_mac,
             socket,
             mapping,
+            last_peer: None,
             dont_fragment: false,
             path_mtu: None,
             wheel_entry: None,

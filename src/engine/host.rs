@@ -7,18 +7,21 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::sys::datagram::{
     self, Batch, DatagramOptions, Family, Marks, Outgoing, PortChoice, SocketError,
 };
 
-use super::datagram_flow::MappingKey;
-use super::ports::{Event, Readiness, SocketPort};
+use crate::sys::tcp_info;
+
+use super::datagram_flow::{MappingKey, Route};
+use super::ports::{Accepted, Event, Readiness, SocketPort, StreamFacts};
 use super::token::Token;
 
 /// Events taken from the kernel at once.
@@ -102,7 +105,7 @@ impl HostSockets {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let outside = !key.loopback;
+        let outside = key.route == Route::Outside;
         let source = outside.then(|| self.outbound.source_for(unspecified)).flatten();
         DatagramOptions {
             port: PortChoice::Preferred,
@@ -122,6 +125,7 @@ impl HostSockets {
 
 impl SocketPort for HostSockets {
     type Stream = Socket;
+    type Listener = Socket;
     type Datagram = OwnedFd;
 
     fn connect(&mut self, token: Token, target: SocketAddr, marks: Marks) -> io::Result<Socket> {
@@ -136,6 +140,15 @@ impl SocketPort for HostSockets {
                 Ok(socket)
             }
         }
+    }
+
+    fn connect_unix(&mut self, token: Token, path: &Path) -> io::Result<Socket> {
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let socket = Socket::new(Domain::UNIX, kind, None)?;
+        // It connects at once or not at all: EAGAIN says that the queue of the listener is full.
+        socket.connect(&SockAddr::unix(path)?)?;
+        self.register(&socket, token)?;
+        Ok(socket)
     }
 
     fn connect_dns(&mut self, token: Token) -> io::Result<Socket> {
@@ -193,6 +206,37 @@ impl SocketPort for HostSockets {
             .with_interval(Duration::from_secs(75))
             .with_retries(9);
         let _ = stream.set_tcp_keepalive(&times);
+    }
+
+    fn watch_listener(&mut self, token: Token, listener: &Socket) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        Ok(self.epoll.add(listener, EpollEvent::new(flags, token.to_bits()))?)
+    }
+
+    fn accept(&mut self, listener: &Socket, token: Token) -> io::Result<Accepted<Socket>> {
+        let (stream, client) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
+        self.register(&stream, token)?;
+        Ok(Accepted { stream, client: client.as_socket().map(canonical) })
+    }
+
+    fn stream_facts(&mut self, stream: &Socket) -> StreamFacts {
+        let address = |address: io::Result<SockAddr>| Some(canonical(address.ok()?.as_socket()?));
+        let local = address(stream.local_addr());
+        let info = local.and_then(|_| tcp_info::tcp_info(stream.as_fd()).ok());
+        StreamFacts {
+            local,
+            peer: address(stream.peer_addr()),
+            rtt_us: info.map(|info| info.rtt_us),
+            retransmits: info.map(|info| info.retransmits),
+        }
+    }
+
+    fn watch_datagrams(&mut self, token: Token, socket: &OwnedFd) -> io::Result<()> {
+        self.register(socket, token)
+    }
+
+    fn datagram_local(&mut self, socket: &OwnedFd) -> Option<SocketAddr> {
+        SockRef::from(socket).local_addr().ok()?.as_socket()
     }
 
     fn open_udp(&mut self, token: Token, key: MappingKey) -> io::Result<OwnedFd> {
@@ -255,6 +299,11 @@ impl SocketPort for HostSockets {
         }
         Ok(())
     }
+}
+
+/// An IPv4 address as such, also where a socket for both families gave it.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn readiness(flags: EpollFlags) -> Readiness {

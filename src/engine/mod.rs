@@ -8,12 +8,17 @@
 //! [`crate::stack`]; none of them calls another. Its two edges are the traits of [`ports`].
 
 mod buffers;
+mod command;
 mod datagram_flow;
+mod exposures;
 mod flow_table;
 pub mod host;
 mod io;
+mod ledger;
+mod listing;
 mod outbox;
 pub mod ports;
+mod published;
 pub mod tap;
 mod tcp_flow;
 pub mod thread;
@@ -21,15 +26,19 @@ pub mod token;
 mod walk_back;
 mod walk_dns;
 mod walk_icmp;
+mod walk_in;
 mod walk_out;
+mod walk_session;
 mod walk_tcp;
 mod walk_udp;
 mod wheel;
 mod worker;
 
-pub use datagram_flow::MappingKey;
+pub use command::{Command, Reply};
+pub use datagram_flow::{MappingKey, Route};
 pub use flow_table::FlowTable;
 pub use io::{Counters, Limits};
+pub use published::Published;
 pub use tcp_flow::TcpKey;
 pub use wheel::Wheel;
 pub use worker::{Held, Options, Worker};

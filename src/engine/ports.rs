@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::sys::datagram::{Batch, Marks, Outgoing, SocketError};
@@ -43,10 +44,33 @@ pub struct Event {
     pub readiness: Readiness,
 }
 
+/// A client that a listening socket gave.
+pub struct Accepted<Stream> {
+    /// The connection to it.
+    pub stream: Stream,
+    /// Its address, IPv4 as IPv4 on a socket for both families; `None` behind a Unix socket.
+    pub client: Option<SocketAddr>,
+}
+
+/// What the host's kernel knows of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamFacts {
+    /// Our end; `None` of a Unix socket.
+    pub local: Option<SocketAddr>,
+    /// The far end; `None` of a Unix socket, or before it is connected.
+    pub peer: Option<SocketAddr>,
+    /// Smoothed round-trip time in microseconds (`tcpi_rtt`).
+    pub rtt_us: Option<u32>,
+    /// Segments sent again (`tcpi_total_retrans`).
+    pub retransmits: Option<u32>,
+}
+
 /// Host sockets. A handle closes its socket when dropped.
 pub trait SocketPort {
     /// A connected or connecting stream socket.
     type Stream;
+    /// A listening stream socket.
+    type Listener;
     /// A UDP or ping socket; see [`crate::sys::datagram`] for how they behave.
     type Datagram;
 
@@ -58,6 +82,9 @@ pub trait SocketPort {
         target: SocketAddr,
         marks: Marks,
     ) -> io::Result<Self::Stream>;
+
+    /// As [`SocketPort::connect`], to a Unix stream socket.
+    fn connect_unix(&mut self, token: Token, path: &Path) -> io::Result<Self::Stream>;
 
     /// A stream to the DNS service, speaking RFC 7766. Readiness comes under `token`.
     fn connect_dns(&mut self, token: Token) -> io::Result<Self::Stream>;
@@ -85,6 +112,25 @@ pub trait SocketPort {
 
     /// Has the kernel probe the connection from now on.
     fn keep_alive(&mut self, stream: &Self::Stream);
+
+    /// Tells under `token` when there are clients to accept.
+    fn watch_listener(&mut self, token: Token, listener: &Self::Listener) -> io::Result<()>;
+
+    /// The next client; readiness of its stream comes under `token`.
+    fn accept(
+        &mut self,
+        listener: &Self::Listener,
+        token: Token,
+    ) -> io::Result<Accepted<Self::Stream>>;
+
+    /// What the kernel knows of `stream`.
+    fn stream_facts(&mut self, stream: &Self::Stream) -> StreamFacts;
+
+    /// Tells under `token` when there is something to receive, or an error.
+    fn watch_datagrams(&mut self, token: Token, socket: &Self::Datagram) -> io::Result<()>;
+
+    /// The address and port that `socket` is bound to.
+    fn datagram_local(&mut self, socket: &Self::Datagram) -> Option<SocketAddr>;
 
     /// A UDP socket for the mapping of `key`, with the guest's port if that is free. Readiness
     /// comes under `token`.

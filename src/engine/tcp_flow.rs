@@ -12,6 +12,7 @@ use crate::stack::wire::{Addresses, Checksum, HEADROOM, MAX_PAYLOAD, Segment, Tc
 
 use super::buffers::{BURST, Backlog, Burst, RetransmitQueue};
 use super::io::Io;
+use super::ledger::Account;
 use super::ports::{FramePort, Readiness, SocketPort};
 
 /// Who talks to whom: the key of a TCP flow.
@@ -35,11 +36,14 @@ pub(super) struct ConnectFailure(pub(super) io::Error);
 /// One flow. Methods put the machine's actions through `actions`, which is empty between calls.
 pub(super) struct TcpFlow<S: SocketPort> {
     pub(super) key: TcpKey,
+    pub(super) account: Account,
     pub(super) guest_mac: Mac,
     pub(super) machine: Connection,
     stream: Option<S::Stream>,
     readable: bool,
     writable: bool,
+    /// The connection was once established.
+    pub(super) answered: bool,
     /// EOF stands behind the bytes that are readable.
     closed: bool,
     /// Slabs for the next read: more while reads fill what they are given.
@@ -63,14 +67,17 @@ impl<S: SocketPort> TcpFlow<S> {
         guest_mac: Mac,
         machine: Connection,
         stream: S::Stream,
+        account: Account,
     ) -> TcpFlow<S> {
         TcpFlow {
             key,
+            account,
             guest_mac,
             machine,
             stream: Some(stream),
             readable: false,
             writable: false,
+            answered: false,
             closed: false,
             appetite: 1,
             first_send: true,
@@ -81,6 +88,18 @@ impl<S: SocketPort> TcpFlow<S> {
             on_ack_list: false,
             on_run_list: false,
         }
+    }
+
+    /// The host socket, until it is closed.
+    pub(super) fn stream(&self) -> Option<&S::Stream> {
+        self.stream.as_ref()
+    }
+
+    /// Sends what the machine gave out when it was made.
+    pub(super) fn begin<F: FramePort>(&mut self, io: &mut Io<F, S>, actions: &mut Vec<Action>) {
+        // A client's connection is complete.
+        self.writable = true;
+        self.perform(&[], io, actions);
     }
 
     /// Whether there is something to read that the guest's window lets through.
@@ -97,11 +116,13 @@ impl<S: SocketPort> TcpFlow<S> {
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
     ) -> Result<(), DropReason> {
+        self.account.heard(now);
         if segment.len > 0 && io.backlog_exhausted() {
             return Err(DropReason::BufferLimit);
         }
         self.machine.set_receive_limit(io.receive_limit());
         let verdict = self.machine.on_segment(now, segment, actions);
+        self.answered |= self.machine.state() == State::Established;
         self.perform(payload, io, actions);
         if self.wants_read() {
             self.read(now, io, actions);
@@ -243,7 +264,7 @@ impl<S: SocketPort> TcpFlow<S> {
                                 // At most `BURST_LEN`.
                                 let len = burst.len() as u32;
                                 self.machine.on_host_data_and_eof(now, len, actions);
-                                return self.emit_new(burst, io, actions);
+                                return self.emit_new(now, burst, io, actions);
                             }
                             Ok(_) => {}
                             Err(error) => failure = Some(error),
@@ -254,7 +275,7 @@ impl<S: SocketPort> TcpFlow<S> {
                     // A short read has emptied the socket (epoll(7)), unless EOF is behind it.
                     self.readable = full || self.closed;
                     self.machine.on_host_data(now, burst.len() as u32, !full, actions);
-                    self.emit_new(burst, io, actions);
+                    self.emit_new(now, burst, io, actions);
                     if let Some(error) = failure {
                         return self.read_failed(now, &error, io, actions);
                     }
@@ -295,12 +316,15 @@ impl<S: SocketPort> TcpFlow<S> {
     /// Sends what [`Connection::on_host_data`] asked for straight from the slabs it was read into.
     fn emit_new<F: FramePort>(
         &mut self,
+        now: Instant,
         mut burst: Burst,
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
     ) {
         if let Some(&Action::Emit(emit)) = actions.first() {
             actions.remove(0);
+            self.account.last_use = now;
+            self.account.traffic.count_to_guest(burst.len());
             let addresses = self.addresses(io.gateway_mac);
             if burst.len() <= MAX_PAYLOAD || !write_whole(&mut burst, &emit, &addresses, io) {
                 write_in_pieces(&mut burst, emit, &addresses, io);
@@ -351,7 +375,8 @@ impl<S: SocketPort> TcpFlow<S> {
     }
 
     /// A segment that is not fresh from the socket: without payload, or sent again.
-    fn emit<F: FramePort>(&self, emit: &Emit, io: &mut Io<F, S>) {
+    fn emit<F: FramePort>(&mut self, emit: &Emit, io: &mut Io<F, S>) {
+        self.account.traffic.packets_to_guest += 1;
         let mut headers = [0u8; HEADROOM];
         let addresses = self.addresses(io.gateway_mac);
         if emit.len == 0 {
@@ -371,6 +396,7 @@ impl<S: SocketPort> TcpFlow<S> {
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
     ) {
+        self.account.traffic.bytes_to_host += bytes.len() as u64;
         let mut taken = 0;
         if self.backlog.is_empty()
             && self.writable

@@ -13,27 +13,12 @@ use crate::base::Instant;
 use crate::observe::Capture;
 use crate::sys::clock;
 
+use super::command::Command;
 use super::host::{DnsLink, HostSockets, Outbound};
 use super::ports::{Event, FramePort, SocketPort};
 use super::tap::TapQueue;
 use super::token::{Kind, Token};
 use super::worker::{Options, Worker};
-
-/// What the control thread tells a worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// The DNS service's answer to the query of this number.
-    DnsAnswer {
-        /// The number that the query had.
-        token: u64,
-        /// The DNS message.
-        message: Vec<u8>,
-    },
-    /// The search domains have changed.
-    SetSearch(Vec<String>),
-    /// The guest's command is over: pass on what it has sent, then end.
-    Drain,
-}
 
 /// Why a worker has ended.
 #[derive(Debug)]

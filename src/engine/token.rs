@@ -16,10 +16,25 @@ pub enum Kind {
     Echo = 4,
     /// The services' and reassembly's timers.
     Housekeeping = 5,
+    /// A published stream socket that listens.
+    Listener = 6,
+    /// A published UDP socket.
+    DatagramPort = 7,
+    /// A client of a published UDP socket.
+    Session = 8,
 }
 
-const KINDS: [Kind; 6] =
-    [Kind::Tap, Kind::Commands, Kind::Tcp, Kind::Udp, Kind::Echo, Kind::Housekeeping];
+const KINDS: [Kind; 9] = [
+    Kind::Tap,
+    Kind::Commands,
+    Kind::Tcp,
+    Kind::Udp,
+    Kind::Echo,
+    Kind::Housekeeping,
+    Kind::Listener,
+    Kind::DatagramPort,
+    Kind::Session,
+];
 
 /// A name that fits epoll's 64 bits. The generation tells a flow from its predecessor in the same
 /// place, so that a late event never reaches the wrong one.

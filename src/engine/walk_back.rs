@@ -64,6 +64,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let table = if token.kind == Kind::Udp { &mut self.udp } else { &mut self.echo };
             let Some((key, flow)) = table.get_with_key(token) else { return };
             let guest = key.guest;
+            // A ping socket's peers have no port: the identifier is that of both ends.
+            let guest_ident = if token.kind == Kind::Echo { guest.port() } else { 0 };
             if !flow.mapping.on_incoming(now, received.source.ip()) {
                 self.io.drop_frame(DropReason::Filtered);
                 continue;
@@ -76,10 +78,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 .path_mtu
                 .map_or(usize::from(self.plan.mtu), |mtu| mtu.min(usize::from(self.plan.mtu)));
             let guest_mac = flow.guest_mac;
-            let peer = SocketAddr::new(
-                self.plan.seen_by_guest(received.source.ip()),
-                received.source.port(),
-            );
+            let peer = key.peer_seen(&self.plan, received.source);
+            flow.last_peer = Some(SocketAddr::new(peer.ip(), peer.port().max(guest_ident)));
+            flow.account.last_use = now;
+            flow.account.traffic.count_to_guest(received.len);
             let marks = received.marks;
             if token.kind == Kind::Udp {
                 let addresses =

@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use crate::base::{DropReason, Instant, Mac};
+use crate::base::{DropReason, Mac};
 use crate::stack::wire::{Addresses, HEADROOM, UdpHeader};
 
 use super::ports::{FramePort, SocketPort};
-use super::thread::Command;
 use super::worker::Worker;
 
 /// Queries that may be under way; the oldest is forgotten for a new one.
@@ -65,20 +64,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    /// A command from the control thread.
-    pub fn on_command(&mut self, now: Instant, command: Command) {
-        match command {
-            Command::DnsAnswer { token, message } => self.on_dns_answer(token, &message),
-            // The loop around the worker sees to it.
-            Command::Drain => {}
-            Command::SetSearch(search) => {
-                self.services.set_search(now, search);
-                self.schedule_housekeeping();
-            }
-        }
-    }
-
-    fn on_dns_answer(&mut self, token: u64, message: &[u8]) {
+    /// The DNS service has answered the query of this number.
+    pub(super) fn on_dns_answer(&mut self, token: u64, message: &[u8]) {
         let Some(asker) = self.dns_queries.take(token) else { return };
         // RFC 768 and RFC 791: what one datagram can carry.
         if message.len() > 65_507 {

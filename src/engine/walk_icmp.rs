@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::base::{DropReason, Instant, Mac};
 use crate::gate::Destination;
+use crate::observe::{Direction, FlowTransport};
 use crate::stack::icmp::error::{Problem, Report, error_packet, path_mtu};
 use crate::stack::icmp::{echo, error};
 use crate::stack::ip::Packet;
@@ -15,14 +16,14 @@ use crate::stack::wire::formats::{EthernetAddress, EthernetFrame, EthernetProtoc
 use crate::stack::wire::{ETHERNET_HEADER_LEN, protocol};
 use crate::sys::datagram::{Marks, Origin, Outgoing, SocketError};
 
-use super::datagram_flow::{DatagramFlow, MappingKey};
+use super::datagram_flow::{DatagramFlow, MappingKey, Route};
 use super::ports::{FramePort, SocketPort};
 use super::tcp_flow::TcpKey;
 use super::token::{Kind, Token};
 use super::worker::Worker;
 
 /// Errors taken from one socket's queue in a turn.
-const ERROR_BATCH: usize = 16;
+pub(super) const ERROR_BATCH: usize = 16;
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// An ICMP or ICMPv6 packet that is not neighbour discovery.
@@ -48,7 +49,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         };
         let key = MappingKey {
             guest: SocketAddr::new(packet.source, ident),
-            loopback: address.is_loopback(),
+            route: if address.is_loopback() { Route::Loopback } else { Route::Outside },
         };
         let token = match self.echo.find(&key) {
             Some(token) => token,
@@ -64,6 +65,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         };
         let Some(flow) = self.echo.get_mut(token) else { return Err(DropReason::NoFlow) };
         flow.mapping.on_outgoing(now, SocketAddr::new(address, 0));
+        flow.last_peer = Some(SocketAddr::new(packet.target, ident));
+        flow.account.last_use = now;
+        flow.account.traffic.count_to_host(packet.payload.len());
         if flow.dont_fragment != packet.dont_fragment {
             flow.dont_fragment = packet.dont_fragment;
             self.io.host.set_dont_fragment(&flow.socket, ipv6, packet.dont_fragment);
@@ -93,7 +97,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if self.echo.is_full()
             && let Some(oldest) = self.echo.oldest()
         {
-            self.echo.remove(oldest);
+            self.end_mapping(oldest);
         }
         let token = self.echo.next_token();
         let socket = self.io.host.open_ping(token, key).map_err(|error| match error.kind() {
@@ -101,7 +105,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             ErrorKind::PermissionDenied => DropReason::PingForbidden,
             _ => DropReason::HostResources,
         })?;
-        let flow = DatagramFlow::new(guest_mac, socket, Mapping::new(now, Timeouts::ECHO));
+        let account = self.ledger.open(now, FlowTransport::Icmp, Direction::Outbound, None);
+        let mapping = Mapping::new(now, Timeouts::ECHO);
+        let flow = DatagramFlow::new(guest_mac, socket, mapping, account);
         self.echo.insert(key, flow).ok_or(DropReason::FlowLimit)
     }
 
@@ -118,9 +124,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Ok(())
             }
             protocol::UDP => {
-                let key = MappingKey { guest: news.guest, loopback: false };
-                let Some(flow) = self.udp.find(&key).and_then(|token| self.udp.get_mut(token))
-                else {
+                let destination = self.plan.destination(news.peer.ip());
+                let way = self.udp_way(news.guest, news.peer, destination);
+                let key = way.map(|way| MappingKey { guest: news.guest, route: way.route });
+                let token = key.and_then(|key| self.udp.find(&key));
+                let Some(flow) = token.and_then(|token| self.udp.get_mut(token)) else {
                     return unknown;
                 };
                 flow.path_mtu = Some(news.mtu as usize);
@@ -143,8 +151,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let guest_mac = flow.guest_mac;
             let Some(error) = self.io.host.next_error(&flow.socket, &mut quoted) else { return };
             let guest = key.guest;
-            let peer =
-                SocketAddr::new(self.plan.seen_by_guest(error.target.ip()), error.target.port());
+            let peer = key.peer_seen(&self.plan, error.target);
             let original = if is_udp {
                 error::original_udp(guest, peer, error.quoted)
             } else {
@@ -196,11 +203,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         original: &[u8],
     ) {
         let ipv6 = original.first().is_some_and(|first| first >> 4 == 6);
-        let gateway = match ipv6 {
-            false => self.plan.v4.map(|v4| IpAddr::V4(v4.gateway)),
-            true => self.plan.v6.map(|v6| IpAddr::V6(v6.gateway)),
-        };
-        let Some(source) = source.or(gateway) else { return };
+        let Some(source) = source.or(self.plan.gateway(ipv6)) else { return };
         if let Some(packet) = error_packet(source, report, original) {
             self.send_packet(guest_mac, &packet, usize::from(self.plan.mtu));
         }
@@ -231,7 +234,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
 /// What the guest is to be told of `error`: the network's own words if they came by ICMP, the
 /// meaning of the errno if the host's kernel found it.
-fn report_of(error: &SocketError<'_>, ipv6: bool) -> Option<Report> {
+pub(super) fn report_of(error: &SocketError<'_>, ipv6: bool) -> Option<Report> {
     match error.origin {
         Origin::Icmp | Origin::Icmp6 => {
             let too_big = error.errno == libc::EMSGSIZE;

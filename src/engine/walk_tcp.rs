@@ -7,6 +7,8 @@ use nix::errno::Errno;
 
 use crate::base::{DropReason, Instant, Mac, Seq};
 use crate::gate::Destination;
+use crate::gate::forward::Transport;
+use crate::observe::{Direction, FlowTransport};
 use crate::stack::ip::Packet;
 use crate::stack::tcp::Connection;
 use crate::stack::wire::{Addresses, Flags, HEADROOM, Segment, TcpHeader};
@@ -14,6 +16,7 @@ use crate::stack::wire::{Addresses, Flags, HEADROOM, Segment, TcpHeader};
 use crate::stack::icmp::error::{Problem, original_tcp};
 use crate::sys::datagram::Marks;
 
+use super::exposures::Service;
 use super::ports::{FramePort, SocketPort};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::token::Token;
@@ -68,9 +71,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         destination: Destination,
     ) -> Result<(), DropReason> {
         if self.tcp.is_full() {
+            self.ledger.refuse(FlowTransport::Tcp);
             return Err(DropReason::FlowLimit);
         }
         let token = self.tcp.next_token();
+        let mut forward = None;
         let stream = match destination {
             Destination::Host(address) => {
                 let target = SocketAddr::new(address, key.peer.port());
@@ -78,11 +83,25 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 self.io.host.connect(token, target, marks)
             }
             Destination::Dns if key.peer.port() == DNS_PORT => self.io.host.connect_dns(token),
+            Destination::Gateway => {
+                let service = self.exposures.find(Transport::Tcp, key.peer.ip(), key.peer.port());
+                forward = service.as_ref().map(|(id, _)| *id);
+                match service.map(|(_, service)| service) {
+                    Some(Service::Address(target)) => {
+                        self.io.host.connect(token, target, Marks::DEFAULT)
+                    }
+                    Some(Service::Unix(path)) => self.io.host.connect_unix(token, &path),
+                    None => Err(Errno::ECONNREFUSED.into()),
+                }
+            }
             _ => Err(Errno::ECONNREFUSED.into()),
         };
         let stream = match stream {
             Ok(stream) => stream,
-            Err(error) if lacks_resources(&error) => return Err(DropReason::HostResources),
+            Err(error) if lacks_resources(&error) => {
+                self.ledger.refuse(FlowTransport::Tcp);
+                return Err(DropReason::HostResources);
+            }
             Err(error) => {
                 self.answer_failure(source_mac, &key, syn, &error);
                 return Ok(());
@@ -93,16 +112,16 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             options.frame_limit = options.resend_limit;
         }
         let machine = Connection::from_syn(now, syn, self.initial_sequence(now, &key), options);
-        let flow = TcpFlow::new(key, source_mac, machine, stream);
+        let account = self.ledger.open(now, FlowTransport::Tcp, Direction::Outbound, forward);
+        let flow = TcpFlow::new(key, source_mac, machine, stream, account);
         self.tcp.insert(key, flow);
         Ok(())
     }
 
     /// An unpredictable initial sequence number (RFC 9293 §3.4.1): a keyed hash of the connection
     /// and of how many there were, plus the clock in 4 µs steps.
-    fn initial_sequence(&mut self, now: Instant, key: &TcpKey) -> Seq {
-        self.flows_opened += 1;
-        let hash = self.hash.hash_one((key, self.flows_opened));
+    pub(super) fn initial_sequence(&self, now: Instant, key: &TcpKey) -> Seq {
+        let hash = self.hash.hash_one((key, self.ledger.opened()));
         // Truncation is the point: sequence numbers are 32 bits.
         Seq((hash as u32).wrapping_add((now.as_nanos() / 4096) as u32))
     }
@@ -179,7 +198,7 @@ fn was_forwarded(hop_limit: u8) -> bool {
 }
 
 /// Whether the host, not the target, is the reason: the guest may try again.
-fn lacks_resources(error: &io::Error) -> bool {
+pub(super) fn lacks_resources(error: &io::Error) -> bool {
     let lacking = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EAGAIN];
     error.raw_os_error().is_some_and(|code| lacking.iter().any(|&errno| errno as i32 == code))
 }

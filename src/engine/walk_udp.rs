@@ -1,25 +1,36 @@
 //! UDP on the walk out: to the DNS service, or through a mapping to a host socket.
 
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 
 use nix::errno::Errno;
 
 use crate::base::{DropReason, Instant, Mac};
 use crate::gate::Destination;
+use crate::gate::forward::{ForwardId, Transport};
+use crate::observe::{Direction, FlowTransport};
 use crate::stack::icmp::error::Problem;
 use crate::stack::ip::Packet;
 use crate::stack::udp::{Mapping, Timeouts};
 use crate::stack::wire::{Addresses, Datagram, Gso, HEADROOM, UdpHeader, VnetHeader};
 use crate::sys::datagram::{Marks, Outgoing};
 
-use super::datagram_flow::{DatagramFlow, MappingKey};
+use super::datagram_flow::{DatagramFlow, MappingKey, Route};
+use super::exposures::Service;
 use super::outbox::SMALL;
 use super::ports::{FramePort, SocketPort};
 use super::token::{Kind, Token};
 use super::worker::Worker;
 
 const DNS_PORT: u16 = 53;
+
+/// Where a datagram goes.
+pub(super) struct Way {
+    pub(super) route: Route,
+    pub(super) target: SocketAddr,
+    /// The exposed port that leads there.
+    forward: Option<ForwardId>,
+}
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// A UDP packet with a good checksum from an address that the guest may use.
@@ -34,27 +45,28 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let datagram = Datagram::parse(packet.payload)?;
         let guest = SocketAddr::new(packet.source, datagram.source_port);
         let peer = SocketAddr::new(packet.target, datagram.target_port);
-        let address = match destination {
-            Destination::Dns if peer.port() == DNS_PORT => {
-                return self.on_dns_query(guest, source_mac, peer, datagram.payload);
-            }
-            Destination::Host(address) => address,
-            _ => {
-                self.answer_problem(source_mac, Problem::PortUnreachable, packet.bytes);
-                return Ok(());
-            }
-        };
-        let key = MappingKey { guest, loopback: address.is_loopback() };
-        let token = match self.udp.find(&key) {
-            Some(token) => token,
-            None => self.open_udp(now, source_mac, key)?,
-        };
         let segment_size = match vnet.gso {
             Some(Gso::Udp(size)) => Some(size),
             _ => None,
         };
+        if let Some(session) = self.find_session(guest, peer) {
+            let payload = datagram.payload;
+            return self.on_answer(now, session, source_mac, packet, payload, segment_size);
+        }
+        if destination == Destination::Dns && peer.port() == DNS_PORT {
+            return self.on_dns_query(guest, source_mac, peer, datagram.payload);
+        }
+        let Some(Way { route, target, forward }) = self.udp_way(guest, peer, destination) else {
+            self.answer_problem(source_mac, Problem::PortUnreachable, packet.bytes);
+            return Ok(());
+        };
+        let key = MappingKey { guest, route };
+        let token = match self.udp.find(&key) {
+            Some(token) => token,
+            None => self.open_udp(now, source_mac, key, forward)?,
+        };
         let outgoing = Outgoing {
-            target: SocketAddr::new(address, peer.port()),
+            target,
             source: None,
             payload: datagram.payload,
             marks: Marks { tos: packet.tos, hop_limit: packet.hop_limit },
@@ -62,6 +74,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         };
         let Some(flow) = self.udp.get_mut(token) else { return Err(DropReason::NoFlow) };
         flow.mapping.on_outgoing(now, outgoing.target);
+        flow.last_peer = Some(peer);
+        flow.account.last_use = now;
+        flow.account.traffic.count_to_host(datagram.payload.len());
         self.udp.touch(token);
         self.settle_mapping(token);
         if segment_size.is_none() && packet.bytes.len() <= SMALL {
@@ -80,11 +95,38 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
+    /// Which way a datagram from `guest` to `peer` goes; `None` if there is none.
+    pub(super) fn udp_way(
+        &self,
+        guest: SocketAddr,
+        peer: SocketAddr,
+        destination: Destination,
+    ) -> Option<Way> {
+        match destination {
+            Destination::Host(address) => {
+                let route = if address.is_loopback() { Route::Loopback } else { Route::Outside };
+                let target = SocketAddr::new(address, peer.port());
+                Some(Way { route, target, forward: None })
+            }
+            Destination::Gateway if self.plan.gateway(guest.is_ipv6()) == Some(peer.ip()) => {
+                match self.exposures.find(Transport::Udp, peer.ip(), peer.port())? {
+                    (id, Service::Address(target)) if target.is_ipv4() == guest.is_ipv4() => {
+                        let route = Route::Exposed(peer.port());
+                        Some(Way { route, target, forward: Some(id) })
+                    }
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
     fn open_udp(
         &mut self,
         now: Instant,
         guest_mac: Mac,
         key: MappingKey,
+        forward: Option<ForwardId>,
     ) -> Result<Token, DropReason> {
         // D10: the least recently used mapping makes room.
         if self.udp.is_full()
@@ -92,7 +134,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         {
             // It may still have something to send.
             self.flush_datagrams(now);
-            self.udp.remove(oldest);
+            self.end_mapping(oldest);
         }
         let token = self.udp.next_token();
         let mut socket = self.io.host.open_udp(token, key);
@@ -101,12 +143,17 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             && let Some(oldest) = self.udp.oldest()
         {
             self.flush_datagrams(now);
-            self.udp.remove(oldest);
+            self.end_mapping(oldest);
             let token = self.udp.next_token();
             socket = self.io.host.open_udp(token, key);
         }
-        let socket = socket.map_err(|_| DropReason::HostResources)?;
-        let flow = DatagramFlow::new(guest_mac, socket, Mapping::new(now, Timeouts::UDP));
+        let Ok(socket) = socket else {
+            self.ledger.refuse(FlowTransport::Udp);
+            return Err(DropReason::HostResources);
+        };
+        let account = self.ledger.open(now, FlowTransport::Udp, Direction::Outbound, forward);
+        let mapping = Mapping::new(now, Timeouts::UDP);
+        let flow = DatagramFlow::new(guest_mac, socket, mapping, account);
         self.udp.insert(key, flow).ok_or(DropReason::FlowLimit)
     }
 
@@ -120,14 +167,21 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         original: &[u8],
         error: &io::Error,
     ) -> Result<(), DropReason> {
-        if error.kind() == ErrorKind::WouldBlock {
-            return Err(DropReason::HostRefused);
-        }
         if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) {
             // The error queue knows the MTU.
             self.drain_errors(now, token);
             return Ok(());
         }
+        self.answer_send_failure(guest_mac, original, error)
+    }
+
+    /// As [`Worker::on_send_failure`], where the error queue has nothing to add.
+    pub(super) fn answer_send_failure(
+        &mut self,
+        guest_mac: Mac,
+        original: &[u8],
+        error: &io::Error,
+    ) -> Result<(), DropReason> {
         match error.raw_os_error().and_then(Problem::from_errno) {
             Some(problem) => {
                 self.answer_problem(guest_mac, problem, original);
@@ -163,7 +217,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
 /// Sends one datagram, or the several that segmentation offload left in one. A kernel or device
 /// that cannot cut them (`EIO`, `EINVAL`) gets them one by one.
-fn send<S: SocketPort>(
+pub(super) fn send<S: SocketPort>(
     host: &mut S,
     socket: &S::Datagram,
     outgoing: &Outgoing<'_>,
@@ -196,6 +250,17 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
+    /// Closes a mapping.
+    pub(super) fn end_mapping(&mut self, token: Token) {
+        let (table, transport) = match token.kind {
+            Kind::Udp => (&mut self.udp, FlowTransport::Udp),
+            _ => (&mut self.echo, FlowTransport::Icmp),
+        };
+        if let Some((_, flow)) = table.remove(token) {
+            self.ledger.close(transport, &flow.account, flow.mapping.is_replied());
+        }
+    }
+
     /// A wheel entry of a mapping has fired: the mapping ends, or is looked at again later.
     pub(super) fn on_mapping_deadline(&mut self, now: Instant, token: Token) {
         let table = match token.kind {
@@ -205,7 +270,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let Some(flow) = table.get_mut(token) else { return };
         flow.wheel_entry = flow.wheel_entry.filter(|entry| *entry > now);
         if flow.mapping.deadline() <= now {
-            table.remove(token);
+            self.end_mapping(token);
         } else {
             self.settle_mapping(token);
         }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::base::{DropReason, Instant};
 use crate::gate::AddressPlan;
+use crate::observe::FlowTransport;
 use crate::stack::ip::reassembly::Reassembly;
 use crate::stack::services::Services;
 use crate::stack::tcp::{Action, Options as TcpOptions};
@@ -22,10 +23,13 @@ use crate::sys::datagram::Batch;
 
 use super::buffers::{BURST_LEN, Pool};
 use super::datagram_flow::{DatagramFlow, MappingKey};
+use super::exposures::Exposures;
 use super::flow_table::FlowTable;
 use super::io::{Counters, Io, Limits};
+use super::ledger::Ledger;
 use super::outbox::Outbox;
 use super::ports::{Event, FramePort, Readiness, SocketPort};
+use super::published::{DatagramPort, Listener, Session, SessionKey};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::token::{Kind, Token};
 use super::walk_dns::PendingQueries;
@@ -42,6 +46,9 @@ const TRIM_AFTER: Duration = Duration::from_secs(2);
 
 /// Timer entries, beside two for each flow, from which on the wheel is filled anew.
 const SPARE_TIMERS: usize = 4096;
+
+/// Host sockets of published ports, of a transport: every port at two addresses.
+const MAX_PUBLISHED: usize = 2 * 65_536;
 
 /// Longest frame that a TAP delivers: virtio-net and Ethernet headers and 64 KiB of IP packet.
 const FRAME_LEN: usize = VNET_HEADER_LEN + ETHERNET_HEADER_LEN + 4 + 65_536;
@@ -86,13 +93,20 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) dns_queries: PendingQueries,
     pub(super) udp: FlowTable<MappingKey, DatagramFlow<S>>,
     pub(super) echo: FlowTable<MappingKey, DatagramFlow<S>>,
+    /// Keyed by the order in which they were published, as are `datagram_ports`.
+    pub(super) listeners: FlowTable<u64, Listener<S>>,
+    pub(super) datagram_ports: FlowTable<u64, DatagramPort<S>>,
+    pub(super) sockets_published: u64,
+    pub(super) sessions: FlowTable<SessionKey, Session>,
+    pub(super) exposures: Exposures,
+    pub(super) ledger: Ledger,
+    pub(super) started: Instant,
     /// Shared by the sockets of all mappings.
     pub(super) batch: Batch,
     pub(super) outbox: Outbox,
     pub(super) fragment_ident: u32,
     pub(super) wheel: Wheel<Token>,
     pub(super) hash: ahash::RandomState,
-    pub(super) flows_opened: u64,
     pub(super) ack_list: Vec<Token>,
     pub(super) run_list: VecDeque<Token>,
     /// Reused between calls; empty between calls.
@@ -145,6 +159,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             tcp: FlowTable::new(Kind::Tcp, limits.tcp_flows),
             udp: FlowTable::new(Kind::Udp, limits.udp_flows),
             echo: FlowTable::new(Kind::Echo, limits.echo_flows),
+            listeners: FlowTable::new(Kind::Listener, MAX_PUBLISHED),
+            datagram_ports: FlowTable::new(Kind::DatagramPort, MAX_PUBLISHED),
+            sockets_published: 0,
+            sessions: FlowTable::new(Kind::Session, limits.udp_flows),
+            exposures: Exposures::default(),
+            ledger: Ledger::default(),
+            started: now,
             batch: Batch::new(DATAGRAM_BATCH, HEADROOM),
             outbox: Outbox::default(),
             fragment_ident: seed as u32,
@@ -152,7 +173,6 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             dns_queries: PendingQueries::default(),
             wheel: Wheel::new(now),
             hash: ahash::RandomState::with_seed(seed as usize),
-            flows_opened: 0,
             ack_list: Vec::new(),
             run_list: VecDeque::new(),
             actions: Vec::new(),
@@ -186,7 +206,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// How many flows are open.
     pub fn flow_count(&self) -> usize {
-        self.tcp.len() + self.udp.len() + self.echo.len()
+        self.tcp.len() + self.udp.len() + self.echo.len() + self.sessions.len()
     }
 
     /// What is held beside the flows themselves.
@@ -236,7 +256,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Kind::Udp | Kind::Echo => {
                     self.on_datagram_readiness(now, event.token, event.readiness);
                 }
-                Kind::Commands | Kind::Housekeeping => {}
+                Kind::Listener => self.accept(now, event.token),
+                Kind::DatagramPort => {
+                    self.on_port_readiness(now, event.token, event.readiness);
+                }
+                Kind::Commands | Kind::Housekeeping | Kind::Session => {}
             }
         }
         if self.tap_ready {
@@ -291,18 +315,29 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 return;
             }
             let Some(token) = self.run_list.pop_front() else { return };
-            if token.kind != Kind::Tcp {
-                let table = if token.kind == Kind::Udp { &mut self.udp } else { &mut self.echo };
-                if let Some(flow) = table.get_mut(token) {
-                    flow.on_run_list = false;
-                    self.receive(now, token);
+            match token.kind {
+                Kind::Listener => self.accept(now, token),
+                Kind::DatagramPort => {
+                    if let Some(port) = self.datagram_ports.get_mut(token) {
+                        port.on_run_list = false;
+                        self.receive_from_clients(now, token);
+                    }
                 }
-                continue;
+                Kind::Udp | Kind::Echo => {
+                    let table =
+                        if token.kind == Kind::Udp { &mut self.udp } else { &mut self.echo };
+                    if let Some(flow) = table.get_mut(token) {
+                        flow.on_run_list = false;
+                        self.receive(now, token);
+                    }
+                }
+                _ => {
+                    self.with_tcp(token, |flow, io, actions| {
+                        flow.on_run_list = false;
+                        flow.read(now, io, actions);
+                    });
+                }
             }
-            self.with_tcp(token, |flow, io, actions| {
-                flow.on_run_list = false;
-                flow.read(now, io, actions);
-            });
         }
     }
 
@@ -342,7 +377,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 }
                 Kind::Housekeeping => self.keep_house(now),
                 Kind::Udp | Kind::Echo => self.on_mapping_deadline(now, token),
-                Kind::Tap | Kind::Commands => {}
+                Kind::Session => self.on_session_deadline(now, token),
+                Kind::Listener => self.accept(now, token),
+                Kind::Tap | Kind::Commands | Kind::DatagramPort => {}
             }
         }
         self.due = due;
@@ -377,6 +414,15 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 self.wheel.insert(deadline, token);
             }
         }
+        let tokens: Vec<Token> = self.sessions.iter().map(|(token, ..)| token).collect();
+        for token in tokens {
+            let Some(session) = self.sessions.get_mut(token) else { continue };
+            session.wheel_entry = None;
+            self.settle_session(token);
+        }
+        // Those that wait for descriptors lost their entry.
+        let tokens: Vec<Token> = self.listeners.iter().map(|(token, ..)| token).collect();
+        self.run_list.extend(tokens);
     }
 
     /// Timers of the services.
@@ -441,6 +487,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let result = act(flow, &mut self.io, &mut self.actions);
         if flow.machine.is_closed() {
             if let Some((_, flow)) = self.tcp.remove(token) {
+                self.ledger.close(FlowTransport::Tcp, &flow.account, flow.answered);
                 flow.release(&mut self.io);
             }
             return Some(result);

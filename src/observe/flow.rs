@@ -54,8 +54,10 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FlowState {
-    /// TCP: one end has asked, the other has not answered.
+    /// TCP: the guest has asked, the host side has not answered.
     Connecting,
+    /// TCP: a client of a published port is there, the guest has not answered.
+    SynSent,
     /// TCP (RFC 9293 §3.3.2), seen from our end towards the guest, as are all that follow.
     SynReceived,
     /// TCP: data flows both ways.
@@ -86,6 +88,7 @@ impl From<State> for FlowState {
     fn from(state: State) -> Self {
         match state {
             State::Connecting => FlowState::Connecting,
+            State::SynSent => FlowState::SynSent,
             State::SynReceived => FlowState::SynReceived,
             State::Established => FlowState::Established,
             State::CloseWait => FlowState::CloseWait,
@@ -103,6 +106,7 @@ impl fmt::Display for FlowState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             FlowState::Connecting => "connecting",
+            FlowState::SynSent => "syn-sent",
             FlowState::SynReceived => "syn-received",
             FlowState::Established => "established",
             FlowState::CloseWait => "close-wait",
@@ -247,6 +251,7 @@ pub(super) mod tests {
     fn states_are_shown_as_they_are_written_in_json() {
         for state in [
             FlowState::Connecting,
+            FlowState::SynSent,
             FlowState::SynReceived,
             FlowState::Established,
             FlowState::CloseWait,

@@ -109,7 +109,7 @@ impl PortRecord {
     pub fn exposed(id: ForwardId, exposure: &Exposure) -> PortRecord {
         let host = match &exposure.service {
             HostService::Unix(path) => HostEnd::Unix { unix: path.clone() },
-            HostService::Ports { address, ports } => HostEnd::ports(Some(*address), None, *ports),
+            HostService::Ports { address, ports } => HostEnd::ports(*address, None, *ports),
         };
         PortRecord {
             id,

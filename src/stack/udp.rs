@@ -97,6 +97,11 @@ impl Mapping {
         admitted
     }
 
+    /// Whether something has come back.
+    pub fn is_replied(&self) -> bool {
+        self.replied
+    }
+
     /// When the mapping ends, if it is not used before.
     pub fn deadline(&self) -> Instant {
         let timeout = match (self.only_dns, self.replied) {

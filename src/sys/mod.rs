@@ -13,4 +13,5 @@ pub mod process;
 pub mod readiness;
 pub mod scm;
 pub mod sock_diag;
+pub mod tcp_info;
 pub mod tun;

@@ -128,6 +128,18 @@ impl Running {
     }
 }
 
+fn new_socket(application: &Application) -> tcp::Socket<'static> {
+    let (receive, send) = application.buffers;
+    let mut socket = tcp::Socket::new(
+        tcp::SocketBuffer::new(vec![0; receive]),
+        tcp::SocketBuffer::new(vec![0; send]),
+    );
+    socket.set_ack_delay(application.ack_delay.map(smoltcp::time::Duration::from_millis));
+    socket.set_nagle_enabled(application.nagle);
+    socket.set_hop_limit(Some(64 - u8::from(application.behind)));
+    socket
+}
+
 /// The guest's stack.
 pub struct Guest {
     interface: Interface,
@@ -176,17 +188,28 @@ impl Guest {
 
     /// Starts a connection.
     pub fn connect(&mut self, application: Application) {
-        let (receive, send) = application.buffers;
-        let mut socket = tcp::Socket::new(
-            tcp::SocketBuffer::new(vec![0; receive]),
-            tcp::SocketBuffer::new(vec![0; send]),
-        );
-        socket.set_ack_delay(application.ack_delay.map(smoltcp::time::Duration::from_millis));
-        socket.set_nagle_enabled(application.nagle);
-        socket.set_hop_limit(Some(64 - u8::from(application.behind)));
+        let mut socket = new_socket(&application);
         self.next_port += 1;
         let target = (application.target.ip(), application.target.port());
         socket.connect(self.interface.context(), target, self.next_port).unwrap();
+        self.run_application(application, socket);
+    }
+
+    /// Waits for a connection to the port of `application.target`.
+    pub fn listen(&mut self, application: Application) {
+        let mut socket = new_socket(&application);
+        socket.listen(application.target.port()).unwrap();
+        self.run_application(application, socket);
+    }
+
+    /// The far end of the connection `index`, as the guest sees it.
+    pub fn remote(&self, index: usize) -> Option<SocketAddr> {
+        let socket = self.sockets.get::<tcp::Socket<'_>>(self.running[index].handle);
+        let end = socket.remote_endpoint()?;
+        Some(SocketAddr::new(end.addr.into(), end.port))
+    }
+
+    fn run_application(&mut self, application: Application, socket: tcp::Socket<'static>) {
         let state = socket.state();
         let handle = self.sockets.add(socket);
         self.running.push(Running {

@@ -8,12 +8,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use tapway::engine::MappingKey;
-use tapway::engine::ports::{Event, Readiness, SocketPort};
+use tapway::engine::ports::{Accepted, Event, Readiness, SocketPort, StreamFacts};
 use tapway::engine::token::Token;
 use tapway::sys::datagram::{Batch, Marks, Outgoing, SocketError};
 
@@ -28,6 +29,21 @@ struct Waiting {
 struct DatagramState {
     token: Token,
     queue: VecDeque<Waiting>,
+    /// A published socket: what is sent does not come back, but is kept here.
+    answers: Option<Vec<(SocketAddr, Vec<u8>)>>,
+}
+
+/// A client that waits to be accepted, and what its connection does.
+struct Client {
+    address: Option<SocketAddr>,
+    port: u16,
+    script: Script,
+}
+
+#[derive(Default)]
+struct ListenerState {
+    token: Option<Token>,
+    queue: VecDeque<Client>,
 }
 
 /// All sockets of the host.
@@ -38,6 +54,7 @@ pub struct Host {
     next_id: u64,
     streams: BTreeMap<u64, StreamState>,
     datagrams: BTreeMap<u64, DatagramState>,
+    listeners: BTreeMap<u64, ListenerState>,
     /// What happened to streams that are over, by port, in order of their end.
     over: Vec<(u16, Seen)>,
     ports: BTreeMap<u64, u16>,
@@ -135,6 +152,22 @@ impl Host {
         self.streams.values().filter(|stream| !stream.closed).count() + self.datagrams.len()
     }
 
+    /// A client from `address` connects to a listener; what it sees is listed under `port`.
+    pub fn client(&mut self, listener: u64, address: &str, port: u16, script: Script) {
+        self.scripts.insert(port, script.clone());
+        let Some(state) = self.listeners.get_mut(&listener) else { return };
+        state.queue.push_back(Client { address: address.parse().ok(), port, script });
+        if let Some(token) = state.token {
+            let readiness = Readiness { readable: true, ..Readiness::default() };
+            self.pending.push(Event { token, readiness });
+        }
+    }
+
+    /// What was sent through the published socket `id`.
+    pub fn answers(&self, id: u64) -> &[(SocketAddr, Vec<u8>)] {
+        self.datagrams[&id].answers.as_deref().unwrap_or_default()
+    }
+
     /// Bytes that wait between the engine and the peers.
     pub fn is_quiet(&self) -> bool {
         self.streams.is_empty()
@@ -169,6 +202,10 @@ impl Host {
         self.datagrams_sent += 1;
         let state = self.datagrams.get_mut(&socket.id).ok_or(Errno::EBADF)?;
         let mut payload = datagram.payload.to_vec();
+        if let Some(answers) = &mut state.answers {
+            answers.push((datagram.target, payload));
+            return Ok(());
+        }
         if state.token.kind == tapway::engine::token::Kind::Echo
             && let Some(kind @ (8 | 128)) = payload.first_mut()
         {
@@ -228,27 +265,29 @@ impl HostPort {
         }
         host.next_id += 1;
         let id = host.next_id;
-        host.datagrams.insert(id, DatagramState { token, queue: VecDeque::new() });
+        let state = DatagramState { token, queue: VecDeque::new(), answers: None };
+        host.datagrams.insert(id, state);
         Ok(Datagram { id, host: self.clone() })
     }
-}
 
-impl SocketPort for HostPort {
-    type Stream = Stream;
-    type Datagram = Datagram;
-
-    fn connect(&mut self, token: Token, target: SocketAddr, _: Marks) -> io::Result<Stream> {
+    /// A listening socket, and its name for [`Host::client`].
+    pub fn listener(&self) -> (Listener, u64) {
         let mut host = self.0.borrow_mut();
-        if let Some(errno) = host.exhausted {
-            return Err(errno.into());
-        }
-        host.connects += 1;
-        let refused =
-            Script { connect_error: Some((Errno::ECONNREFUSED, false)), ..Script::default() };
-        let script = host.scripts.get(&target.port()).cloned().unwrap_or(refused);
-        if let Some((errno, true)) = script.connect_error {
-            return Err(errno.into());
-        }
+        host.next_id += 1;
+        let id = host.next_id;
+        host.listeners.insert(id, ListenerState::default());
+        (Listener { id, host: self.clone() }, id)
+    }
+
+    /// A UDP socket to publish, and its name for [`Host::answers`].
+    pub fn datagram_port(&mut self) -> (Datagram, u64) {
+        let socket = self.open(Token::only(tapway::engine::token::Kind::DatagramPort)).unwrap();
+        let id = socket.id;
+        self.0.borrow_mut().datagrams.get_mut(&id).unwrap().answers = Some(vec![]);
+        (socket, id)
+    }
+
+    fn stream(&self, host: &mut Host, token: Token, port: u16, script: Script) -> Stream {
         host.next_id += 1;
         let id = host.next_id;
         let connect_at = host.now + script.connect_delay;
@@ -271,8 +310,83 @@ impl SocketPort for HostPort {
             seen: Seen::default(),
         };
         host.streams.insert(id, stream);
-        host.ports.insert(id, target.port());
-        Ok(Stream { id, host: self.clone() })
+        host.ports.insert(id, port);
+        Stream { id, host: self.clone() }
+    }
+}
+
+/// The engine's handle of one listening socket.
+pub struct Listener {
+    id: u64,
+    host: HostPort,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.host.0.borrow_mut().listeners.remove(&self.id);
+    }
+}
+
+impl SocketPort for HostPort {
+    type Stream = Stream;
+    type Listener = Listener;
+    type Datagram = Datagram;
+
+    fn connect(&mut self, token: Token, target: SocketAddr, _: Marks) -> io::Result<Stream> {
+        let mut host = self.0.borrow_mut();
+        if let Some(errno) = host.exhausted {
+            return Err(errno.into());
+        }
+        host.connects += 1;
+        let refused =
+            Script { connect_error: Some((Errno::ECONNREFUSED, false)), ..Script::default() };
+        let script = host.scripts.get(&target.port()).cloned().unwrap_or(refused);
+        if let Some((errno, true)) = script.connect_error {
+            return Err(errno.into());
+        }
+        Ok(self.stream(&mut host, token, target.port(), script))
+    }
+
+    fn connect_unix(&mut self, token: Token, _: &Path) -> io::Result<Stream> {
+        self.connect(token, SocketAddr::from(([127, 0, 0, 1], 1)), Marks::DEFAULT)
+    }
+
+    fn watch_listener(&mut self, token: Token, listener: &Listener) -> io::Result<()> {
+        let mut host = self.0.borrow_mut();
+        host.listeners.get_mut(&listener.id).ok_or(Errno::EBADF)?.token = Some(token);
+        let readiness = Readiness { readable: true, ..Readiness::default() };
+        host.pending.push(Event { token, readiness });
+        Ok(())
+    }
+
+    fn accept(&mut self, listener: &Listener, token: Token) -> io::Result<Accepted<Stream>> {
+        let host = &mut *self.0.borrow_mut();
+        if let Some(errno) = host.exhausted {
+            return Err(errno.into());
+        }
+        let state = host.listeners.get_mut(&listener.id).ok_or(Errno::EBADF)?;
+        let client = state.queue.pop_front().ok_or(ErrorKind::WouldBlock)?;
+        let stream = self.stream(host, token, client.port, client.script);
+        let now = host.now;
+        if let Some(state) = host.streams.get_mut(&stream.id) {
+            state.connected = true;
+            state.next_step = Some(now);
+        }
+        Ok(Accepted { stream, client: client.address })
+    }
+
+    fn stream_facts(&mut self, _: &Stream) -> StreamFacts {
+        StreamFacts::default()
+    }
+
+    fn watch_datagrams(&mut self, token: Token, socket: &Datagram) -> io::Result<()> {
+        let mut host = self.0.borrow_mut();
+        host.datagrams.get_mut(&socket.id).ok_or(Errno::EBADF)?.token = token;
+        Ok(())
+    }
+
+    fn datagram_local(&mut self, _: &Datagram) -> Option<SocketAddr> {
+        None
     }
 
     fn connect_dns(&mut self, token: Token) -> io::Result<Stream> {

@@ -16,6 +16,7 @@ mod guest;
 mod guest_kernel;
 mod host;
 mod hostile;
+mod inbound;
 mod link;
 mod peer;
 mod reasons;

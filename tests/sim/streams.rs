@@ -18,7 +18,7 @@ use crate::world::{Setting, World};
 const SECOND: u64 = 1_000_000_000;
 
 /// Runs `scenario` for many seeds; a failure names its seed. `TAPWAY_SIM_SEED` runs one alone.
-fn for_seeds(count: u64, scenario: impl Fn(u64)) {
+pub fn for_seeds(count: u64, scenario: impl Fn(u64)) {
     let only = std::env::var("TAPWAY_SIM_SEED").ok().and_then(|text| text.parse().ok());
     let seeds = only.map_or(0..count, |seed: u64| seed..seed + 1);
     for seed in seeds {
@@ -35,7 +35,7 @@ fn server(rng: &mut Rng, port: u16) -> SocketAddr {
 }
 
 /// A world whose link and sizes the seed chooses.
-fn random_setting(seed: u64, rng: &mut Rng) -> Setting {
+pub fn random_setting(seed: u64, rng: &mut Rng) -> Setting {
     let bad = rng.pick(&[0, 0, 10, 50, 200]);
     let faults = Faults {
         loss: bad,
@@ -62,7 +62,7 @@ fn random_setting(seed: u64, rng: &mut Rng) -> Setting {
 
 /// Buffers and reading habits of the guest, chosen by the seed: tiny buffers and late readers make
 /// zero windows.
-fn random_application(rng: &mut Rng, target: SocketAddr) -> Application {
+pub fn random_application(rng: &mut Rng, target: SocketAddr) -> Application {
     Application {
         behind: rng.chance(200),
         buffers: (
@@ -77,7 +77,7 @@ fn random_application(rng: &mut Rng, target: SocketAddr) -> Application {
     }
 }
 
-fn random_script(rng: &mut Rng) -> Script {
+pub fn random_script(rng: &mut Rng) -> Script {
     Script {
         connect_delay: rng.range(0, 200) * 1_000_000,
         chunk: rng.pick(&[500, 4000, 65_536]),
@@ -89,7 +89,7 @@ fn random_script(rng: &mut Rng) -> Script {
 }
 
 /// Everything is over: sockets closed, flows forgotten, nothing held.
-fn finish(world: &mut World) {
+pub fn finish(world: &mut World) {
     let over = world.run_until(400 * SECOND, |world| world.worker.flow_count() == 0);
     assert!(over, "{} flows are left", world.worker.flow_count());
     assert_eq!(world.host.0.borrow().open_sockets(), 0, "host sockets are left open");
@@ -98,7 +98,7 @@ fn finish(world: &mut World) {
 
 /// Runs until the guest's connections and the peers' are all over, and checks that every byte has
 /// come through both ways.
-fn complete(world: &mut World) {
+pub fn complete(world: &mut World) {
     let done = world.run_until(900 * SECOND, |world| {
         let guest_done = |guest: &Running| guest.saw_eof && guest.is_over();
         world.guest.running.iter().all(guest_done) && world.host.0.borrow().is_quiet()

@@ -62,6 +62,21 @@ pub struct Setting {
     pub spurious_events: bool,
 }
 
+impl Setting {
+    /// A link without faults, with offloads.
+    pub fn calm(seed: u64) -> Setting {
+        Setting {
+            seed,
+            vnet_header: true,
+            big_packets: true,
+            mtu: 1500,
+            faults: Faults::default(),
+            limits: Limits::default(),
+            spurious_events: false,
+        }
+    }
+}
+
 pub struct World {
     pub now: u64,
     pub worker: Worker<TapPort, HostPort>,

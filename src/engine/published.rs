@@ -1,0 +1,68 @@
+//! Published ports: the host's listening sockets, and the clients of those that carry datagrams.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::base::Instant;
+use crate::gate::forward::{ForwardId, Transport};
+use crate::stack::udp::Timeouts;
+
+use super::ledger::Account;
+use super::ports::SocketPort;
+use super::token::Token;
+
+/// Where the clients of one host socket go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The published port, or range of them, that it belongs to.
+    pub forward: ForwardId,
+    /// TCP for a stream socket, Unix sockets included.
+    pub transport: Transport,
+    /// The guest's address; `None` is its own of the client's family.
+    pub guest_address: Option<IpAddr>,
+    /// The guest's port.
+    pub guest_port: u16,
+}
+
+/// A listening stream socket.
+pub(super) struct Listener<S: SocketPort> {
+    pub(super) rule: Published,
+    pub(super) socket: S::Listener,
+}
+
+/// A socket that receives datagrams of all clients.
+pub(super) struct DatagramPort<S: SocketPort> {
+    pub(super) rule: Published,
+    pub(super) socket: S::Datagram,
+    /// Whether the socket is set to forbid fragmentation.
+    pub(super) dont_fragment: bool,
+    pub(super) on_run_list: bool,
+}
+
+/// The key of a client of a published UDP port: both ends as the guest sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct SessionKey {
+    pub(super) guest: SocketAddr,
+    pub(super) client: SocketAddr,
+}
+
+/// A client of a published UDP port.
+pub(super) struct Session {
+    pub(super) account: Account,
+    /// The [`DatagramPort`] that it talks to.
+    pub(super) port: Token,
+    /// The client as the host sees it.
+    pub(super) client: SocketAddr,
+    /// The address of the host that it had addressed, from which the answers come.
+    pub(super) local: Option<IpAddr>,
+    pub(super) replied: bool,
+    /// The earliest entry in the timer wheel.
+    pub(super) wheel_entry: Option<Instant>,
+}
+
+impl Session {
+    /// When the session ends, if it is not used before (RFC 4787 REQ-5).
+    pub(super) fn deadline(&self) -> Instant {
+        let timeout = if self.replied { Timeouts::UDP.replied } else { Timeouts::UDP.unreplied };
+        self.account.last_use + timeout
+    }
+}

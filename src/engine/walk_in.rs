@@ -1,0 +1,166 @@
+//! The walk in: clients of published stream sockets become connections to the guest.
+//!
+//! ```text
+//!   listener ready ─▶ accept ─▶ gate::inbound (who is seen as whom) ─▶ flow table ─▶ SYN to guest
+//! ```
+//! The host's kernel has completed the client's handshake by then. If the guest refuses, or does
+//! not answer, the client's connection is reset.
+
+use std::collections::HashSet;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::base::{DropReason, Instant};
+use crate::gate::forward::{Exposure, ForwardId, Transport};
+use crate::observe::{Direction, FlowTransport};
+use crate::stack::tcp::Connection;
+
+use super::ports::{Accepted, FramePort, SocketPort};
+use super::published::{DatagramPort, Listener, Published};
+use super::tcp_flow::{TcpFlow, TcpKey};
+use super::token::Token;
+use super::walk_tcp::lacks_resources;
+use super::worker::Worker;
+
+/// Clients accepted from one socket before others get their turn.
+const ACCEPT_BATCH: usize = 32;
+
+/// When to accept again after descriptors ran out. Clients wait in the socket's queue.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Ports that are tried for a client whose own is taken by another flow.
+pub(super) const PORT_ATTEMPTS: u32 = 16;
+
+impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// Accepts clients of a listening stream socket from now on.
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`; `StorageFull` at the limit of sockets.
+    pub fn publish_stream(&mut self, rule: Published, socket: S::Listener) -> io::Result<()> {
+        let token = self.listeners.next_token();
+        self.io.host.watch_listener(token, &socket)?;
+        self.sockets_published += 1;
+        let listener = Listener { rule, socket };
+        if self.listeners.insert(self.sockets_published, listener).is_none() {
+            return Err(ErrorKind::StorageFull.into());
+        }
+        self.ledger.add_forward(rule.forward);
+        Ok(())
+    }
+
+    /// Takes datagrams of clients from now on. The socket tells the addresses that clients use
+    /// ([`crate::sys::datagram::DatagramOptions::tell_local`]).
+    ///
+    /// # Errors
+    /// As [`Worker::publish_stream`].
+    pub fn publish_datagrams(&mut self, rule: Published, socket: S::Datagram) -> io::Result<()> {
+        let token = self.datagram_ports.next_token();
+        self.io.host.watch_datagrams(token, &socket)?;
+        self.sockets_published += 1;
+        let port = DatagramPort { rule, socket, dont_fragment: false, on_run_list: false };
+        if self.datagram_ports.insert(self.sockets_published, port).is_none() {
+            return Err(ErrorKind::StorageFull.into());
+        }
+        self.ledger.add_forward(rule.forward);
+        Ok(())
+    }
+
+    /// Lets ports of the gateway lead to services of the host from now on.
+    pub fn expose(&mut self, id: ForwardId, exposure: Exposure) {
+        self.exposures.add(id, exposure);
+        self.ledger.add_forward(id);
+    }
+
+    /// Closes the host sockets of published ports and the ways of exposed ones. Connections go on;
+    /// clients of UDP ports are gone with the socket.
+    pub fn withdraw(&mut self, ids: &[ForwardId]) {
+        let ids: HashSet<ForwardId> = ids.iter().copied().collect();
+        let listeners = self.listeners.iter().map(|(token, _, listener)| (token, listener.rule));
+        let ports = self.datagram_ports.iter().map(|(token, _, port)| (token, port.rule));
+        let closing: Vec<(Token, Published)> =
+            listeners.chain(ports).filter(|(_, rule)| ids.contains(&rule.forward)).collect();
+        for (token, rule) in closing {
+            match rule.transport {
+                Transport::Tcp => drop(self.listeners.remove(token)),
+                Transport::Udp => self.close_datagram_port(token),
+            }
+        }
+        self.exposures.remove(|id| ids.contains(&id));
+        for id in ids {
+            self.ledger.remove_forward(id);
+        }
+    }
+
+    /// Takes clients from a listening socket until there are no more or others are due.
+    pub(super) fn accept(&mut self, now: Instant, token: Token) {
+        for _ in 0..ACCEPT_BATCH {
+            let Some(listener) = self.listeners.get(token) else { return };
+            let rule = listener.rule;
+            match self.io.host.accept(&listener.socket, self.tcp.next_token()) {
+                Ok(accepted) => self.open_inbound(now, rule, accepted),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if lacks_resources(&error) => {
+                    return self.wheel.insert(now + ACCEPT_PAUSE, token);
+                }
+                // accept(2): errors of the network that the new connection came with.
+                Err(_) => {}
+            }
+        }
+        // Edge-triggered: nobody tells again of those that are left.
+        self.run_list.push_back(token);
+    }
+
+    /// A client is there: the guest gets a SYN from its address.
+    fn open_inbound(&mut self, now: Instant, rule: Published, accepted: Accepted<S::Stream>) {
+        let Accepted { stream, client } = accepted;
+        let Some(key) = self.inbound_key(rule, client).filter(|_| !self.tcp.is_full()) else {
+            self.ledger.refuse(FlowTransport::Tcp);
+            self.io.drop_frame(DropReason::FlowLimit);
+            return self.io.host.reset(stream);
+        };
+        let guest_mac = self.services.mac_of(key.guest.ip()).unwrap_or(self.plan.guest_mac);
+        let options = self.tcp_options[usize::from(key.guest.is_ipv6())];
+        let forward = Some(rule.forward);
+        let account = self.ledger.open(now, FlowTransport::Tcp, Direction::Inbound, forward);
+        let iss = self.initial_sequence(now, &key);
+        let machine = Connection::to_guest(now, iss, options, &mut self.actions);
+        let flow = TcpFlow::new(key, guest_mac, machine, stream, account);
+        if let Some(token) = self.tcp.insert(key, flow) {
+            self.with_tcp(token, |flow, io, actions| flow.begin(io, actions));
+        }
+    }
+
+    /// The ends of a client's connection: its own port if no other flow has it.
+    fn inbound_key(&self, rule: Published, client: Option<SocketAddr>) -> Option<TcpKey> {
+        let ends = self.plan.inbound(client.map(|client| client.ip()), rule.guest_address)?;
+        let guest = SocketAddr::new(ends.guest, rule.guest_port);
+        (0..PORT_ATTEMPTS)
+            .map(|attempt| {
+                let port = self.client_port(client, guest, attempt);
+                TcpKey { guest, peer: SocketAddr::new(ends.client, port) }
+            })
+            .find(|key| self.tcp.find(key).is_none())
+    }
+
+    /// The port under which the guest sees `client`: its own, or in further attempts (and behind a
+    /// Unix socket) one that follows from both ends.
+    pub(super) fn client_port(
+        &self,
+        client: Option<SocketAddr>,
+        guest: SocketAddr,
+        attempt: u32,
+    ) -> u16 {
+        match client {
+            Some(client) if attempt == 0 => client.port(),
+            None => self.high_port(self.hash.hash_one((guest, attempt, self.ledger.opened()))),
+            client => self.high_port(self.hash.hash_one((client, guest, attempt))),
+        }
+    }
+
+    /// A port from 1024 on.
+    fn high_port(&self, hash: u64) -> u16 {
+        // Below 65,536 by the remainder.
+        (1024 + hash % (65_536 - 1024)) as u16
+    }
+}

@@ -1,0 +1,269 @@
+//! Clients of published UDP ports: their datagrams to the guest, its answers back to them.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+
+use crate::base::{DropReason, Instant, Mac};
+use crate::observe::{Direction, FlowTransport};
+use crate::stack::icmp::error;
+use crate::stack::ip::Packet;
+use crate::stack::wire::{Addresses, HEADROOM, UdpHeader};
+use crate::sys::datagram::{Batch, Marks, Outgoing, Received};
+
+use super::ports::{FramePort, Readiness, SocketPort};
+use super::published::{Published, Session, SessionKey};
+use super::token::Token;
+use super::walk_icmp::{ERROR_BATCH, report_of};
+use super::walk_in::PORT_ATTEMPTS;
+use super::worker::Worker;
+
+/// Batches received from one socket before others get their turn.
+const BATCH_BUDGET: usize = 4;
+
+impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// A published UDP socket reports readiness.
+    pub(super) fn on_port_readiness(&mut self, now: Instant, token: Token, readiness: Readiness) {
+        if readiness.failed {
+            self.drain_port_errors(token);
+        }
+        if readiness.readable {
+            self.receive_from_clients(now, token);
+        }
+    }
+
+    /// Takes datagrams of clients until there are no more or others are due.
+    pub(super) fn receive_from_clients(&mut self, now: Instant, token: Token) {
+        let mut batch = std::mem::replace(&mut self.batch, Batch::new(1, HEADROOM));
+        for round in 0..=BATCH_BUDGET {
+            let Some(port) = self.datagram_ports.get_mut(token) else { break };
+            if round == BATCH_BUDGET {
+                // Edge-triggered: nobody tells again of what is left.
+                if !port.on_run_list {
+                    port.on_run_list = true;
+                    self.run_list.push_back(token);
+                }
+                break;
+            }
+            let rule = port.rule;
+            match self.io.host.recv_datagrams(&port.socket, &mut batch) {
+                Ok(_) => {
+                    for (received, bytes) in batch.datagrams() {
+                        if let Err(reason) = self.on_client(now, token, rule, received, bytes) {
+                            self.io.drop_frame(reason);
+                        }
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // The error of an earlier answer: the queue tells more.
+                Err(_) => self.drain_port_errors(token),
+            }
+        }
+        self.batch = batch;
+        self.batch_used = true;
+    }
+
+    /// A client's datagram, at [`HEADROOM`] of `bytes`, goes to the guest.
+    fn on_client(
+        &mut self,
+        now: Instant,
+        port: Token,
+        rule: Published,
+        received: &Received,
+        bytes: &mut [u8],
+    ) -> Result<(), DropReason> {
+        if received.truncated {
+            return Err(DropReason::TooBig);
+        }
+        let (token, key) = self.session(now, port, rule, received)?;
+        let Some(session) = self.sessions.get_mut(token) else { return Err(DropReason::NoFlow) };
+        session.local = received.local;
+        session.account.last_use = now;
+        session.account.traffic.count_to_guest(received.len);
+        self.sessions.touch(token);
+        self.settle_session(token);
+        let guest_mac = self.services.mac_of(key.guest.ip()).unwrap_or(self.plan.guest_mac);
+        let addresses = Addresses {
+            gateway_mac: self.io.gateway_mac,
+            guest_mac,
+            peer: key.client,
+            guest: key.guest,
+        };
+        let header = UdpHeader {
+            tos: received.marks.tos,
+            hop_limit: received.marks.hop_limit,
+            ident: 0,
+            dont_fragment: true,
+            segment_size: None,
+        };
+        let mtu = usize::from(self.plan.mtu);
+        self.send_datagram(bytes, received.len, &addresses, &header, mtu);
+        Ok(())
+    }
+
+    /// The session of a client, which begins with its first datagram.
+    fn session(
+        &mut self,
+        now: Instant,
+        port: Token,
+        rule: Published,
+        received: &Received,
+    ) -> Result<(Token, SessionKey), DropReason> {
+        let client = received.source;
+        let ends = self
+            .plan
+            .inbound(Some(client.ip()), rule.guest_address)
+            .ok_or(DropReason::MartianDestination)?;
+        let guest = SocketAddr::new(ends.guest, rule.guest_port);
+        let mut free = None;
+        for attempt in 0..PORT_ATTEMPTS {
+            let seen = self.client_port(Some(client), guest, attempt);
+            let key = SessionKey { guest, client: SocketAddr::new(ends.client, seen) };
+            let Some(token) = self.sessions.find(&key) else {
+                free = Some(key);
+                break;
+            };
+            let known = self.sessions.get(token);
+            if known.is_some_and(|known| known.port == port && known.client == client) {
+                return Ok((token, key));
+            }
+        }
+        let key = free.ok_or(DropReason::FlowLimit)?;
+        if self.sessions.is_full()
+            && let Some(oldest) = self.sessions.oldest()
+        {
+            self.end_session(oldest);
+        }
+        let forward = Some(rule.forward);
+        let account = self.ledger.open(now, FlowTransport::Udp, Direction::Inbound, forward);
+        let session = Session {
+            account,
+            port,
+            client,
+            local: received.local,
+            replied: false,
+            wheel_entry: None,
+        };
+        let token = self.sessions.insert(key, session).ok_or(DropReason::FlowLimit)?;
+        Ok((token, key))
+    }
+
+    /// The session in which the guest's endpoint `guest` answers `client`.
+    pub(super) fn find_session(&self, guest: SocketAddr, client: SocketAddr) -> Option<Token> {
+        if self.sessions.is_empty() {
+            return None;
+        }
+        self.sessions.find(&SessionKey { guest, client })
+    }
+
+    /// The guest answers a client with `payload`.
+    pub(super) fn on_answer(
+        &mut self,
+        now: Instant,
+        token: Token,
+        source_mac: Mac,
+        packet: &Packet<'_>,
+        payload: &[u8],
+        segment_size: Option<u16>,
+    ) -> Result<(), DropReason> {
+        let Some(session) = self.sessions.get_mut(token) else { return Err(DropReason::NoFlow) };
+        session.replied = true;
+        session.account.last_use = now;
+        session.account.traffic.count_to_host(payload.len());
+        let outgoing = Outgoing {
+            target: session.client,
+            source: session.local,
+            payload,
+            marks: Marks { tos: packet.tos, hop_limit: packet.hop_limit },
+            segment_size,
+        };
+        let port_token = session.port;
+        self.sessions.touch(token);
+        let Some(port) = self.datagram_ports.get_mut(port_token) else {
+            return Err(DropReason::NoFlow);
+        };
+        if port.dont_fragment != packet.dont_fragment {
+            port.dont_fragment = packet.dont_fragment;
+            let ipv6 = outgoing.target.is_ipv6();
+            self.io.host.set_dont_fragment(&port.socket, ipv6, packet.dont_fragment);
+        }
+        let Err(error) = super::walk_udp::send(&mut self.io.host, &port.socket, &outgoing) else {
+            return Ok(());
+        };
+        if error.raw_os_error() == Some(libc::EMSGSIZE) {
+            // The error queue knows the MTU.
+            self.drain_port_errors(port_token);
+            return Ok(());
+        }
+        self.answer_send_failure(source_mac, packet.bytes, &error)
+    }
+
+    /// Takes what stands in the error queue of a published socket and tells the guest.
+    fn drain_port_errors(&mut self, token: Token) {
+        let mut quoted = [0u8; 1280];
+        for _ in 0..ERROR_BATCH {
+            let Some(port) = self.datagram_ports.get_mut(token) else { return };
+            let rule = port.rule;
+            let Some(error) = self.io.host.next_error(&port.socket, &mut quoted) else { return };
+            let target = error.target;
+            let Some(ends) = self.plan.inbound(Some(target.ip()), rule.guest_address) else {
+                continue;
+            };
+            let guest = SocketAddr::new(ends.guest, rule.guest_port);
+            let client = SocketAddr::new(ends.client, target.port());
+            let known = self.sessions.find(&SessionKey { guest, client });
+            let known = known.and_then(|session| self.sessions.get(session));
+            if !known.is_some_and(|known| known.port == token && known.client == target) {
+                continue;
+            }
+            let Some(original) = error::original_udp(guest, client, error.quoted) else { continue };
+            let Some(report) = report_of(&error, guest.is_ipv6()) else { continue };
+            let source = error.offender.map(|address| self.plan.seen_by_guest(address));
+            let source = source.filter(|address| !address.is_loopback());
+            let guest_mac = self.services.mac_of(guest.ip()).unwrap_or(self.plan.guest_mac);
+            self.answer_report(guest_mac, source, report, &original);
+        }
+    }
+
+    /// Closes a published UDP socket; its clients' sessions end with it.
+    pub(super) fn close_datagram_port(&mut self, token: Token) {
+        if self.datagram_ports.remove(token).is_none() {
+            return;
+        }
+        let sessions: Vec<Token> = self
+            .sessions
+            .iter()
+            .filter(|(.., session)| session.port == token)
+            .map(|(session, ..)| session)
+            .collect();
+        for session in sessions {
+            self.end_session(session);
+        }
+    }
+
+    fn end_session(&mut self, token: Token) {
+        if let Some((_, session)) = self.sessions.remove(token) {
+            self.ledger.close(FlowTransport::Udp, &session.account, session.replied);
+        }
+    }
+
+    /// Sees to it that the session's end is in the timer wheel.
+    pub(super) fn settle_session(&mut self, token: Token) {
+        let Some(session) = self.sessions.get_mut(token) else { return };
+        let deadline = session.deadline();
+        if session.wheel_entry.is_none_or(|entry| deadline < entry) {
+            session.wheel_entry = Some(deadline);
+            self.wheel.insert(deadline, token);
+        }
+    }
+
+    /// A wheel entry of a session has fired: it ends, or is looked at again later.
+    pub(super) fn on_session_deadline(&mut self, now: Instant, token: Token) {
+        let Some(session) = self.sessions.get_mut(token) else { return };
+        session.wheel_entry = session.wheel_entry.filter(|entry| *entry > now);
+        if session.deadline() <= now {
+            self.end_session(token);
+        } else {
+            self.settle_session(token);
+        }
+    }
+}
