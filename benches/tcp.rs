@@ -25,6 +25,7 @@ const TICK: Duration = Duration::from_micros(3);
 const OPTIONS: Options = Options {
     mss: 65_480,
     receive_limit: 4 << 20,
+    first_window: 64 << 10,
     in_flight_limit: 4 << 20,
     frame_limit: FRAME,
     resend_limit: FRAME,

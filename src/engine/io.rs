@@ -7,6 +7,7 @@ use crate::stack::wire::{Addresses, Checksum, HEADROOM, TcpHeader};
 
 use super::buffers::{Pool, SLAB_LEN};
 use super::ports::{FramePort, SocketPort};
+use super::tcp_flow::MIN_SEGMENT;
 
 /// Bytes and frames over the guest link since the start.
 #[derive(Clone, Debug, Default)]
@@ -36,8 +37,10 @@ pub struct Limits {
     pub receive_window: u32,
     /// Bytes towards the guest of one connection that await acknowledgment.
     pub in_flight: u32,
-    /// Bytes of all backlogs together. From half of it on, windows close to [`Limits::tight_window`];
-    /// at the limit data is refused, which only a guest that ignores closing windows sees.
+    /// Bytes of all backlogs and open windows together. From half of it on, connections are
+    /// offered no more than [`Limits::tight_window`], and beyond it an even share of it, or a
+    /// small segment. What was offered is always taken, so this and one such share for each
+    /// connection bounds what is ever held; a guest that sends more has it cut off.
     pub backlog_bytes: usize,
     /// Window of a connection under memory pressure.
     pub tight_window: u32,
@@ -70,6 +73,8 @@ pub(super) struct Io<F, S> {
     pub(super) counters: Counters,
     /// Bytes in all backlogs.
     pub(super) backlog_bytes: usize,
+    /// These, and what the guest may add under the windows that it was offered.
+    pub(super) promised: usize,
     pub(super) checksum: Checksum,
     pub(super) gateway_mac: Mac,
 }
@@ -136,17 +141,18 @@ impl<F: FramePort, S: SocketPort> Io<F, S> {
         self.write(&parts);
     }
 
-    /// Whether no further byte from the guest can be held.
-    pub(super) fn backlog_exhausted(&self) -> bool {
-        self.backlog_bytes >= self.limits.backlog_bytes
-    }
-
-    /// The window that a connection may offer now.
+    /// The window that a connection may offer now. Never none: who has nothing in the backlog is
+    /// not woken when memory comes free.
     pub(super) fn receive_limit(&self) -> u32 {
-        if self.backlog_bytes >= self.limits.backlog_bytes / 2 {
-            self.limits.tight_window
-        } else {
-            self.limits.receive_window
+        let Limits { backlog_bytes, tight_window, .. } = self.limits;
+        if self.promised < backlog_bytes / 2 {
+            return self.limits.receive_window;
         }
+        if self.promised < backlog_bytes {
+            return tight_window;
+        }
+        let share = backlog_bytes / self.limits.tcp_flows.max(1);
+        // At most `tight_window`, a u32.
+        share.max(MIN_SEGMENT).min(tight_window as usize) as u32
     }
 }

@@ -28,7 +28,7 @@ pub struct TcpKey {
 const READ_BUDGET: usize = 4;
 
 /// What surely fits one segment on any path (RFC 9293 §3.7.1, the default send MSS).
-const MIN_SEGMENT: usize = 536;
+pub(super) const MIN_SEGMENT: usize = 536;
 
 /// Why a connection attempt ended without a connection.
 pub(super) struct ConnectFailure(pub(super) io::Error);
@@ -53,6 +53,8 @@ pub(super) struct TcpFlow<S: SocketPort> {
     no_delay: bool,
     backlog: Backlog,
     sent: RetransmitQueue,
+    /// What [`Connection::promised`] was when it was last accounted for.
+    promised: u32,
     /// The earliest entry in the timer wheel.
     pub(super) wheel_entry: Option<Instant>,
     /// On the worker's list of flows that owe an acknowledgment.
@@ -84,6 +86,7 @@ impl<S: SocketPort> TcpFlow<S> {
             no_delay: false,
             backlog: Backlog::default(),
             sent: RetransmitQueue::default(),
+            promised: 0,
             wheel_entry: None,
             on_ack_list: false,
             on_run_list: false,
@@ -117,10 +120,6 @@ impl<S: SocketPort> TcpFlow<S> {
         actions: &mut Vec<Action>,
     ) -> Result<(), DropReason> {
         self.account.heard(now);
-        if segment.len > 0 && io.backlog_exhausted() {
-            return Err(DropReason::BufferLimit);
-        }
-        self.machine.set_receive_limit(io.receive_limit());
         let verdict = self.machine.on_segment(now, segment, actions);
         self.answered |= self.machine.state() == State::Established;
         self.perform(payload, io, actions);
@@ -218,6 +217,13 @@ impl<S: SocketPort> TcpFlow<S> {
     pub(super) fn release<F: FramePort>(mut self, io: &mut Io<F, S>) {
         self.sent.clear(&mut io.pool);
         io.backlog_bytes -= self.backlog.len();
+        io.promised -= self.promised as usize;
+    }
+
+    /// Brings the sum of promises up to date.
+    pub(super) fn account<F: FramePort>(&mut self, io: &mut Io<F, S>) {
+        let before = std::mem::replace(&mut self.promised, self.machine.promised());
+        io.promised = io.promised + self.promised as usize - before as usize;
     }
 
     /// Tells the guest that the connection is refused, and closes the machine.

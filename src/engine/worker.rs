@@ -41,6 +41,9 @@ const FRAME_BATCH: usize = 64;
 /// Datagrams received with one system call.
 const DATAGRAM_BATCH: usize = 16;
 
+/// The window of a new connection: all that a SYN-ACK can say. It grows as the guest uses it.
+const FIRST_WINDOW: u32 = 65_535;
+
 /// Free slabs are given back this long after the first of them became free for good.
 const TRIM_AFTER: Duration = Duration::from_secs(2);
 
@@ -75,6 +78,8 @@ pub struct Held {
     pub slabs: usize,
     /// Bytes from the guest that wait for host sockets.
     pub backlog_bytes: usize,
+    /// These, and the windows that connections were offered.
+    pub promised_bytes: usize,
     /// Bytes of incomplete packets, bookkeeping included.
     pub reassembly_bytes: usize,
     /// Entries in the timer wheel, those that nobody waits for any more included.
@@ -131,6 +136,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             TcpOptions {
                 mss,
                 receive_limit: limits.receive_window,
+                first_window: FIRST_WINDOW,
                 in_flight_limit: limits.in_flight,
                 frame_limit: match (vnet_header, big_packets) {
                     (true, true) => BURST_LEN as u32,
@@ -150,6 +156,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 limits,
                 counters: Counters::default(),
                 backlog_bytes: 0,
+                promised: 0,
                 checksum: if vnet_header { Checksum::Partial } else { Checksum::Full },
                 gateway_mac: plan.gateway_mac,
             },
@@ -214,6 +221,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         Held {
             slabs: self.io.pool.in_use(),
             backlog_bytes: self.io.backlog_bytes,
+            promised_bytes: self.io.promised,
             reassembly_bytes: self.reassembly.bytes(),
             timers: self.wheel.len(),
         }
@@ -484,7 +492,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         act: impl FnOnce(&mut TcpFlow<S>, &mut Io<F, S>, &mut Vec<Action>) -> R,
     ) -> Option<R> {
         let flow = self.tcp.get_mut(token)?;
+        flow.machine.set_receive_limit(self.io.receive_limit());
         let result = act(flow, &mut self.io, &mut self.actions);
+        flow.account(&mut self.io);
         if flow.machine.is_closed() {
             if let Some((_, flow)) = self.tcp.remove(token) {
                 self.ledger.close(FlowTransport::Tcp, &flow.account, flow.answered);

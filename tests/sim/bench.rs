@@ -25,6 +25,12 @@ pub fn small_limits() -> Limits {
     }
 }
 
+/// Bytes that connections may be promised in sum: the limit, one offer that passes it, and the
+/// least window (RFC 9293 §3.7.1's default segment) for each.
+pub fn most_promised(limits: &Limits) -> usize {
+    limits.backlog_bytes + limits.tight_window as usize + limits.tcp_flows * 536
+}
+
 /// A worker that is fed by hand.
 pub struct Bench {
     pub now: u64,
@@ -88,6 +94,14 @@ impl Bench {
             written.extend(self.turn());
         }
         written
+    }
+
+    /// One turn, and the acknowledgments that an idle worker sends.
+    pub fn idle_turn(&mut self) -> Vec<Vec<u8>> {
+        let mut frames = self.turn();
+        self.worker.before_wait();
+        frames.extend(self.turn());
+        frames
     }
 
     /// What was dropped so far, by reason.

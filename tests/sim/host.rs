@@ -81,6 +81,14 @@ impl Host {
         self.scripts[&port].clone()
     }
 
+    /// Has the peers of all open streams send up to `total` bytes.
+    pub fn send_more(&mut self, total: u64) {
+        for stream in self.streams.values_mut() {
+            stream.script.sends = total;
+            stream.wake();
+        }
+    }
+
     /// Lets the peers act until `now`; the events that follow are for the engine.
     pub fn advance(&mut self, now: u64) -> Vec<Event> {
         self.now = now;

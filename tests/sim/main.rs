@@ -22,4 +22,5 @@ mod peer;
 mod reasons;
 mod rng;
 mod streams;
+mod windows;
 mod world;

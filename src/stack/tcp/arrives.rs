@@ -49,8 +49,10 @@ impl Connection {
             self.take_crossed_syn(now, segment, out);
             return Ok(());
         }
-        // First, sequence number. What a reset carries is a remark (RFC 9293 §3.5.3).
-        let sequence_len = if segment.flags.rst { 0 } else { segment.sequence_len() };
+        // First, sequence number. What a reset carries is a remark (RFC 9293 §3.5.3). A bare FIN
+        // costs no memory, so like on Linux no window is too small for it.
+        let bare_fin = segment.flags.fin && segment.sequence_len() == 1;
+        let sequence_len = if segment.flags.rst || bare_fin { 0 } else { segment.sequence_len() };
         if !self.receive.acceptable(segment.seq, sequence_len) {
             return self.unacceptable(now, segment, out);
         }
@@ -217,8 +219,7 @@ impl Connection {
             return Err(DropReason::UnacceptableSegment);
         };
         if accepted.len > 0 {
-            self.receive.nxt += accepted.len;
-            self.receive.backlog += accepted.len;
+            self.receive.take(accepted.len);
             out.push(Action::Deliver { skip: accepted.skip, len: accepted.len });
         }
         if segment.flags.fin && accepted.whole {

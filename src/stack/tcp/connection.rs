@@ -122,6 +122,12 @@ impl Connection {
         self.host_eof
     }
 
+    /// Bytes that the edge holds for the host socket, or has to hold if the guest sends all that
+    /// it was offered.
+    pub fn promised(&self) -> u32 {
+        self.receive.promised()
+    }
+
     /// Bytes sent to the guest that it has not acknowledged.
     pub fn in_flight(&self) -> u32 {
         self.transmit.in_flight()
@@ -150,6 +156,7 @@ impl Connection {
     }
 
     /// Bounds what the guest may have waiting for the host from now on (D3, caps per guest).
+    /// What was offered before is still taken: [`Connection::promised`] does not shrink by it.
     ///
     /// Raising it may open the window: [`Connection::ack_owed`] tells.
     pub fn set_receive_limit(&mut self, limit: u32) {

@@ -56,8 +56,10 @@ pub use connection::{Connection, State};
 pub struct Options {
     /// MSS that we announce: what fits the link's MTU.
     pub mss: u16,
-    /// Most bytes from the guest to hold for the host socket: the window that is advertised.
+    /// Most bytes from the guest to hold for the host socket: the largest window.
     pub receive_limit: u32,
+    /// The window that is offered until the guest has shown that it uses it.
+    pub first_window: u32,
     /// Most bytes towards the guest that may await acknowledgment.
     pub in_flight_limit: u32,
     /// Largest payload of one frame of new data.

@@ -40,13 +40,14 @@ impl Connection {
     /// Before anything is known of the guest's end.
     fn new(state: State, now: Instant, iss: Seq, options: Options) -> Connection {
         let mss = options.mss.into();
+        let (first, limit) = (options.first_window, options.receive_limit);
         Connection {
             options,
             state,
             irs: Seq(0),
             scaled: true,
             sack_permitted: true,
-            receive: Receive::new(options.receive_limit, mss, window_shift(options.receive_limit)),
+            receive: Receive::new(first, limit, mss, window_shift(limit)),
             transmit: Transmit::new(iss, mss.max(MIN_MSS)),
             rtt: Rtt::new(),
             timers: Timers::default(),

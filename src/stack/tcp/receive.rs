@@ -14,6 +14,9 @@
 //! guest that sends single bytes to a host that reads nothing must not make the backlog grow
 //! without end. At the bound the field is rounded down, as RFC 7323 §2.4 allows; what is inside
 //! the edge of before is still taken.
+//!
+//! A window is a promise of memory, and an idle connection should hold little of it. So it starts
+//! small and doubles whenever the guest uses more than half of it before we answer.
 
 use crate::base::Seq;
 
@@ -36,9 +39,11 @@ pub(super) struct Receive {
     edge: Seq,
     /// Bytes accepted from the guest that the host socket has not taken yet.
     pub(super) backlog: u32,
-    /// Most bytes to hold: the window with an empty backlog. At most what the field can say.
-    limit: u32,
-    /// The limit at first, which the present one never exceeds.
+    /// Most bytes to hold for now, as the edge says.
+    allowed: u32,
+    /// Most bytes to hold, as use has shown to be of avail.
+    earned: u32,
+    /// Most bytes that may ever be held. At most what the field can say.
     ceiling: u32,
     /// The MSS that we announced: less than that is not worth an advertisement.
     mss: u32,
@@ -59,15 +64,17 @@ pub(super) struct Accepted {
 }
 
 impl Receive {
-    /// Before the guest's SYN; `shift` is what ours offers or will offer.
-    pub(super) fn new(limit: u32, mss: u32, shift: u8) -> Self {
+    /// Before the guest's SYN, with a window of `first` that may grow to `limit`; `shift` is what
+    /// our SYN offers or will offer.
+    pub(super) fn new(first: u32, limit: u32, mss: u32, shift: u8) -> Self {
         let nxt = Seq(0);
         let limit = limit.min(65_535 << shift);
         Receive {
             nxt,
             edge: nxt,
             backlog: 0,
-            limit,
+            allowed: limit,
+            earned: first.min(limit),
             ceiling: limit,
             mss,
             shift,
@@ -84,8 +91,26 @@ impl Receive {
         if !scaled {
             self.shift = 0;
             self.ceiling = self.ceiling.min(65_535);
-            self.limit = self.limit.min(self.ceiling);
         }
+    }
+
+    /// Most bytes to hold: the window with an empty backlog.
+    fn limit(&self) -> u32 {
+        self.allowed.min(self.earned).min(self.ceiling)
+    }
+
+    /// `len` bytes in order are taken: acknowledged from now on, and waiting for the host.
+    pub(super) fn take(&mut self, len: u32) {
+        self.nxt += len;
+        self.backlog += len;
+        if self.open() < self.earned / 2 {
+            self.earned = self.earned.saturating_mul(2).min(self.ceiling);
+        }
+    }
+
+    /// Bytes that the host socket has yet to take, and those that the guest may still send.
+    pub(super) fn promised(&self) -> u32 {
+        self.backlog + if self.fin == GuestFin::Open { self.open() } else { 0 }
     }
 
     /// Bytes that the guest may still send under the last advertisement.
@@ -118,13 +143,13 @@ impl Receive {
     pub(super) fn advertise(&mut self, scaled: bool) -> u16 {
         let shift = if scaled { self.shift } else { 0 };
         let owed = self.open();
-        let free = self.limit.saturating_sub(self.backlog);
+        let free = self.limit().saturating_sub(self.backlog);
         // A gain that is not worth a segment is kept back until it is (RFC 9293 §3.8.6.2.2).
         let wanted = if free.saturating_sub(owed) >= self.worthwhile() { free } else { owed };
         let wanted = wanted.min(65_535 << shift);
         let kept = owed.div_ceil(1 << shift);
         let creeps = u64::from(self.backlog) + (u64::from(kept) << shift)
-            > u64::from(self.ceiling) + u64::from(self.creep_limit());
+            > u64::from(self.limit()) + u64::from(self.creep_limit());
         let kept = if creeps { owed >> shift } else { kept };
         let field = (wanted >> shift).max(kept).min(65_535);
         self.edge = self.edge.later(self.nxt + (field << shift));
@@ -137,23 +162,23 @@ impl Receive {
     /// still open the guest is not held up, by its own rule for silly windows (§3.8.6.2.1).
     pub(super) fn update_due(&self) -> bool {
         let offered = self.open();
-        let free = self.limit.saturating_sub(self.backlog);
-        offered < self.limit / 2 && free.saturating_sub(offered) >= self.worthwhile()
+        let free = self.limit().saturating_sub(self.backlog);
+        offered < self.limit() / 2 && free.saturating_sub(offered) >= self.worthwhile()
     }
 
     /// The least gain that is advertised: a segment, or half of a limit that is smaller than two.
     fn worthwhile(&self) -> u32 {
-        self.mss.min(self.limit / 2)
+        self.mss.min(self.limit() / 2)
     }
 
     /// How far rounding may push backlog and window in sum beyond the limit that was advertised.
     fn creep_limit(&self) -> u32 {
-        (self.ceiling / 8).max(1 << self.shift)
+        (self.limit() / 8).max(1 << self.shift)
     }
 
     /// Sets the most bytes to hold. A smaller value takes effect as the guest uses up the window.
     pub(super) fn set_limit(&mut self, limit: u32) {
-        self.limit = limit.min(self.ceiling);
+        self.allowed = limit;
     }
 }
 
@@ -162,7 +187,7 @@ mod tests {
     use super::*;
 
     fn open_window(limit: u32) -> Receive {
-        let mut receive = Receive::new(limit, 1460, 7);
+        let mut receive = Receive::new(limit, limit, 1460, 7);
         receive.synchronize(Seq(u32::MAX - 1), true);
         assert_eq!(receive.nxt, Seq(u32::MAX));
         receive.advertise(true);
@@ -202,6 +227,43 @@ mod tests {
             receive.accept(receive.nxt - 100, 50),
             Some(Accepted { skip: 50, len: 0, whole: true })
         );
+    }
+
+    #[test]
+    fn the_window_doubles_as_it_is_used_up_to_the_limit() {
+        let mut receive = Receive::new(10_000, 64 << 10, 1460, 7);
+        receive.synchronize(Seq(u32::MAX - 1), true);
+        for offered in [10_000, 20_000, 40_000, 64 << 10, 64 << 10] {
+            let field = u32::from(receive.advertise(true)) << 7;
+            assert!((offered - 127..=offered).contains(&field), "{field} of {offered}");
+            assert_eq!(receive.promised(), field);
+            // A little use changes nothing.
+            receive.take(1000);
+            receive.backlog = 0;
+            receive.advertise(true);
+            receive.take(field / 2 + 128);
+            receive.backlog = 0;
+        }
+    }
+
+    #[test]
+    fn a_limit_that_shrinks_keeps_its_word_and_promises_nothing_new() {
+        let mut receive = open_window(128 * 1024);
+        receive.set_limit(3000);
+        for _ in 0..1000 {
+            receive.take(100);
+            receive.advertise(true);
+            assert!(receive.promised() <= 128 * 1024 + 128);
+        }
+        receive.take(receive.open());
+        assert_eq!((receive.advertise(true), receive.promised()), (0, receive.backlog));
+        assert!(receive.accept(receive.nxt, 10).is_some_and(|accepted| accepted.len == 0));
+        // A closed window opens by what is allowed now, when the host has taken enough.
+        receive.backlog = 2000;
+        assert!(!receive.update_due());
+        receive.backlog = 1000;
+        assert!(receive.update_due());
+        assert_eq!(receive.advertise(true), 2000 >> 7);
     }
 
     #[test]

@@ -434,11 +434,13 @@ impl Model {
 
 fn options() -> impl Strategy<Value = Options> {
     let receive_limit = select(vec![1000, 65_535, 100_000, 4 << 20]);
+    let first_window = select(vec![500, 30_000, u32::MAX]);
     let in_flight_limit = select(vec![3000, 100_000, 1 << 20]);
     let frame_limit = select(vec![1460, 61_000]);
-    (receive_limit, in_flight_limit, frame_limit).prop_map(
-        |(receive_limit, in_flight_limit, frame_limit)| Options {
+    (receive_limit, first_window, in_flight_limit, frame_limit).prop_map(
+        |(receive_limit, first_window, in_flight_limit, frame_limit)| Options {
             receive_limit,
+            first_window,
             in_flight_limit,
             frame_limit,
             ..OPTIONS

@@ -107,6 +107,23 @@ fn a_fin_right_behind_the_last_byte_of_the_window_counts() {
 }
 
 #[test]
+fn a_bare_fin_counts_though_the_window_is_closed() {
+    let mut talk = full();
+    talk.takes(Segment { flags: WITH_FIN, ..data(LIMIT + 2, 0) });
+    talk.is_in(State::CloseWait);
+    talk.flush();
+    talk.does(&[acknowledges(LIMIT + 3, 0)]);
+    // Not one that lies further on, nor one with text.
+    for segment in [data(LIMIT + 3, 0), data(LIMIT + 2, 1)] {
+        let mut talk = full();
+        assert_eq!(talk.guest(Segment { flags: WITH_FIN, ..segment }), REFUSED);
+        talk.flush();
+        talk.does(&[acknowledges(LIMIT + 2, 0)]);
+        talk.is_in(State::Established);
+    }
+}
+
+#[test]
 fn everything_inside_the_window_is_taken_though_the_host_takes_nothing() {
     let mut talk = open();
     let mut sent = 2;

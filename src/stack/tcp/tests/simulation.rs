@@ -129,6 +129,7 @@ impl Plan {
             options: Options {
                 mss: (mtu - 40) as u16,
                 receive_limit: limit,
+                first_window: if limit > 50_000 { 5000 } else { u32::MAX },
                 in_flight_limit: random.pick(&[4000, 60_000, 1 << 20]),
                 frame_limit: random.pick(&[1000, 8000, 60_000, 240_000]),
                 resend_limit: random.pick(&[1000, 60_000]),
