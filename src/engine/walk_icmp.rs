@@ -238,8 +238,8 @@ pub(super) fn report_of(error: &SocketError<'_>, ipv6: bool) -> Option<Report> {
     match error.origin {
         Origin::Icmp | Origin::Icmp6 => {
             let too_big = error.errno == libc::EMSGSIZE;
-            let mtu = if too_big { error.info } else { 0 };
-            Some(Report { kind: error.kind, code: error.code, mtu })
+            let info = if too_big { error.info } else { 0 };
+            Some(Report { kind: error.kind, code: error.code, info })
         }
         Origin::Local if error.errno == libc::EMSGSIZE => {
             Some(Problem::TooBig(error.info).report(ipv6))

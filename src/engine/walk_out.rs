@@ -113,8 +113,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             protocol::ICMPV6 if packet.source.is_ipv6() => {
                 self.on_icmp(now, source_mac, packet, destination)
             }
+            // RFC 8200 §4.7: what follows is to be ignored.
+            protocol::NO_NEXT_HEADER if packet.source.is_ipv6() => Err(DropReason::UnknownProtocol),
             _ => {
-                self.answer_problem(source_mac, Problem::ProtocolUnreachable, packet.bytes);
+                // An offset in a packet of at most 64 KiB.
+                let problem = Problem::UnknownProtocol(packet.protocol_at as u32);
+                self.answer_problem(source_mac, problem, packet.bytes);
                 Err(DropReason::UnknownProtocol)
             }
         }

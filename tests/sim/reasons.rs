@@ -20,6 +20,8 @@ enum Answer {
     Reset(u32, Option<u32>),
     /// An ICMP or ICMPv6 message of this type and code.
     Icmp(u8, u8),
+    /// ICMPv6's "unrecognized next header", with this pointer (RFC 4443 §3.4).
+    Parameter(u32),
     Arp,
 }
 
@@ -33,10 +35,13 @@ fn classify(frames: &[Vec<u8>]) -> Answer {
         [0x08, 0x00] => (frame[23], 34),
         _ => (frame[20], 54),
     };
+    let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+    if protocol == ICMPV6 && frame[at..at + 2] == [4, 1] {
+        return Answer::Parameter(word(at + 4));
+    }
     if matches!(protocol, ICMP | ICMPV6) {
         return Answer::Icmp(frame[at], frame[at + 1]);
     }
-    let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
     assert_eq!(protocol, TCP, "an answer of protocol {protocol}");
     let flags = frame[at + 13];
     assert_eq!(flags & RST, RST, "an answer that is no reset: flags {flags:#x}");
@@ -225,13 +230,21 @@ fn ip_cases() -> Vec<Case> {
         dropped("to a foreign link-local address", MartianDestination, to6("fe80::99")),
         dropped("to an IPv6 group", Multicast, to6("ff02::fb")),
         answered("SCTP", Some(UnknownProtocol), Answer::Icmp(3, 2), unknown(Ip::v4(0))),
-        answered("SCTP over IPv6", Some(UnknownProtocol), Answer::Icmp(1, 4), unknown(Ip::v6(0))),
+        // RFC 8200 §4: the pointer of ICMPv6 names the next-header field that is not understood.
+        answered("SCTP over IPv6", Some(UnknownProtocol), Answer::Parameter(6), unknown(Ip::v6(0))),
         answered(
             "ICMP over IPv6",
             Some(UnknownProtocol),
-            Answer::Icmp(1, 4),
+            Answer::Parameter(6),
             Ip::v6(ICMP).frame(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0]),
         ),
+        answered(
+            "SCTP behind two extension headers",
+            Some(UnknownProtocol),
+            Answer::Parameter(48),
+            extended(0, &[60, 0, 1, 4, 0, 0, 0, 0, 132, 0, 1, 4, 0, 0, 0, 0, 1, 2, 3, 4]),
+        ),
+        dropped("no next header", UnknownProtocol, extended(59, &[1, 2, 3])),
     ]
 }
 

@@ -19,16 +19,18 @@ const TIME_EXCEEDED: u8 = 11;
 const UNREACHABLE_V6: u8 = 1;
 const TOO_BIG_V6: u8 = 2;
 const TIME_EXCEEDED_V6: u8 = 3;
+const PARAMETER_PROBLEM_V6: u8 = 4;
 
-/// Type, code and the 32 bits behind the checksum (a path MTU, or 0).
+/// Type, code and the 32 bits behind the checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// ICMP type.
     pub kind: u8,
     /// ICMP code.
     pub code: u8,
-    /// The path MTU in bytes for "too big" and "fragmentation needed"; else 0.
-    pub mtu: u32,
+    /// The path MTU in bytes for "too big" and "fragmentation needed", the offset of the octet in
+    /// question for ICMPv6's "parameter problem"; else 0.
+    pub info: u32,
 }
 
 /// What is wrong, in words that both families know.
@@ -42,6 +44,9 @@ pub enum Problem {
     PortUnreachable,
     /// The target does not speak the protocol: `ENOPROTOOPT` (IPv4).
     ProtocolUnreachable,
+    /// As [`Problem::ProtocolUnreachable`] for a packet at hand, whose protocol number is the octet
+    /// at this offset (RFC 4443 §3.4 code 1, RFC 8200 §4): `EPROTO` over IPv6.
+    UnknownProtocol(u32),
     /// Forbidden by a policy: `EACCES` over IPv6, `EHOSTUNREACH` over IPv4, which has no better.
     Prohibited,
     /// It may not be fragmented and is larger than the path MTU in bytes: `EMSGSIZE`.
@@ -69,10 +74,12 @@ impl Problem {
 
     /// The message for a family. Codes: RFC 792, RFC 1812 §5.2.7.1, RFC 4443 §3.
     pub fn report(self, ipv6: bool) -> Report {
-        let (kind, code, mtu) = match (self, ipv6) {
+        let (kind, code, info) = match (self, ipv6) {
             (Problem::NetUnreachable, false) => (UNREACHABLE, 0, 0),
             (Problem::HostUnreachable, false) => (UNREACHABLE, 1, 0),
-            (Problem::ProtocolUnreachable, false) => (UNREACHABLE, 2, 0),
+            (Problem::ProtocolUnreachable | Problem::UnknownProtocol(_), false) => {
+                (UNREACHABLE, 2, 0)
+            }
             (Problem::PortUnreachable, false) => (UNREACHABLE, 3, 0),
             (Problem::TooBig(mtu), false) => (UNREACHABLE, 4, mtu),
             (Problem::Prohibited, false) => (UNREACHABLE, 13, 0),
@@ -83,10 +90,11 @@ impl Problem {
             (Problem::ProtocolUnreachable | Problem::PortUnreachable, true) => {
                 (UNREACHABLE_V6, 4, 0)
             }
+            (Problem::UnknownProtocol(at), true) => (PARAMETER_PROBLEM_V6, 1, at),
             (Problem::TooBig(mtu), true) => (TOO_BIG_V6, 0, mtu),
             (Problem::ReassemblyTime, true) => (TIME_EXCEEDED_V6, 1, 0),
         };
-        Report { kind, code, mtu }
+        Report { kind, code, info }
     }
 }
 
@@ -101,7 +109,7 @@ pub fn error_packet(source: IpAddr, report: Report, original: &[u8]) -> Option<V
     let quoted = &original[..original.len().min(limit - header_len - 8)];
     let mut message = vec![report.kind, report.code, 0, 0];
     // RFC 1191 §4 has the MTU in the low 16 bits, which the larger field covers.
-    message.extend(report.mtu.to_be_bytes());
+    message.extend(report.info.to_be_bytes());
     message.extend(quoted);
     fill_icmp_checksum(&mut message, source, guest);
     let header = IpHeader { source, target: guest, protocol, tos: 0xc0, hop_limit: 64 };
@@ -253,7 +261,7 @@ mod tests {
         let peer = "192.0.2.7:53".parse().unwrap();
         let original = original_udp(guest(), peer, &[7; 1000]).unwrap();
         let source: IpAddr = "198.51.100.1".parse().unwrap();
-        let report = Report { kind: 11, code: 0, mtu: 0 };
+        let report = Report { kind: 11, code: 0, info: 0 };
         let bytes = error_packet(source, report, &original).unwrap();
         assert_eq!(bytes.len(), 576);
         let Ok(Parsed::Whole(packet)) = parse_v4(&bytes) else { panic!("not whole") };
@@ -341,7 +349,7 @@ mod tests {
             let _ = path_mtu(&bytes, false);
             let _ = path_mtu(&bytes, true);
             let source = "10.0.2.2".parse().unwrap();
-            let _ = error_packet(source, Report { kind: 3, code: 1, mtu: 0 }, &bytes);
+            let _ = error_packet(source, Report { kind: 3, code: 1, info: 0 }, &bytes);
         }
     }
 }

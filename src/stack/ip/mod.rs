@@ -25,6 +25,8 @@ pub struct Packet<'a> {
     pub target: IpAddr,
     /// Transport protocol number, after extension headers.
     pub protocol: u8,
+    /// Where in `bytes` that number stands: in the header before the payload.
+    pub protocol_at: usize,
     /// TTL or hop limit, never 0.
     pub hop_limit: u8,
     /// Type of service or traffic class: DSCP and ECN.
@@ -66,6 +68,7 @@ pub fn parse_v4(bytes: &[u8]) -> Result<Parsed<'_>, DropReason> {
         source: view.src_addr().into(),
         target: view.dst_addr().into(),
         protocol: view.next_header().into(),
+        protocol_at: 9,
         hop_limit: view.hop_limit(),
         tos: view.dscp() << 2 | view.ecn(),
         dont_fragment: view.dont_frag(),
@@ -92,6 +95,7 @@ pub fn parse_v6(bytes: &[u8]) -> Result<Parsed<'_>, DropReason> {
         source: view.src_addr().into(),
         target: view.dst_addr().into(),
         protocol: view.next_header().into(),
+        protocol_at: 6,
         hop_limit: view.hop_limit(),
         tos: view.traffic_class(),
         dont_fragment: true,
@@ -104,6 +108,7 @@ pub fn parse_v6(bytes: &[u8]) -> Result<Parsed<'_>, DropReason> {
             Extension::Fragment => return Ok(Parsed::Fragment(packet)),
             Extension::Skip { next, len } => {
                 packet.protocol = next;
+                packet.protocol_at = bytes.len() - packet.payload.len();
                 packet.payload = &packet.payload[len..];
             }
         }
@@ -216,6 +221,8 @@ mod tests {
         let bytes = v6(HOP_BY_HOP, &rest);
         let Ok(Parsed::Whole(packet)) = parse_v6(&bytes) else { panic!("not whole") };
         assert_eq!((packet.protocol, packet.payload), (17, &[0xaa; 8][..]));
+        // Behind the IPv6 header and the first extension, the second says what follows it.
+        assert_eq!((packet.protocol_at, bytes[packet.protocol_at]), (48, 17));
     }
 
     #[test]

@@ -34,4 +34,6 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
+    /// Nothing follows the IPv6 headers (RFC 8200 §4.7).
+    pub const NO_NEXT_HEADER: u8 = 59;
 }
