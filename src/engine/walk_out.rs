@@ -129,15 +129,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if vnet.partial_checksum.is_some() || vnet.checksum_valid {
             return Ok(());
         }
+        let verify = |bytes| checksum::verify(packet.source, packet.target, packet.protocol, bytes);
         let good = match packet.protocol {
-            protocol::UDP
-                if packet.source.is_ipv4() && Datagram::without_checksum(packet.payload) =>
-            {
-                true
+            protocol::UDP => {
+                let datagram = Datagram::covered(packet.payload)?;
+                (packet.source.is_ipv4() && Datagram::without_checksum(datagram))
+                    || verify(datagram)
             }
-            protocol::TCP | protocol::UDP | protocol::ICMPV6 => {
-                checksum::verify(packet.source, packet.target, packet.protocol, packet.payload)
-            }
+            protocol::TCP | protocol::ICMPV6 => verify(packet.payload),
             protocol::ICMP => checksum::fold(checksum::sum(packet.payload)) == 0xffff,
             _ => true,
         };

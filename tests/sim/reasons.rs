@@ -325,6 +325,17 @@ fn transport_cases() -> Vec<Case> {
             }),
         ),
         dropped(
+            "UDP length below the header, with a checksum",
+            BadTransportHeader,
+            with(udp_frame(Ip::v6(UDP), 1, 2, b"x"), |f| f[59] = 7),
+        ),
+        dropped(
+            "UDP length beyond the packet, with a checksum",
+            BadTransportHeader,
+            with(udp_frame(Ip::v6(UDP), 1, 2, b"x"), |f| f[59] = 10),
+        ),
+        dropped("UDP header cut short", BadTransportHeader, Ip::v4(UDP).frame(&[0, 1, 0, 2, 0, 8])),
+        dropped(
             "UDP length beyond the packet",
             BadTransportHeader,
             with(udp_frame(Ip::v4(UDP), 1, 2, b""), |f| {

@@ -1,4 +1,7 @@
 //! A UDP header (RFC 768).
+//!
+//! The length field may say less than the IP packet holds: what follows is padding, not covered by
+//! the checksum, and dropped as Linux does. It may not say more.
 
 use crate::base::DropReason;
 
@@ -26,6 +29,14 @@ impl<'a> Datagram<'a> {
         Ok(Datagram { source_port, target_port, payload: view.payload() })
     }
 
+    /// The bytes of `packet` that its length field claims, header included: those that the checksum
+    /// covers.
+    pub fn covered(packet: &[u8]) -> Result<&[u8], DropReason> {
+        let view = UdpPacket::new_checked(packet).map_err(|_| DropReason::BadTransportHeader)?;
+        // Checked just now to lie between a header's length and that of `packet`.
+        Ok(&packet[..usize::from(view.len())])
+    }
+
     /// Whether the sender left the checksum out, which IPv4 allows and IPv6 does not (RFC 8200 §8.1).
     pub fn without_checksum(packet: &[u8]) -> bool {
         packet.get(6..8) == Some(&[0, 0])
@@ -35,6 +46,16 @@ impl<'a> Datagram<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_follows_the_claimed_length_is_padding() {
+        let packet = [0x30, 0x39, 0x00, 0x35, 0x00, 0x0a, 0x00, 0x00, 0xab, 0xcd, 0xee, 0xee];
+        assert_eq!(Datagram::covered(&packet), Ok(&packet[..10]));
+        assert_eq!(Datagram::parse(&packet).unwrap().payload, [0xab, 0xcd]);
+        for len in 0..10 {
+            assert_eq!(Datagram::covered(&packet[..len]), Err(DropReason::BadTransportHeader));
+        }
+    }
 
     #[test]
     fn lengths_and_ports_are_checked() {
