@@ -124,15 +124,16 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Ok(())
             }
             protocol::UDP => {
-                let destination = self.plan.destination(news.peer.ip());
-                let way = self.udp_way(news.guest, news.peer, destination);
-                let key = way.map(|way| MappingKey { guest: news.guest, route: way.route });
-                let token = key.and_then(|key| self.udp.find(&key));
-                let Some(flow) = token.and_then(|token| self.udp.get_mut(token)) else {
-                    return unknown;
-                };
-                flow.path_mtu = Some(news.mtu as usize);
-                Ok(())
+                // The path is the guest's own, whichever of its mappings the packet came by.
+                let mut known = false;
+                for route in [Route::Outside, Route::Loopback, Route::Exposed(news.peer.port())] {
+                    let key = MappingKey { guest: news.guest, route };
+                    let Some(token) = self.udp.find(&key) else { continue };
+                    let Some(flow) = self.udp.get_mut(token) else { continue };
+                    flow.path_mtu = Some(news.mtu as usize);
+                    known = true;
+                }
+                if known { Ok(()) } else { unknown }
             }
             _ => unknown,
         }

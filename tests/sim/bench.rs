@@ -4,6 +4,7 @@ use tapway::base::{DropReason, Instant};
 use tapway::engine::ports::{Event, Readiness};
 use tapway::engine::token::{Kind, Token};
 use tapway::engine::{Limits, Options, Worker};
+use tapway::gate::AddressPlan;
 use tapway::stack::wire::VNET_HEADER_LEN;
 
 use crate::guest_kernel::from_engine;
@@ -42,9 +43,12 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(vnet_header: bool, limits: Limits) -> Bench {
+        Bench::with_plan(plan(1500), vnet_header, limits)
+    }
+
+    pub fn with_plan(plan: AddressPlan, vnet_header: bool, limits: Limits) -> Bench {
         let (tap, host) = (TapPort::default(), HostPort::default());
-        let options =
-            Options { plan: plan(1500), vnet_header, big_packets: false, limits, seed: 7 };
+        let options = Options { plan, vnet_header, big_packets: false, limits, seed: 7 };
         let worker = Worker::new(Instant::ZERO, tap.clone(), host.clone(), options);
         let mut bench = Bench { now: 0, worker, tap, host, vnet_header };
         bench.pass(1_000_000_000);

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use nix::errno::Errno;
 use tapway::base::DropReason;
+use tapway::gate::AddressPlan;
 
 use crate::bench::{Bench, small_limits};
-use crate::frames::{ICMP, ICMPV6, Ip, UDP, icmp_frame, udp_frame};
+use crate::frames::{ICMP, ICMPV6, Ip, UDP, icmp_frame, udp, udp_frame};
 use crate::guest_kernel::defragment;
+use crate::world::plan;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -130,6 +132,44 @@ fn a_mapping_that_makes_room_for_another_has_sent_what_it_had() {
     bench.turn();
     assert_eq!(bench.host.0.borrow().datagrams_sent, u64::from(limit) + 60);
     assert!(bench.drops().is_empty());
+}
+
+#[test]
+fn padding_behind_a_datagram_is_not_part_of_it() {
+    for ip in [Ip::v4(UDP), Ip::v6(UDP)] {
+        for padding in [1, 2, 1000] {
+            let mut bench = Bench::new(false, small_limits());
+            let padded = [udp(&ip, 4000, 4001, b"odd"), vec![0xee; padding]].concat();
+            bench.feed(&ip.frame(&padded));
+            let frames = bench.turn();
+            assert_eq!(datagram(&frames, ip.source), ((4001, 4000), b"odd".to_vec()));
+            assert!(bench.drops().is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_smaller_mtu_behind_the_guest_holds_for_outside_and_host_alike() {
+    let host: IpAddr = "10.0.2.9".parse().unwrap();
+    let plan = AddressPlan { host_loopback: vec![host], ..plan(1500) };
+    let mut bench = Bench::with_plan(plan, false, small_limits());
+    let outside = Ip::v4(UDP);
+    for ip in [outside, outside.to(host)] {
+        bench.feed(&udp_frame(ip, 4000, 4001, &[1; 900]));
+        assert_eq!(bench.turn().len(), 1);
+    }
+    assert_eq!(bench.worker.flow_count(), 2);
+    // "Fragmentation needed", MTU 600, quoting an answer from outside to port 4000.
+    let quoted = Ip::between(outside.target, outside.source, UDP);
+    let quoted = quoted.packet(&udp(&quoted, 4001, 4000, &[1; 900]));
+    let body = [&[0, 0, 2, 88][..], &quoted[..28]].concat();
+    bench.feed(&icmp_frame(Ip::v4(ICMP), 3, 4, &body));
+    for ip in [outside, outside.to(host)] {
+        bench.feed(&udp_frame(ip, 4000, 4001, &[1; 900]));
+        let frames = bench.turn();
+        assert_eq!(frames.len(), 2, "in fragments from {}", ip.target);
+        assert!(frames.iter().all(|frame| frame.len() <= 14 + 600));
+    }
 }
 
 #[test]
