@@ -182,6 +182,12 @@ impl SocketPort for Host {
     fn reset(&mut self, _: ()) {}
 
     fn keep_alive(&mut self, _: &()) {}
+
+    fn connect_error(&mut self, _: &()) -> Option<SocketError<'static>> {
+        None
+    }
+
+    fn connected(&mut self, _: &()) {}
     fn no_delay(&mut self, _: &()) {}
 
     fn open_udp(&mut self, _: Token, _: MappingKey) -> io::Result<()> {

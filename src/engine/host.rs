@@ -27,6 +27,12 @@ use super::token::Token;
 /// Events taken from the kernel at once.
 const BATCH: usize = 256;
 
+/// A SYN with fewer hops than this is taken for a traceroute's: no default is lower, and few paths
+/// are longer. Its socket keeps what routers say about it until it is connected. That does not
+/// change what becomes of it: while connecting, an ICMP error ends the attempt either way, and
+/// with the same errno (`tcp_v6_err`). IPv4 sockets keep it anyhow (`tcp_v4_err`).
+const PROBE_HOPS: u8 = 32;
+
 /// How sockets towards the outside are bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outbound {
@@ -132,6 +138,10 @@ impl SocketPort for HostSockets {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
         apply_marks(&socket, target, marks)?;
+        if target.is_ipv6() && marks.hop_limit < PROBE_HOPS {
+            // If it fails, the guest hears of the failure from the gateway.
+            let _ = datagram::keep_errors_v6(socket.as_fd(), true);
+        }
         self.outbound.apply(&socket, target.ip())?;
         match socket.connect(&target.into()) {
             Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
@@ -181,6 +191,15 @@ impl SocketPort for HostSockets {
 
     fn take_error(&mut self, stream: &Socket) -> Option<io::Error> {
         stream.take_error().unwrap_or_else(Some)
+    }
+
+    fn connect_error(&mut self, stream: &Socket) -> Option<SocketError<'static>> {
+        datagram::next_error(stream.as_fd(), &mut []).ok().flatten()
+    }
+
+    fn connected(&mut self, stream: &Socket) {
+        // Only IPv6 streams have it on, and others refuse.
+        let _ = datagram::keep_errors_v6(stream.as_fd(), false);
     }
 
     fn shutdown_write(&mut self, stream: &Socket) {

@@ -101,6 +101,13 @@ pub trait SocketPort {
     /// The error that is pending on the socket, if there is one.
     fn take_error(&mut self, stream: &Self::Stream) -> Option<io::Error>;
 
+    /// What the network said about the SYN of a stream that could not connect, without the
+    /// quotation; `None` if nobody said anything.
+    fn connect_error(&mut self, stream: &Self::Stream) -> Option<SocketError<'static>>;
+
+    /// An IPv6 stream is connected: nobody will ask for its [`SocketPort::connect_error`].
+    fn connected(&mut self, stream: &Self::Stream);
+
     /// Half-close: no more bytes will be sent.
     fn shutdown_write(&mut self, stream: &Self::Stream);
 

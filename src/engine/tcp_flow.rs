@@ -158,6 +158,9 @@ impl<S: SocketPort> TcpFlow<S> {
         if ready.writable {
             self.writable = true;
             if connecting {
+                if self.key.peer.is_ipv6() {
+                    io.host.connected(stream);
+                }
                 self.machine.on_connected(now, actions);
                 self.perform(&[], io, actions);
             }

@@ -165,11 +165,23 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 error::original_echo(guest.ip(), peer.ip(), &message)
             };
             let Some(original) = original else { continue };
-            let Some(report) = report_of(&error, guest.is_ipv6()) else { continue };
-            let source = error.offender.map(|address| self.plan.seen_by_guest(address));
-            let source = source.filter(|address| !address.is_loopback());
-            self.answer_report(guest_mac, source, report, &original);
+            self.answer_socket_error(guest_mac, &error, &original);
         }
+    }
+
+    /// Tells the guest what a host socket's error queue says about its packet `original`, from
+    /// whoever found it.
+    pub(super) fn answer_socket_error(
+        &mut self,
+        guest_mac: Mac,
+        error: &SocketError<'_>,
+        original: &[u8],
+    ) {
+        let ipv6 = original.first().is_some_and(|first| first >> 4 == 6);
+        let Some(report) = report_of(error, ipv6) else { return };
+        let source = error.offender.map(|address| self.plan.seen_by_guest(address));
+        let source = source.filter(|address| !address.is_loopback());
+        self.answer_report(guest_mac, source, report, original);
     }
 
     /// Tells the guest by ICMP, from the gateway, what is wrong with its packet `original`.

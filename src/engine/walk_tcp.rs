@@ -14,7 +14,7 @@ use crate::stack::tcp::Connection;
 use crate::stack::wire::{Addresses, Flags, HEADROOM, Segment, TcpHeader};
 
 use crate::stack::icmp::error::{Problem, original_tcp};
-use crate::sys::datagram::Marks;
+use crate::sys::datagram::{Marks, Origin};
 
 use super::exposures::Service;
 use super::ports::{FramePort, SocketPort};
@@ -132,9 +132,21 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let (key, guest_mac) = (flow.key, flow.guest_mac);
         let seq = flow.machine.initial_sequence();
         let refused = error.raw_os_error() == Some(Errno::ECONNREFUSED as i32);
-        self.with_tcp(token, |flow, io, actions| flow.refuse(refused, io, actions));
-        if !refused {
-            self.answer_connect_problem(guest_mac, &key, seq, error);
+        // An errno is all that there is of what happened on this host. A router or firewall on the
+        // way has said more, which the guest hears as it was said: a traceroute lives on it.
+        let report = flow
+            .stream()
+            .and_then(|stream| self.io.host.connect_error(stream))
+            .filter(|report| Some(report.errno) == error.raw_os_error())
+            .filter(|report| matches!(report.origin, Origin::Icmp | Origin::Icmp6));
+        let reset = refused && report.is_none();
+        self.with_tcp(token, |flow, io, actions| flow.refuse(reset, io, actions));
+        match (report, original_tcp(key.guest, key.peer, seq)) {
+            (Some(report), Some(original)) => {
+                self.answer_socket_error(guest_mac, &report, &original);
+            }
+            _ if reset => {}
+            _ => self.answer_connect_problem(guest_mac, &key, seq, error),
         }
     }
 

@@ -48,17 +48,25 @@ fn traceroute_and_tracepath_show_the_hosts_own_path() {
         "traceroute -n -q 1 -w 5 198.51.100.9; traceroute -6 -n -q 1 -w 5 2001:db8:1::9
          tracepath -n 198.51.100.9; mtr -n -r -c 1 --udp 198.51.100.9",
     );
+    // By TCP, where the last hop refuses: `traceroute` opens raw sockets, as root of the guest.
+    let tcp = lab.guest(
+        "traceroute -T -p 99 -n -q 1 -w 5 198.51.100.9
+         traceroute -6 -T -p 99 -n -q 1 -w 5 2001:db8:1::9",
+    );
     let _ = std::process::Command::new("ip")
         .args(["netns", "delete", &format!("{}f", lab.outside)])
         .status();
-    let hop = |number: u8, address: &str| {
+    let shows = |out: &str, number: u8, address: &str| {
         out.lines().any(|line| {
             let mut words = line.split_whitespace();
             words.next() == Some(&number.to_string()) && words.next() == Some(address)
         })
     };
+    let hop = |number: u8, address: &str| shows(&out, number, address);
     assert!(hop(1, "192.0.2.2") && hop(2, "198.51.100.9"), "{out}");
     assert!(hop(1, "2001:db8::2") && hop(2, "2001:db8:1::9"), "{out}");
     assert!(out.contains("pmtu 1400"), "{out}");
     assert!(out.contains("|-- 198.51.100.9"), "{out}");
+    assert!(shows(&tcp, 1, "192.0.2.2") && shows(&tcp, 2, "198.51.100.9"), "{tcp}");
+    assert!(shows(&tcp, 1, "2001:db8::2") && shows(&tcp, 2, "2001:db8:1::9"), "{tcp}");
 }

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use tapway::engine::MappingKey;
 use tapway::engine::ports::{Accepted, Event, Readiness, SocketPort, StreamFacts};
 use tapway::engine::token::Token;
-use tapway::sys::datagram::{Batch, Marks, Outgoing, SocketError};
+use tapway::sys::datagram::{Batch, Marks, Origin, Outgoing, SocketError};
 
 use crate::peer::{End, Script, Seen, StreamState};
 
@@ -476,6 +476,24 @@ impl SocketPort for HostPort {
             state.seen.end.get_or_insert(End::Reset);
         }
     }
+
+    fn connect_error(&mut self, stream: &Stream) -> Option<SocketError<'static>> {
+        let host = self.0.borrow();
+        let script = &host.streams.get(&stream.id)?.script;
+        let ((errno, _), (router, kind, code)) = (script.connect_error?, script.router?);
+        Some(SocketError {
+            errno: errno as i32,
+            origin: if router.is_ipv4() { Origin::Icmp } else { Origin::Icmp6 },
+            kind,
+            code,
+            info: 0,
+            offender: Some(router),
+            target: SocketAddr::new(router, host.ports[&stream.id]),
+            quoted: &[],
+        })
+    }
+
+    fn connected(&mut self, _: &Stream) {}
 
     fn no_delay(&mut self, _stream: &Self::Stream) {}
 

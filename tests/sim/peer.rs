@@ -1,6 +1,7 @@
 //! The far end of a host stream: a script, two socket buffers, and what came of it.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 use tapway::engine::ports::Readiness;
@@ -19,6 +20,8 @@ pub struct Script {
     pub connect_delay: u64,
     /// Connecting fails, at once or after the delay.
     pub connect_error: Option<(Errno, bool)>,
+    /// The router that said so by ICMP, with type and code.
+    pub router: Option<(IpAddr, u8, u8)>,
     /// Bytes that the peer sends, if it is no echo.
     pub sends: u64,
     /// Everything received goes back; ends when the guest's direction has ended.
@@ -42,6 +45,7 @@ impl Default for Script {
         Script {
             connect_delay: 100_000,
             connect_error: None,
+            router: None,
             sends: 0,
             echo: false,
             waits_for_end: false,

@@ -2,13 +2,15 @@
 //! whatever the link does.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use nix::errno::Errno;
 use tapway::base::DropReason;
 use tapway::engine::Limits;
 
+use crate::bench::{Bench, small_limits};
+use crate::frames::{Ip, SYN, TCP, Tcp};
 use crate::guest::{Application, Running};
 use crate::link::Faults;
 use crate::peer::{End, Script};
@@ -265,6 +267,40 @@ fn an_unreachable_target_is_told_by_icmp_and_leaves_nothing() {
         world.guest.abort_all();
         finish(&mut world);
     });
+}
+
+#[test]
+fn what_a_router_says_of_a_syn_reaches_the_guest_in_its_own_words() {
+    // Time exceeded, and refused by a firewall's port unreachable: no reset, which nobody has sent.
+    let cases = [(Errno::EHOSTUNREACH, (11, 0), (3, 0)), (Errno::ECONNREFUSED, (3, 3), (1, 4))];
+    for (errno, v4, v6) in cases {
+        for (ip, router, at, (kind, code)) in
+            [(Ip::v4(TCP), "198.51.100.1", 34, v4), (Ip::v6(TCP), "2001:db8:1::1", 54, v6)]
+        {
+            let mut bench = Bench::new(false, small_limits());
+            let router: IpAddr = router.parse().unwrap();
+            let script = Script {
+                connect_error: Some((errno, false)),
+                router: Some((router, kind, code)),
+                ..Script::default()
+            };
+            bench.host.0.borrow_mut().serve(80, script);
+            let syn = Tcp::new(SYN).frame(ip);
+            assert!(bench.feed(&syn).is_empty());
+            let told = bench.pass(SECOND);
+            assert_eq!(told.len(), 1, "{told:02x?}");
+            let frame = &told[0];
+            let source = match frame[12] {
+                8 => IpAddr::from(<[u8; 4]>::try_from(&frame[26..30]).unwrap()),
+                _ => IpAddr::from(<[u8; 16]>::try_from(&frame[22..38]).unwrap()),
+            };
+            assert_eq!((source, frame[at], frame[at + 1]), (router, kind, code));
+            // Ports and sequence number of the guest's SYN behind the quoted IP header.
+            let quoted = at + 8 + (at - 14);
+            assert_eq!(frame[quoted..quoted + 8], syn[at..at + 8]);
+            assert_eq!(bench.worker.flow_count(), 0);
+        }
+    }
 }
 
 #[test]

@@ -60,7 +60,8 @@ const REPORT_LEN: usize = size_of::<libc::sock_extended_err>() + Name::LEN as us
 /// The report, then TTL and TOS of the ICMP message, which the socket's receive options add.
 const CONTROL_LEN: usize = space(REPORT_LEN) + 2 * space(size_of::<libc::c_int>());
 
-/// Takes the oldest entry off the error queue of `fd`; `None` if it is empty.
+/// Takes the oldest entry off the error queue of `fd`; `None` if it is empty. A TCP socket whose
+/// `connect` an ICMP error has ended has one, too, which quotes the SYN.
 ///
 /// `buffer` receives the quoted payload; what does not fit is lost. ICMP messages need not quote
 /// more than 8 bytes behind the headers (RFC 792), and Linux quotes up to 548 (IPv4, RFC 1812

@@ -173,6 +173,16 @@ pub fn set_dont_fragment(fd: BorrowedFd<'_>, family: Family, on: bool) -> io::Re
     }
 }
 
+/// Whether ICMPv6 errors are kept in the error queue of `fd`, an IPv6 socket of any kind. On
+/// datagram sockets that is so from the start.
+///
+/// On a connected TCP socket it has a price: what otherwise only explains a later time-out then
+/// ends the connection (tcp(7), `IP_RECVERR`). IPv4 needs nothing of the kind: the kernel keeps
+/// the error that ends a `connect` for whoever asks.
+pub fn keep_errors_v6(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set(fd, libc::SOL_IPV6, libc::IPV6_RECVERR, on.into())
+}
+
 /// The port that `fd` is bound to; the identifier of a ping socket.
 pub fn bound_port(fd: BorrowedFd<'_>) -> io::Result<u16> {
     let address = SockRef::from(&fd).local_addr()?;
