@@ -8,7 +8,7 @@ use tapway::base::DropReason;
 use tapway::gate::AddressPlan;
 
 use crate::bench::{Bench, small_limits};
-use crate::frames::{ICMP, ICMPV6, Ip, UDP, icmp_frame, udp, udp_frame};
+use crate::frames::{ICMP, ICMPV6, Ip, UDP, icmp_frame, refill_ip_checksum, udp, udp_frame};
 use crate::guest_kernel::defragment;
 use crate::world::plan;
 
@@ -70,6 +70,23 @@ fn datagrams_of_one_turn_leave_with_one_call_for_each_mapping() {
     let frames = bench.turn();
     assert_eq!(numbers_at(&frames, 4000), (0..20).step_by(2).collect::<Vec<u8>>());
     assert_eq!(numbers_at(&frames, 4001), (1..20).step_by(2).collect::<Vec<u8>>());
+}
+
+#[test]
+fn datagrams_of_one_turn_keep_their_order_and_whether_they_may_be_fragmented() {
+    let mut bench = Bench::new(false, small_limits());
+    for number in 0..9u8 {
+        let mut frame = udp_frame(Ip::v4(UDP), 4000, 4001, &[number]);
+        if number % 4 > 1 {
+            frame[20] |= 0x40;
+            refill_ip_checksum(&mut frame[14..34]);
+        }
+        bench.queue(&frame);
+    }
+    bench.turn();
+    assert_eq!(bench.host.0.borrow().unfragmentable, [2, 3, 6, 7]);
+    let numbers: Vec<u8> = bench.turn().iter().map(|frame| frame[42]).collect();
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
 }
 
 #[test]

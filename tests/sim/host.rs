@@ -31,6 +31,7 @@ struct DatagramState {
     queue: VecDeque<Waiting>,
     /// A published socket: what is sent does not come back, but is kept here.
     answers: Option<Vec<(SocketAddr, Vec<u8>)>>,
+    dont_fragment: bool,
 }
 
 /// A client that waits to be accepted, and what its connection does.
@@ -64,6 +65,8 @@ pub struct Host {
     pub dns_queries: Vec<u64>,
     pub connects: u64,
     pub datagrams_sent: u64,
+    /// The first byte of each datagram that was sent unfragmentable.
+    pub unfragmentable: Vec<u8>,
     /// System calls that it took to send them.
     pub datagram_calls: u64,
     /// The errno that sending to a port gives.
@@ -209,6 +212,9 @@ impl Host {
         }
         self.datagrams_sent += 1;
         let state = self.datagrams.get_mut(&socket.id).ok_or(Errno::EBADF)?;
+        if state.dont_fragment {
+            self.unfragmentable.extend(datagram.payload.first());
+        }
         let mut payload = datagram.payload.to_vec();
         if let Some(answers) = &mut state.answers {
             answers.push((datagram.target, payload));
@@ -273,7 +279,8 @@ impl HostPort {
         }
         host.next_id += 1;
         let id = host.next_id;
-        let state = DatagramState { token, queue: VecDeque::new(), answers: None };
+        let state =
+            DatagramState { token, queue: VecDeque::new(), answers: None, dont_fragment: false };
         host.datagrams.insert(id, state);
         Ok(Datagram { id, host: self.clone() })
     }
@@ -546,7 +553,11 @@ impl SocketPort for HostPort {
         None
     }
 
-    fn set_dont_fragment(&mut self, _: &Datagram, _: bool, _: bool) {}
+    fn set_dont_fragment(&mut self, socket: &Datagram, _: bool, on: bool) {
+        if let Some(state) = self.0.borrow_mut().datagrams.get_mut(&socket.id) {
+            state.dont_fragment = on;
+        }
+    }
 
     fn wait(&mut self, _: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         events.clear();
