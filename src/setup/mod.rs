@@ -25,6 +25,7 @@ mod hints;
 mod idmap;
 mod instance;
 mod link;
+pub mod listen;
 mod message;
 mod netlink;
 pub mod run;
@@ -107,6 +108,9 @@ pub enum SetupError {
         #[source]
         source: io::Error,
     },
+    /// A published port.
+    #[error(transparent)]
+    Listen(#[from] listen::ListenError),
     /// The target of `attach`.
     #[error(transparent)]
     Target(#[from] attach::TargetError),
@@ -121,6 +125,7 @@ impl SetupError {
             SetupError::OutboundAddress { .. } => {
                 Some("`ip address` lists the addresses that it has".to_owned())
             }
+            SetupError::Listen(e) => e.hint(),
             SetupError::Target(e) => e.hint(),
             _ => None,
         }

@@ -1,0 +1,225 @@
+//! The host side of published ports: opens the sockets that a [`Forward`] asks for.
+//!
+//! Runs in the main thread before the command starts, or in the control thread later; what comes out
+//! are descriptors, ready for a worker to accept from or to read. Either all sockets of a rule are
+//! open or none.
+//!
+//! - **TCP** at every address is one socket of both families (`IPV6_V6ONLY` off), or of IPv4 alone
+//!   where the host has no IPv6; clients of IPv4 then have mapped addresses. `SO_REUSEADDR` lets a
+//!   new instance have the port although connections of an earlier one linger in TIME-WAIT.
+//! - **UDP** at every address is a socket for each family, because marks and the address that a
+//!   client has addressed are told per family. Never with `SO_REUSEADDR`, by which another process
+//!   of the same user could take the datagrams over (socket(7)).
+//! - **Unix** sockets are for their owner only. The file goes away with its [`SocketFile`]; one that a
+//!   killed process has left behind is replaced.
+//!
+//! A port takes one descriptor, two at every address of UDP. That they suffice is checked before the
+//! first is opened.
+#![forbid(unsafe_code)]
+
+mod error;
+mod holder;
+mod unix;
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::resource::{Resource, getrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::gate::forward::{Forward, Listen, PortRange, Transport};
+use crate::sys::datagram::{self, DatagramOptions, PortChoice};
+
+pub use error::ListenError;
+pub use holder::Holder;
+pub use unix::SocketFile;
+
+/// The open host side of a published port or range.
+#[derive(Debug)]
+pub struct Opened {
+    /// The rule. A host port that was picked for a single guest port is filled in.
+    pub forward: Forward,
+    /// The sockets, by rising guest port.
+    pub sockets: Vec<OpenSocket>,
+    /// The file of a Unix socket, to be kept for as long as the socket is served.
+    pub file: Option<SocketFile>,
+}
+
+/// A socket of the host in front of a guest port: non-blocking, close-on-exec; a stream socket
+/// listens already.
+#[derive(Debug)]
+pub struct OpenSocket {
+    /// The socket.
+    pub socket: OwnedFd,
+    /// The port of the host, picked or not; 0 for a Unix socket.
+    pub host_port: u16,
+    /// The port of the guest.
+    pub guest_port: u16,
+}
+
+/// Opens what `forward` asks for.
+///
+/// # Errors
+/// Why not, with nothing left open.
+pub fn open(forward: &Forward) -> Result<Opened, ListenError> {
+    let need = descriptors(forward);
+    // Counting what is open takes longer than opening a few more, which may as well fail.
+    if need >= MANY {
+        check_descriptors(need)?;
+    }
+    open_unchecked(forward)
+}
+
+/// Opens what each of `forwards` asks for.
+///
+/// # Errors
+/// Why not, with nothing left open.
+pub fn open_all(forwards: &[Forward]) -> Result<Vec<Opened>, ListenError> {
+    check_descriptors(forwards.iter().map(descriptors).sum())?;
+    forwards.iter().map(open_unchecked).collect()
+}
+
+/// From how many sockets on they are counted beforehand.
+const MANY: usize = 64;
+
+/// Descriptors that ports may not use up: those of the program itself, and some for connections,
+/// without which a published port is worth nothing.
+const SPARE: usize = 256;
+
+/// Connections that may wait to be accepted; the kernel's own limit is `net.core.somaxconn`, which
+/// by default is the same.
+pub(super) const BACKLOG: i32 = 4096;
+
+/// How many descriptors the rule takes.
+fn descriptors(forward: &Forward) -> usize {
+    match (&forward.listen, forward.transport) {
+        (Listen::Unix(_), _) => 1,
+        (Listen::Ports { address: None, .. }, Transport::Udp) => 2 * forward.guest_ports.count(),
+        (Listen::Ports { .. }, _) => forward.guest_ports.count(),
+    }
+}
+
+fn check_descriptors(need: usize) -> Result<(), ListenError> {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    // The directory itself is open while it is read.
+    let open = fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1));
+    if need.saturating_add(open).saturating_add(SPARE) > limit {
+        return Err(ListenError::Descriptors { need, open, spare: SPARE, limit });
+    }
+    Ok(())
+}
+
+fn open_unchecked(forward: &Forward) -> Result<Opened, ListenError> {
+    let mut opened = Opened { forward: forward.clone(), sockets: Vec::new(), file: None };
+    let (address, interface, ports) = match &forward.listen {
+        Listen::Unix(path) => {
+            let (socket, file) = unix::listen(path)?;
+            let guest_port = forward.guest_ports.first();
+            opened.sockets.push(OpenSocket { socket, host_port: 0, guest_port });
+            opened.file = Some(file);
+            return Ok(opened);
+        }
+        Listen::Ports { address, interface, ports } => (*address, interface.as_deref(), *ports),
+    };
+    opened.sockets.reserve_exact(descriptors(forward));
+    for (at, guest_port) in (forward.guest_ports.first()..=forward.guest_ports.last()).enumerate() {
+        // Ranges have the same length on both sides, so this stays below the last port.
+        let step = u16::try_from(at).unwrap_or(u16::MAX);
+        let port = if ports == PortRange::ANY { 0 } else { ports.first().saturating_add(step) };
+        let sockets = match forward.transport {
+            Transport::Tcp => tcp(address, interface, port).map(|socket| vec![socket]),
+            Transport::Udp => udp(address, interface, port),
+        };
+        let sockets = sockets.map_err(|source| error::explain(forward, port, source))?;
+        for socket in sockets {
+            let host_port = datagram::bound_port(socket.as_fd())
+                .map_err(|source| error::explain(forward, port, source))?;
+            opened.sockets.push(OpenSocket { socket, host_port, guest_port });
+        }
+    }
+    if ports == PortRange::ANY
+        && forward.guest_ports.count() == 1
+        && let Some(first) = opened.sockets.first()
+        && let Listen::Ports { ports, .. } = &mut opened.forward.listen
+    {
+        *ports = PortRange::single(first.host_port);
+    }
+    Ok(opened)
+}
+
+/// A listening TCP socket; `port` 0 has it picked.
+fn tcp(address: Option<IpAddr>, interface: Option<&str>, port: u16) -> io::Result<OwnedFd> {
+    let Some(address) = address else {
+        let both = listener(Ipv6Addr::UNSPECIFIED.into(), false, interface, port);
+        return match both {
+            Err(e) if lacks_v6(&e) => {
+                listener(Ipv4Addr::UNSPECIFIED.into(), false, interface, port)
+            }
+            both => both,
+        };
+    };
+    listener(address, true, interface, port)
+}
+
+fn listener(
+    address: IpAddr,
+    v6_only: bool,
+    interface: Option<&str>,
+    port: u16,
+) -> io::Result<OwnedFd> {
+    let bind = SocketAddr::new(address, port);
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(bind), kind, Some(Protocol::TCP))?;
+    if bind.is_ipv6() {
+        socket.set_only_v6(v6_only)?;
+    }
+    socket.set_reuse_address(true)?;
+    if let Some(interface) = interface {
+        socket.bind_device(Some(interface.as_bytes()))?;
+    }
+    socket.bind(&bind.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// How often a port is picked that IPv4 has free and IPv6 does not.
+const PICKS: usize = 16;
+
+/// Bound UDP sockets, one for each family that `address` stands for, on one port; 0 has it picked.
+fn udp(address: Option<IpAddr>, interface: Option<&str>, port: u16) -> io::Result<Vec<OwnedFd>> {
+    let open = |address: IpAddr, port| {
+        datagram::open_udp(&DatagramOptions {
+            port: PortChoice::Required,
+            device: interface,
+            tell_local: true,
+            ..DatagramOptions::new(SocketAddr::new(address, port))
+        })
+    };
+    if let Some(address) = address {
+        return Ok(vec![open(address, port)?]);
+    }
+    let mut picks = 1..=PICKS;
+    loop {
+        let v4 = open(Ipv4Addr::UNSPECIFIED.into(), port)?;
+        let common = datagram::bound_port(v4.as_fd())?;
+        match open(Ipv6Addr::UNSPECIFIED.into(), common) {
+            Ok(v6) => return Ok(vec![v4, v6]),
+            Err(e) if lacks_v6(&e) => return Ok(vec![v4]),
+            Err(e) if port == 0 && e.kind() == io::ErrorKind::AddrInUse => {
+                picks.next().ok_or(e)?;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Whether the host has no IPv6 at all; where it is merely switched off, wildcards can be bound.
+fn lacks_v6(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
+#[cfg(test)]
+mod tests;
