@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod datagram;
+pub mod inherit;
 pub mod namespace;
 pub mod pages;
 pub mod probe;

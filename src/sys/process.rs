@@ -13,13 +13,18 @@ use nix::unistd::{ForkResult, Pid};
 /// Refuses (`EBUSY`) when the process has more than one thread: locks that another thread holds would
 /// stay locked in the child for ever.
 pub fn fork() -> io::Result<ForkResult> {
-    // The link count of the task directory is two plus the number of threads (proc(5)).
-    if std::fs::metadata("/proc/self/task")?.nlink() != 3 {
+    if !is_single_threaded()? {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     // SAFETY: the process has one thread, so the child's copy of every lock and of the allocator is
     // in a consistent state, and the child may do whatever the parent may.
     Ok(unsafe { nix::unistd::fork() }?)
+}
+
+/// Whether the process has one thread.
+pub(super) fn is_single_threaded() -> io::Result<bool> {
+    // The link count of the task directory is two plus the number of threads (proc(5)).
+    Ok(std::fs::metadata("/proc/self/task")?.nlink() == 3)
 }
 
 /// A descriptor that becomes readable when the process ends (`pidfd_open(2)`), close-on-exec.

@@ -63,21 +63,43 @@ const BUFFER_LEN: usize = 512 * 1024;
 /// host's, `ENODEV` for an unknown device, `EAFNOSUPPORT` where IPv6 is off.
 pub fn open_udp(options: &DatagramOptions<'_>) -> io::Result<OwnedFd> {
     let socket = open(options, Protocol::UDP)?;
+    prepare_udp(socket.as_fd(), options)?;
+    bind(&socket, options)?;
+    Ok(socket.into())
+}
+
+/// Makes of a UDP socket that somebody else has opened and bound what [`open_udp`] opens, as far
+/// as it can be changed: `bind` gives the family, `device` and `port` are not looked at.
+///
+/// # Errors
+/// Those of `setsockopt(2)` and `fcntl(2)`; `EINVAL` for a socket of both families, which tells marks
+/// and addresses by the rules of neither.
+pub fn adopt_udp(fd: BorrowedFd<'_>, options: &DatagramOptions<'_>) -> io::Result<()> {
+    let socket = SockRef::from(&fd);
+    if options.bind.is_ipv6() && !socket.only_v6()? {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    socket.set_nonblocking(true)?;
+    prepare(fd, options)?;
+    prepare_udp(fd, options)
+}
+
+fn prepare_udp(fd: BorrowedFd<'_>, options: &DatagramOptions<'_>) -> io::Result<()> {
+    let socket = SockRef::from(&fd);
     // What the kernel does not grant is not missed until datagrams come in bursts.
     let _ = socket.set_recv_buffer_size(BUFFER_LEN);
     let _ = socket.set_send_buffer_size(BUFFER_LEN);
     if options.coalesce {
-        set(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)?;
+        set(fd, libc::SOL_UDP, libc::UDP_GRO, 1)?;
     }
     if options.tell_local {
         let (level, option) = match Family::from(options.bind) {
             Family::V4 => (libc::SOL_IP, libc::IP_PKTINFO),
             Family::V6 => (libc::SOL_IPV6, libc::IPV6_RECVPKTINFO),
         };
-        set(socket.as_fd(), level, option, 1)?;
+        set(fd, level, option, 1)?;
     }
-    bind(&socket, options)?;
-    Ok(socket.into())
+    Ok(())
 }
 
 /// Opens a ping socket, which sends echo requests and receives the replies to them.
@@ -101,6 +123,18 @@ pub fn open_ping(options: &DatagramOptions<'_>) -> io::Result<OwnedFd> {
 fn open(options: &DatagramOptions<'_>, protocol: Protocol) -> io::Result<Socket> {
     let kind = Type::DGRAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(options.bind), kind, Some(protocol))?;
+    if options.bind.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    prepare(socket.as_fd(), options)?;
+    if let Some(device) = options.device {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
+    Ok(socket)
+}
+
+/// The options that every datagram socket has, bound or not.
+fn prepare(fd: BorrowedFd<'_>, options: &DatagramOptions<'_>) -> io::Result<()> {
     let Marks { tos, hop_limit } = options.marks;
     let (level, switches, tos_option, hops_option) = match Family::from(options.bind) {
         Family::V4 => (libc::SOL_IP, &V4_SWITCHES[..], libc::IP_TOS, libc::IP_TTL),
@@ -109,17 +143,13 @@ fn open(options: &DatagramOptions<'_>, protocol: Protocol) -> io::Result<Socket>
         }
     };
     for &(option, value) in switches {
-        set(socket.as_fd(), level, option, value)?;
+        set(fd, level, option, value)?;
     }
-    set(socket.as_fd(), level, hops_option, hop_limit.into())?;
+    set(fd, level, hops_option, hop_limit.into())?;
     if tos != 0 {
-        set(socket.as_fd(), level, tos_option, tos.into())?;
+        set(fd, level, tos_option, tos.into())?;
     }
-    set_dont_fragment(socket.as_fd(), options.bind.into(), false)?;
-    if let Some(device) = options.device {
-        socket.bind_device(Some(device.as_bytes()))?;
-    }
-    Ok(socket)
+    set_dont_fragment(fd, options.bind.into(), false)
 }
 
 /// Without `IP_MULTICAST_ALL` off, a wildcard socket on port 5353, say, would receive what other
@@ -131,8 +161,7 @@ const V4_SWITCHES: [(c_int, c_int); 4] = [
     (libc::IP_MULTICAST_ALL, 0),
 ];
 
-const V6_SWITCHES: [(c_int, c_int); 5] = [
-    (libc::IPV6_V6ONLY, 1),
+const V6_SWITCHES: [(c_int, c_int); 4] = [
     (libc::IPV6_RECVERR, 1),
     (libc::IPV6_RECVHOPLIMIT, 1),
     (libc::IPV6_RECVTCLASS, 1),

@@ -1,0 +1,74 @@
+//! What the process was started with: descriptors and environment variables.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use super::process::is_single_threaded;
+
+/// Takes over a descriptor that the program was started with, which from now on is close-on-exec.
+///
+/// # Errors
+/// `EBADF` if there is none of this number, and if it has an owner: a standard stream, or one that
+/// the program itself has opened.
+pub fn take_descriptor(fd: RawFd) -> io::Result<OwnedFd> {
+    let has_owner = || io::Error::from_raw_os_error(libc::EBADF);
+    if fd <= libc::STDERR_FILENO {
+        return Err(has_owner());
+    }
+    // SAFETY: asking for the flags of a number, open or not, touches no memory of ours.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    } else if flags & libc::FD_CLOEXEC != 0 {
+        return Err(has_owner());
+    }
+    // SAFETY: as above; the descriptor stays open.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, and nobody owns it: what this program opens, and what was taken
+    // here before, is close-on-exec, which this one was not.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes a variable out of the environment, so that children do not have it.
+///
+/// # Errors
+/// `EBUSY` when the process has more than one thread.
+pub fn take_variable(name: &str) -> io::Result<Option<OsString>> {
+    let value = std::env::var_os(name);
+    if value.is_some() {
+        if !is_single_threaded()? {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        // SAFETY: no other thread exists that could read the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::{AsRawFd, IntoRawFd};
+
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+    use super::*;
+
+    #[test]
+    fn only_what_has_no_owner_is_taken() {
+        let code = |fd| take_descriptor(fd).unwrap_err().raw_os_error();
+        assert_eq!(code(-1), Some(libc::EBADF));
+        assert_eq!(code(2), Some(libc::EBADF));
+        let ours = File::open("/dev/zero").unwrap();
+        assert_eq!(code(ours.as_raw_fd()), Some(libc::EBADF));
+        fcntl(&ours, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        let fd = ours.into_raw_fd();
+        let mut taken = File::from(take_descriptor(fd).unwrap());
+        taken.read_exact(&mut [1; 4]).unwrap();
+        assert_eq!(code(fd), Some(libc::EBADF));
+    }
+}
