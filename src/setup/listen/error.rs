@@ -84,6 +84,14 @@ pub enum ListenError {
     /// There is a file that is something else.
     #[error("publish at {}: there is a file of this name, and it is not a socket", .0.display())]
     NotASocket(PathBuf),
+    /// A descriptor of `LISTEN_FDS` that is of no use.
+    #[error("descriptor {number} of LISTEN_FDS cannot be published: {why}")]
+    Handed {
+        /// Its number.
+        number: i32,
+        /// What it is, or what it would have to be.
+        why: &'static str,
+    },
     /// Anything else about a Unix socket.
     #[error("publish at {}", path.display())]
     Unix {

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::fs;
+use std::path::PathBuf;
 
 use crate::gate::forward::Transport;
 
@@ -50,8 +51,7 @@ pub(super) fn find(transport: Transport, port: u16) -> Option<Holder> {
         .filter(|row| row.inode != 0)
         .map(|row| format!("socket:[{}]", row.inode))
         .collect();
-    let holders = holders(&links);
-    holders.into_iter().flatten().next()
+    holder_of(&links)
 }
 
 /// A socket in one of the kernel's tables.
@@ -77,31 +77,24 @@ fn rows(table: &str, port: u16) -> Vec<Row> {
     table.lines().skip(1).filter_map(row).collect()
 }
 
-/// For each of `links`, which are what descriptors of sockets lead to, the first process found.
-fn holders(links: &[String]) -> Vec<Option<Holder>> {
-    let mut found = vec![None; links.len()];
+/// The process that has a descriptor which leads to one of `links`, the first of them if possible.
+fn holder_of(links: &[String]) -> Option<Holder> {
     if links.is_empty() {
-        return found;
+        return None;
     }
-    let Ok(processes) = fs::read_dir("/proc") else { return found };
+    let processes = fs::read_dir("/proc").ok()?;
     let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    for pid in ids {
+    let of_process = |pid| {
         // Processes of others, and those that have ended meanwhile, cannot be read.
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        for descriptor in descriptors.flatten() {
-            let Ok(target) = fs::read_link(descriptor.path()) else { continue };
-            let is_target = |link: &String| target.as_os_str() == link.as_str();
-            let Some(at) = links.iter().position(is_target) else { continue };
-            if found[at].is_none() {
-                let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                found[at] = Some(Holder { pid, program: program.trim_end().to_owned() });
-            }
-        }
-        if found[0].is_some() {
-            break;
-        }
-    }
-    found
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let targets = descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+        let rank =
+            |target: PathBuf| links.iter().position(|link| target.as_os_str() == link.as_str());
+        targets.filter_map(rank).min().map(|rank| (rank, pid))
+    };
+    let (_, pid) = ids.filter_map(of_process).min()?;
+    let program = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(Holder { pid, program: program.trim_end().to_owned() })
 }
 
 #[cfg(test)]

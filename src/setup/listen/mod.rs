@@ -13,11 +13,14 @@
 //! - **Unix** sockets are for their owner only. The file goes away with its [`SocketFile`]; one that a
 //!   killed process has left behind is replaced.
 //!
+//! Sockets that systemd has opened are taken instead where they fit ([`Handed`]).
+//!
 //! A port takes one descriptor, two at every address of UDP. That they suffice is checked before the
 //! first is opened.
 #![forbid(unsafe_code)]
 
 mod error;
+mod handed;
 mod holder;
 mod unix;
 
@@ -33,6 +36,7 @@ use crate::gate::forward::{Forward, Listen, PortRange, Transport};
 use crate::sys::datagram::{self, DatagramOptions, PortChoice};
 
 pub use error::ListenError;
+pub use handed::Handed;
 pub use holder::Holder;
 pub use unix::SocketFile;
 
@@ -69,16 +73,40 @@ pub fn open(forward: &Forward) -> Result<Opened, ListenError> {
     if need >= MANY {
         check_descriptors(need)?;
     }
-    open_unchecked(forward)
+    open_unchecked(forward, &mut Handed::default())
 }
 
-/// Opens what each of `forwards` asks for.
+/// The host sides that are there when the guest starts.
+#[derive(Debug, Default)]
+pub struct AtStart {
+    /// What is open: the rules in their order, then what was handed in without a rule.
+    pub opened: Vec<Opened>,
+    /// Rules whose host side exists only while something listens in the guest, still closed.
+    pub waiting: Vec<Forward>,
+}
+
+/// Opens what each of `forwards` asks for. Where a socket was handed in for a port, it is used
+/// instead, and a rule that has one is open from the start in any case.
 ///
 /// # Errors
 /// Why not, with nothing left open.
-pub fn open_all(forwards: &[Forward]) -> Result<Vec<Opened>, ListenError> {
-    check_descriptors(forwards.iter().map(descriptors).sum())?;
-    forwards.iter().map(open_unchecked).collect()
+pub fn open_all(forwards: &[Forward], mut handed: Handed) -> Result<AtStart, ListenError> {
+    let (waiting, now): (Vec<&Forward>, Vec<&Forward>) =
+        forwards.iter().partition(|forward| forward.when_listening && !handed.has_any_for(forward));
+    check_descriptors(now.iter().map(|forward| descriptors(forward)).sum())?;
+    let mut opened = Vec::with_capacity(now.len());
+    for forward in now {
+        opened.push(open_unchecked(
+            &Forward { when_listening: false, ..forward.clone() },
+            &mut handed,
+        )?);
+    }
+    for (forward, socket) in handed.rest()? {
+        let port = forward.guest_ports.first();
+        let sockets = vec![OpenSocket { socket, host_port: port, guest_port: port }];
+        opened.push(Opened { forward, sockets, file: None });
+    }
+    Ok(AtStart { opened, waiting: waiting.into_iter().cloned().collect() })
 }
 
 /// From how many sockets on they are counted beforehand.
@@ -112,14 +140,20 @@ fn check_descriptors(need: usize) -> Result<(), ListenError> {
     Ok(())
 }
 
-fn open_unchecked(forward: &Forward) -> Result<Opened, ListenError> {
+fn open_unchecked(forward: &Forward, handed: &mut Handed) -> Result<Opened, ListenError> {
     let mut opened = Opened { forward: forward.clone(), sockets: Vec::new(), file: None };
     let (address, interface, ports) = match &forward.listen {
         Listen::Unix(path) => {
-            let (socket, file) = unix::listen(path)?;
+            let socket = match handed.take_for(forward, 0).pop() {
+                Some(socket) => socket,
+                None => {
+                    let (socket, file) = unix::listen(path)?;
+                    opened.file = Some(file);
+                    socket
+                }
+            };
             let guest_port = forward.guest_ports.first();
             opened.sockets.push(OpenSocket { socket, host_port: 0, guest_port });
-            opened.file = Some(file);
             return Ok(opened);
         }
         Listen::Ports { address, interface, ports } => (*address, interface.as_deref(), *ports),
@@ -129,11 +163,14 @@ fn open_unchecked(forward: &Forward) -> Result<Opened, ListenError> {
         // Ranges have the same length on both sides, so this stays below the last port.
         let step = u16::try_from(at).unwrap_or(u16::MAX);
         let port = if ports == PortRange::ANY { 0 } else { ports.first().saturating_add(step) };
-        let sockets = match forward.transport {
-            Transport::Tcp => tcp(address, interface, port).map(|socket| vec![socket]),
-            Transport::Udp => udp(address, interface, port),
-        };
-        let sockets = sockets.map_err(|source| error::explain(forward, port, source))?;
+        let mut sockets = handed.take_for(forward, port);
+        if sockets.is_empty() {
+            let new = match forward.transport {
+                Transport::Tcp => tcp(address, interface, port).map(|socket| vec![socket]),
+                Transport::Udp => udp(address, interface, port),
+            };
+            sockets = new.map_err(|source| error::explain(forward, port, source))?;
+        }
         for socket in sockets {
             let host_port = datagram::bound_port(socket.as_fd())
                 .map_err(|source| error::explain(forward, port, source))?;

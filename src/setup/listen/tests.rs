@@ -151,7 +151,7 @@ fn too_many_ports_are_refused_before_the_first_is_opened() {
     // No limit allows as many sockets as 600 times all ports.
     let forwards = vec![forward; 600];
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let error = open_all(&forwards).unwrap_err();
+    let error = open_all(&forwards, Handed::default()).unwrap_err();
     let ListenError::Descriptors { need, limit: found, .. } = error else { panic!("{error}") };
     assert_eq!((need, found as u64), (600 * 2 * 65_535, limit));
 }
@@ -205,4 +205,12 @@ fn wildcard_listeners_meet_those_of_one_address() {
     let port = plain.local_addr().unwrap().port();
     let error = open(&rule(Transport::Tcp, None, PortRange::single(port))).unwrap_err();
     assert!(matches!(error, ListenError::InUse { .. }), "{error}");
+}
+
+#[test]
+fn a_rule_that_waits_for_a_listener_inside_stays_closed() {
+    let now = rule(Transport::Tcp, Some("127.0.0.1"), PortRange::ANY);
+    let waiting = Forward { when_listening: true, ..now.clone() };
+    let at_start = open_all(&[waiting.clone(), now], Handed::default()).unwrap();
+    assert_eq!((at_start.opened.len(), at_start.waiting), (1, vec![waiting]));
 }
