@@ -1,5 +1,6 @@
-//! The control thread: signals and the guest's life.
+//! The control thread: signals and the guest's life, names, the control socket.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod dns;
 pub mod lifecycle;

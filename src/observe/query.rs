@@ -41,8 +41,8 @@ impl FlowQuery {
     /// The length of a page if the query names none.
     pub const DEFAULT_LIMIT: usize = 1024;
 
-    /// The longest page: at some 600 bytes a flow, well below the longest answer.
-    pub const MAX_LIMIT: usize = 16_384;
+    /// The longest page: some 2.5 MB of JSON.
+    pub const MAX_LIMIT: usize = 4096;
 
     /// How many flows a page holds.
     pub fn page_length(&self) -> usize {
@@ -184,6 +184,6 @@ mod tests {
         let length = |limit| FlowQuery { limit, ..FlowQuery::default() }.page_length();
         assert_eq!(length(None), 1024);
         assert_eq!(length(Some(0)), 1);
-        assert_eq!(length(Some(usize::MAX)), 16_384);
+        assert_eq!(length(Some(usize::MAX)), 4096);
     }
 }

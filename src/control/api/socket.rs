@@ -1,0 +1,113 @@
+//! The socket file: made for its owner only, in place of a stale one, gone with the server.
+
+use std::fs::{self, Metadata, Permissions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
+
+use super::directory::{Directory, same_file};
+
+/// Longest path that fits an address, its final zero included (unix(7)).
+const MAX_PATH: usize = 107;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Something else has the file's name.
+    #[error("{} is in the way of the control socket and is no socket: remove it", .0.display())]
+    InTheWay(PathBuf),
+    /// A system call.
+    #[error("make the control socket {}", .path.display())]
+    Io {
+        /// Where it should be.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A socket file that is removed when this is dropped, if it is still the same.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    made: Metadata,
+    /// Keeps the path below from meaning another directory.
+    directory: Directory,
+}
+
+/// Binds and listens. The caller holds the lock on `name`, so that a socket file of that name is
+/// stale.
+pub(super) fn open(
+    directory: Directory,
+    name: &str,
+) -> Result<(UnixListener, SocketFile), BindError> {
+    let path = directory.socket(name);
+    let fail = |source: io::Error| BindError::Io { path: path.clone(), source };
+    match fs::symlink_metadata(&path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(BindError::InTheWay(path.clone()));
+        }
+        Ok(_) => fs::remove_file(&path).map_err(fail)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fail(error)),
+    }
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let made = socket(AddressFamily::Unix, SockType::Stream, flags, None);
+    let made = made.map_err(|error| fail(error.into()))?;
+    let bound = bind_private(&made, &address(&directory, name));
+    bound.map_err(fail)?;
+    let file = fs::symlink_metadata(&path).map_err(fail)?;
+    let file = SocketFile { path: path.clone(), made: file, directory };
+    // From here on a failure removes the file. A umask may have taken away what the owner needs.
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(fail)?;
+    let backlog = Backlog::new(BACKLOG).map_err(|error| fail(error.into()))?;
+    listen(&made, backlog).map_err(|error| fail(error.into()))?;
+    Ok((UnixListener::from(made), file))
+}
+
+/// Binds with mode 0600 from the first moment on: the kernel gives the file the mode of the socket,
+/// less the umask.
+fn bind_private(socket: &OwnedFd, path: &Path) -> io::Result<()> {
+    fchmod(socket.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(())
+}
+
+/// A path to the socket of `name` that fits an address, whatever the directory's length.
+pub(super) fn address(directory: &Directory, name: &str) -> PathBuf {
+    let path = directory.socket(name);
+    if path.as_os_str().len() <= MAX_PATH {
+        return path;
+    }
+    let by_descriptor = format!("/proc/self/fd/{}", directory.fd().as_raw_fd());
+    Path::new(&by_descriptor).join(Directory::file_name(name))
+}
+
+impl SocketFile {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let by_descriptor = format!("/proc/self/fd/{}", self.directory.fd().as_raw_fd());
+        let name = self.path.file_name().unwrap_or_default();
+        let file = Path::new(&by_descriptor).join(name);
+        if fs::symlink_metadata(&file).is_ok_and(|found| same_file(&found, &self.made)) {
+            // What cannot be removed is stale, and the next instance of the name replaces it.
+            let _ = fs::remove_file(&file);
+        }
+    }
+}
