@@ -3,9 +3,11 @@
 //! Pure: owns no descriptor and no clock.
 #![forbid(unsafe_code)]
 
+pub mod auto;
 pub mod forward;
 mod inbound;
 mod plan;
+pub mod ports;
 
 pub use inbound::Inbound;
 pub use plan::{AddressPlan, Destination, Plan4, Plan6};
