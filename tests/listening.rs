@@ -2,8 +2,8 @@
 //! privilege.
 //!
 //! Has no test harness: set-up forks, which takes a process of one thread, and the loss of
-//! privilege is for good. The guest's command is this program again. Prints what a round of questions
-//! costs.
+//! privilege is for good. The guest's command is this program again. Prints what a round of
+//! questions costs.
 #![allow(clippy::print_stdout, reason = "a test program without harness")]
 
 use std::error::Error;

@@ -7,20 +7,21 @@
 //! # What is followed
 //!
 //! - **`--publish auto`** opens a host listener for each port of the guest at which a client from
-//!   outside would be heard ([`super::ports::Reach`]), in the families in which it would. Servers on
-//!   the guest's loopback are not followed: nothing that comes by the TAP reaches them, and they were
-//!   put there to be unreachable.
+//!   outside would be heard ([`super::ports::Reach`]), in the families in which it would. Servers
+//!   on the guest's loopback are not followed: nothing that comes by the TAP reaches them, and they
+//!   were put there to be unreachable.
 //! - **`--expose-host auto`** opens a port of the gateway for each port at the host's loopback,
 //!   except those at which tapway itself listens: they lead back into the guest.
 //! - **`--publish-when-listening`** opens the host side of its own ports.
 //! - A UDP socket says by nothing that it is a server. One whose port is among those that the
 //!   kernel hands out to clients ([`Auto::ephemeral`]) is taken for a client and not followed.
-//! - Exposed ports open no socket in the guest, so nothing that was followed is followed back there.
+//! - Exposed ports open no socket in the guest, so nothing that was followed is followed back
+//!   there.
 //!
 //! # Refusals
 //!
-//! A port that cannot be opened, taken or privileged, is left alone until what listens behind it has
-//! gone ([`Standing::refused`]): one attempt and one line in the log each time that a server
+//! A port that cannot be opened, taken or privileged, is left alone until what listens behind it
+//! has gone ([`Standing::refused`]): one attempt and one line in the log each time that a server
 //! starts, not ten a second. What the guest does is bounded by [`MOST`].
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +31,8 @@ use super::forward::{Exposure, Forward, ForwardId, HostService, Listen, PortRang
 use super::ports::{Family, PortTable, Reach};
 
 /// The most ports that one `auto` has open. A guest that listens at every port takes neither all of
-/// the host's ports nor all of our descriptors: TCP over IPv4 comes first, and low ports before high.
+/// the host's ports nor all of our descriptors: TCP over IPv4 comes first, and low ports before
+/// high.
 pub const MOST: usize = 4096;
 
 /// The rule behind `--publish auto` and `--expose-host auto`.
@@ -73,8 +75,8 @@ pub struct AutoPort {
 }
 
 impl AutoPort {
-    /// The same as a forward. Its family's own "every address", so that a client of the other family,
-    /// whom nobody would hear, is refused by the host.
+    /// The same as a forward. Its family's own "every address", so that a client of the other
+    /// family, whom nobody would hear, is refused by the host.
     pub fn forward(self) -> Forward {
         let address = match self.family {
             Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -124,8 +126,8 @@ pub struct ConditionalPort {
     pub guest_port: u16,
 }
 
-/// What `--publish auto` wants open. `guest` is what listens in the guest; `taken` are the host ports
-/// that other forwards hold.
+/// What `--publish auto` wants open. `guest` is what listens in the guest; `taken` are the host
+/// ports that other forwards hold.
 pub fn published(rule: &Auto, guest: &PortTable, taken: &PortTable) -> BTreeSet<AutoPort> {
     followed(rule, guest, |_, transport, port| taken.in_any_family(transport, port))
         .map(|(port, transport, family)| AutoPort { port, transport, family })
@@ -133,9 +135,9 @@ pub fn published(rule: &Auto, guest: &PortTable, taken: &PortTable) -> BTreeSet<
         .collect()
 }
 
-/// What `--expose-host auto` wants open. `host` is what listens at the host's loopback; `ours` are the
-/// host ports at which this tapway listens, `taken` the ports of the gateway that other exposures
-/// hold. A port of both families is reached over IPv4.
+/// What `--expose-host auto` wants open. `host` is what listens at the host's loopback; `ours` are
+/// the host ports at which this tapway listens, `taken` the ports of the gateway that other
+/// exposures hold. A port of both families is reached over IPv4.
 ///
 /// Forwards that have just been closed belong into `ours` until `host` is newer than that.
 pub fn exposed(
@@ -179,8 +181,8 @@ fn followed<'a>(
 
 /// Which ports of the forwards that exist only while the guest listens have to be open.
 ///
-/// Whether something listens at a guest address outside of `reach`, say of a bridge inside, cannot be
-/// seen; such forwards stay open.
+/// Whether something listens at a guest address outside of `reach`, say of a bridge inside, cannot
+/// be seen; such forwards stay open.
 pub fn conditional<'a>(
     forwards: impl IntoIterator<Item = (ForwardId, &'a Forward)>,
     guest: &PortTable,
@@ -237,7 +239,8 @@ impl<K> Default for Standing<K> {
 }
 
 impl<K: Copy + Ord> Standing<K> {
-    /// What turns the present state into `wanted`. What is to be opened counts as open from here on.
+    /// What turns the present state into `wanted`. What is to be opened counts as open from here
+    /// on.
     pub fn turn(&mut self, wanted: &BTreeSet<K>) -> Changes<K> {
         let mut close = vec![];
         self.0.retain(|key, fate| {

@@ -101,9 +101,9 @@ impl PortTable {
 
 /// The addresses at which clients arrive. A socket that is bound elsewhere does not hear them.
 ///
-/// For published ports these are the guest's addresses on the link. A server on the guest's loopback
-/// hears nobody who comes by the TAP, so it counts as not there. For exposed host ports they are the
-/// host's loopback addresses.
+/// For published ports these are the guest's addresses on the link. A server on the guest's
+/// loopback hears nobody who comes by the TAP, so it counts as not there. For exposed host ports
+/// they are the host's loopback addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reach(pub Vec<IpAddr>);
 
@@ -115,8 +115,8 @@ impl Reach {
 
     /// Whether a socket bound to `address` hears clients over IPv4, and whether over IPv6.
     ///
-    /// An IPv6 socket takes IPv4 too where it is bound to every address, unless it is `v6only`, or to
-    /// an IPv4-mapped one (ipv6(7)).
+    /// An IPv6 socket takes IPv4 too where it is bound to every address, unless it is `v6only`, or
+    /// to an IPv4-mapped one (ipv6(7)).
     pub fn hears(&self, address: IpAddr, v6only: bool) -> (bool, bool) {
         match address.to_canonical() {
             any if any.is_unspecified() => (any.is_ipv4() || !v6only, any.is_ipv6()),

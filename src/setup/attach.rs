@@ -1,10 +1,10 @@
 //! `attach`: a network for a namespace that somebody else has made.
 //!
 //! The target is named by a process or by a path. It is opened and looked at by the parent; a
-//! short-lived child joins the user namespace that owns it (unless that is ours) and then the network
-//! namespace itself, makes the TAP there, hands it over and ends. Nothing of the target but the TAP
-//! and its addresses is changed, and these go with the last descriptor of the TAP, so that a tapway
-//! killed at any moment leaves nothing behind.
+//! short-lived child joins the user namespace that owns it (unless that is ours) and then the
+//! network namespace itself, makes the TAP there, hands it over and ends. Nothing of the target but
+//! the TAP and its addresses is changed, and these go with the last descriptor of the TAP, so that
+//! a tapway killed at any moment leaves nothing behind.
 
 use std::fs::{File, OpenOptions};
 use std::io;

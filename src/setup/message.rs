@@ -1,7 +1,8 @@
 //! What the two sides of the set-up say to each other, over a `SOCK_SEQPACKET` pair.
 //!
-//! One message is one packet of JSON, with descriptors where noted. Both sides are ours and of the same
-//! binary. The child's silence (end of file) means that it is gone, and the same for the parent.
+//! One message is one packet of JSON, with descriptors where noted. Both sides are ours and of the
+//! same binary. The child's silence (end of file) means that it is gone, and the same for the
+//! parent.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -21,8 +22,8 @@ use crate::sys::{scm, sock_diag};
 pub(crate) enum Report {
     /// The new user namespace exists and has no ids yet.
     UserNamespace,
-    /// All is in place. Descriptors: the TAP's queues, then `resolv.conf` if `resolv_conf`, then the
-    /// netlink socket of [`sock_diag`] if `diag`.
+    /// All is in place. Descriptors: the TAP's queues, then `resolv.conf` if `resolv_conf`, then
+    /// the netlink socket of [`sock_diag`] if `diag`.
     Ready { features: TapFeatures, resolv_conf: bool, diag: bool },
     /// The child gives up.
     Failed { message: String, hint: Option<String> },
@@ -190,8 +191,8 @@ impl Child {
         }
     }
 
-    /// Waits until the command runs, which closes our channel, or could not be executed for the errno
-    /// that is returned.
+    /// Waits until the command runs, which closes our channel, or could not be executed for the
+    /// errno that is returned.
     pub(crate) fn executed(mut self) -> Result<(Pid, Option<i32>), SetupError> {
         let errno = match self.report(true)? {
             None => {

@@ -1,12 +1,13 @@
 //! `run`: a command in new user, network and mount namespaces.
 //!
 //! The child makes its user namespace first and says so; while the parent maps the ids (two
-//! `execve`s of the map helpers, or two writes), the child makes the network and mount namespaces, the
-//! TAP and the routes, none of which needs an id. Files need ids, so they come after the answer.
+//! `execve`s of the map helpers, or two writes), the child makes the network and mount namespaces,
+//! the TAP and the routes, none of which needs an id. Files need ids, so they come after the
+//! answer.
 //!
 //! Who dies with whom: the child asks for SIGKILL at its parent's death (`PR_SET_PDEATHSIG`) after
-//! the last change of its credentials, which would cancel it, and looks afterwards whether the parent
-//! had died before. Until it executes the command, it also ends when the channel closes.
+//! the last change of its credentials, which would cancel it, and looks afterwards whether the
+//! parent had died before. Until it executes the command, it also ends when the channel closes.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
@@ -42,8 +43,8 @@ pub struct RunOptions<'a> {
     pub link: &'a LinkOptions,
     /// The guest's files.
     pub files: &'a PrivateFiles,
-    /// Called in the child just before `execve`: gives signals back the state in which the caller of
-    /// tapway left them to its children.
+    /// Called in the child just before `execve`: gives signals back the state in which the caller
+    /// of tapway left them to its children.
     pub restore_signals: &'a dyn Fn() -> io::Result<()>,
 }
 
@@ -55,7 +56,8 @@ pub struct Started {
     pub tap: Tap,
     /// The guest's `resolv.conf`, to be rewritten when the host's changes.
     pub resolv_conf: Option<File>,
-    /// Asks what listens in the guest ([`crate::sys::sock_diag`]); `None` where the kernel cannot tell.
+    /// Asks what listens in the guest ([`crate::sys::sock_diag`]); `None` where the kernel cannot
+    /// tell.
     pub diag: Option<OwnedFd>,
 }
 

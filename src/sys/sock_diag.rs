@@ -8,9 +8,9 @@
 //! afterwards. So the child that sets up a guest opens it there, and the process that has given
 //! up every privilege asks. Like a queue of the TAP, it keeps the namespace alive while it is open.
 //!
-//! Cost, on Linux 6.18 and a 4-core virtual machine whose kernel has tables for much memory: all four
-//! tables of a guest with ten listening sockets 130 µs, of one with 5,000 more 7 ms in some fifteen
-//! parts (`tests/listening.rs` prints it).
+//! Cost, on Linux 6.18 and a 4-core virtual machine whose kernel has tables for much memory: all
+//! four tables of a guest with ten listening sockets 130 µs, of one with 5,000 more 7 ms in some
+//! fifteen parts (`tests/listening.rs` prints it).
 //!
 //! Trusts the kernel; what the guest chooses is only how many sockets there are, and where.
 
@@ -137,8 +137,8 @@ impl Diag {
         Ok(())
     }
 
-    /// Hands the next part of the answer, some hundred sockets at most, to `each`; says whether there
-    /// is more.
+    /// Hands the next part of the answer, some hundred sockets at most, to `each`; says whether
+    /// there is more.
     ///
     /// # Errors
     /// `ENOENT` where the kernel does not know the table: no IPv6, or no `CONFIG_INET_DIAG`
