@@ -14,7 +14,7 @@
 //!   except those at which tapway itself listens: they lead back into the guest.
 //! - **`--publish-when-listening`** opens the host side of its own ports.
 //! - A UDP socket says by nothing that it is a server. One whose port is among those that the
-//!   kernel hands out to clients ([`Auto::ephemeral`]) is taken for a client and not followed.
+//!   kernel hands out to clients ([`EPHEMERAL`]) is taken for a client and not followed.
 //! - Exposed ports open no socket in the guest, so nothing that was followed is followed back
 //!   there.
 //!
@@ -27,7 +27,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::forward::{Exposure, Forward, ForwardId, HostService, Listen, PortRange, Transport};
+use super::forward::{
+    AutoForward, Exposure, Forward, ForwardId, HostService, Listen, PortRange, Transport,
+};
 use super::ports::{Family, PortTable, Reach};
 
 /// The most ports that one `auto` has open. A guest that listens at every port takes neither all of
@@ -35,33 +37,9 @@ use super::ports::{Family, PortTable, Reach};
 /// high.
 pub const MOST: usize = 4096;
 
-/// The rule behind `--publish auto` and `--expose-host auto`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Auto {
-    /// The transports that are followed.
-    pub transports: Vec<Transport>,
-    /// Ports that are not.
-    pub except: Vec<(Transport, PortRange)>,
-    /// The ports of UDP sockets that are taken for clients.
-    pub ephemeral: PortRange,
-}
-
-impl Auto {
-    /// The ports that Linux hands out to clients unless told otherwise (`ip_local_port_range`), in
-    /// every new network namespace.
-    pub fn ephemeral() -> PortRange {
-        PortRange::new(32_768, 60_999).unwrap_or(PortRange::ANY)
-    }
-
-    /// Whether `port` is one to follow.
-    pub fn follows(&self, transport: Transport, port: u16) -> bool {
-        let port = PortRange::single(port);
-        let client = transport == Transport::Udp && self.ephemeral.overlaps(port);
-        let excepted =
-            |&(t, range): &(Transport, PortRange)| t == transport && range.overlaps(port);
-        self.transports.contains(&transport) && !client && !self.except.iter().any(excepted)
-    }
-}
+/// The ports that Linux hands out to clients in every new network namespace, unless told otherwise
+/// (`net.ipv4.ip_local_port_range`): the first and the last.
+const EPHEMERAL: (u16, u16) = (32_768, 60_999);
 
 /// A guest port that `--publish auto` has opened, or is to open, on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,7 +90,7 @@ impl AutoService {
             Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
         };
         let ports = PortRange::single(self.port);
-        let service = HostService::Ports { address, ports };
+        let service = HostService::Ports { address: Some(address), ports };
         Exposure { transport: self.transport, ports, service }
     }
 }
@@ -128,7 +106,7 @@ pub struct ConditionalPort {
 
 /// What `--publish auto` wants open. `guest` is what listens in the guest; `taken` are the host
 /// ports that other forwards hold.
-pub fn published(rule: &Auto, guest: &PortTable, taken: &PortTable) -> BTreeSet<AutoPort> {
+pub fn published(rule: &AutoForward, guest: &PortTable, taken: &PortTable) -> BTreeSet<AutoPort> {
     followed(rule, guest, |_, transport, port| taken.in_any_family(transport, port))
         .map(|(port, transport, family)| AutoPort { port, transport, family })
         .take(MOST)
@@ -141,7 +119,7 @@ pub fn published(rule: &Auto, guest: &PortTable, taken: &PortTable) -> BTreeSet<
 ///
 /// Forwards that have just been closed belong into `ours` until `host` is newer than that.
 pub fn exposed(
-    rule: &Auto,
+    rule: &AutoForward,
     host: &PortTable,
     ours: &PortTable,
     taken: &PortTable,
@@ -159,10 +137,16 @@ pub fn exposed(
         .collect()
 }
 
+/// Whether a socket at `port` is one to follow: not excluded, and not a client.
+fn follows(rule: &AutoForward, transport: Transport, port: u16) -> bool {
+    let client = transport == Transport::Udp && (EPHEMERAL.0..=EPHEMERAL.1).contains(&port);
+    !client && rule.covers(transport, port)
+}
+
 /// The ports of `listening` that `rule` follows and `hidden` does not name, in the order of their
 /// transports and families; each of the four in ascending order.
 fn followed<'a>(
-    rule: &'a Auto,
+    rule: &'a AutoForward,
     listening: &'a PortTable,
     hidden: impl Fn(Family, Transport, u16) -> bool + Copy + 'a,
 ) -> impl Iterator<Item = (u16, Transport, Family)> + 'a {
@@ -173,7 +157,7 @@ fn followed<'a>(
             let ports = listening.of(transport, family).iter();
             ports
                 .filter(move |&port| {
-                    rule.follows(transport, port) && !hidden(family, transport, port)
+                    follows(rule, transport, port) && !hidden(family, transport, port)
                 })
                 .map(move |port| (port, transport, family))
         })
@@ -282,8 +266,8 @@ mod tests {
         table
     }
 
-    fn everything() -> Auto {
-        Auto { transports: vec![Tcp, Udp], except: vec![], ephemeral: Auto::ephemeral() }
+    fn everything() -> AutoForward {
+        AutoForward { transports: vec![Tcp, Udp], exclude: vec![] }
     }
 
     fn ports(wanted: BTreeSet<AutoPort>) -> Vec<(Transport, Family, u16)> {
@@ -311,12 +295,12 @@ mod tests {
             (Udp, V4, 40_000),
             (Udp, V4, 61_000),
         ]);
-        let rule =
-            Auto { except: vec![(Tcp, PortRange::new(7000, 9000).unwrap())], ..everything() };
+        let exclude = vec![PortRange::new(7000, 7999).unwrap(), PortRange::single(8000)];
+        let rule = AutoForward { exclude, ..everything() };
         let taken = table(&[(Tcp, V6, 80)]);
         let wanted = published(&rule, &guest, &taken);
-        assert_eq!(ports(wanted), [(Udp, V4, 8000), (Tcp, V4, 40_000), (Udp, V4, 61_000)]);
-        let udp_only = Auto { transports: vec![Udp], ..everything() };
+        assert_eq!(ports(wanted), [(Tcp, V4, 40_000), (Udp, V4, 61_000)]);
+        let udp_only = AutoForward { transports: vec![Udp], ..everything() };
         let wanted = published(&udp_only, &guest, &PortTable::default());
         assert_eq!(ports(wanted), [(Udp, V4, 8000), (Udp, V4, 61_000)]);
     }
@@ -345,7 +329,7 @@ mod tests {
         assert_eq!(wanted, [(V6, 80), (V6, 631), (V4, 5432)]);
         let exposure = AutoService { port: 631, transport: Tcp, family: V6 }.exposure();
         let address = "::1".parse().unwrap();
-        let service = HostService::Ports { address, ports: PortRange::single(631) };
+        let service = HostService::Ports { address: Some(address), ports: PortRange::single(631) };
         assert_eq!((exposure.ports, exposure.service), (PortRange::single(631), service));
     }
 
