@@ -5,10 +5,12 @@
 //! those that wait do so until their stdin ends.
 
 use std::io::{self, BufRead, ErrorKind, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tapway::sys::clock;
 
 use crate::base::{Failure, output_of, pause};
@@ -24,6 +26,7 @@ pub fn run(args: &[String]) -> Result<String, Failure> {
         ["connect", server, count, seconds] => {
             connect(address(server)?, number(count)?, number(seconds)?)
         }
+        ["publish", socket, first, last] => publish(socket, number(first)?, number(last)?),
         ["stamp"] => Ok(clock::now().as_nanos().to_string()),
         ["launch", count, command @ ..] => launch(number(count)?, command),
         _ => Err(Failure(format!("unknown agent: {}", words.join(" ")))),
@@ -130,6 +133,39 @@ fn connect(server: SocketAddr, count: usize, seconds: u64) -> Result<String, Fai
         stream.read(&mut [0]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
     };
     Ok(open.iter().filter(|stream| is_open(stream)).count().to_string())
+}
+
+/// Publishes the TCP ports from `first` to `last` through the control socket of a helper, as
+/// slirp4netns's clients ask for it; per port, one line with the nanoseconds from the connection to
+/// the end of the answer.
+fn publish(socket: &str, first: u16, last: u16) -> Result<String, Failure> {
+    let mut lines = Vec::new();
+    for port in first..=last {
+        let arguments = json!({ "proto": "tcp", "host_addr": "0.0.0.0", "host_port": port,
+                                "guest_addr": "", "guest_port": port });
+        let question = json!({ "execute": "add_hostfwd", "arguments": arguments }).to_string();
+        let start = clock::now();
+        let answer = request(socket, &question)
+            .map_err(|e| Failure::because(format_args!("publish port {port} at {socket}"), e))?;
+        let took = clock::now().since(start).as_nanos();
+        let answered: Option<Value> = serde_json::from_str(&answer).ok();
+        if answered.is_none_or(|value| value.pointer("/return/id").is_none()) {
+            return Err(Failure::because(format_args!("publish port {port}"), answer.trim()));
+        }
+        lines.push(took.to_string());
+    }
+    Ok(lines.join("\n"))
+}
+
+/// One request, one answer, one connection.
+fn request(socket: &str, question: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(question.as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// Runs `command` (which ends in `agent stamp`) `count` times; per run, one line with the

@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::report::{Better, Results, Row, Summary};
 
 /// What the chart shows of the table, in panels of three columns.
-const PANELS: [&str; 12] = [
+const PANELS: [&str; 16] = [
     "tcp-up-65520",
     "tcp-down-65520",
     "tcp-up-1500",
@@ -23,6 +23,10 @@ const PANELS: [&str; 12] = [
     "conns/rss",
     "tcp-up-1500/cpu",
     "tcp-down-1500/cpu",
+    "published-up",
+    "published-down",
+    "published-rate",
+    "published-ports",
 ];
 
 /// Lengths in the SVG's user units (pixels at its natural size).
@@ -76,10 +80,16 @@ pub fn svg(machine: &Machine, results: &Results) -> String {
         MARGIN + 14
     );
     out.push_str(&body);
+    let is_marked =
+        |row: &&Row| bars(results, row).iter().any(|(c, _)| !results.mark(row, *c).is_empty());
+    let lost = match rows.iter().any(is_marked) {
+        true => "; * the client's address is lost",
+        false => "",
+    };
     let _ = writeln!(
         out,
-        "<text class=\"soft\" x=\"{MARGIN}\" y=\"{y}\">{}; medians, the line spans the rounds\
-         </text>\n</svg>",
+        "<text class=\"soft\" x=\"{MARGIN}\" y=\"{y}\">{}; medians, the line spans the \
+         rounds{lost}</text>\n</svg>",
         escaped(&machine.line())
     );
     out
@@ -116,13 +126,14 @@ fn panel(out: &mut String, results: &Results, row: &Row, x: usize, y: usize) {
              rx=\"2\"/>\
              <line class=\"range\" x1=\"{from:.1}\" x2=\"{to:.1}\" y1=\"{middle}\" \
              y2=\"{middle}\"/>\
-             <text x=\"{:.1}\" y=\"{}\">{}</text>",
+             <text x=\"{:.1}\" y=\"{}\">{}{}</text>",
             start - 8,
             top + 13,
             length(summary.median).max(1.0),
             to + 8.0,
             top + 13,
             row.figure(summary.median),
+            results.mark(row, *contender),
         );
     }
 }

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 
 use crate::base::{ENTERED, Failure, Process, Usage, output_of};
 use crate::lab::{Counters, Host, Lab, Namespace, place};
+use crate::published::{self, Published};
 
 /// Who is compared. The order is that of the table's columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -146,32 +147,41 @@ pub struct Guest {
     helper: Option<Process>,
     /// The device that all of the guest's traffic crosses.
     pub device: String,
+    /// What the guest's server sees as the address of a client of a published port.
+    pub client_seen: Option<IpAddr>,
     host: usize,
 }
 
 impl Guest {
-    /// Sets up `contender` on host number `host` with `mtu` on the guest's device and proves, by
-    /// the address that the server sees, that it carries traffic.
+    /// Sets up `contender` on host number `host` with `mtu` on the guest's device and `published`
+    /// ports, and proves that it carries traffic by the address that the server sees.
     pub fn start(
         lab: &Lab,
         programs: &Programs,
         contender: Contender,
         host: usize,
         mtu: u32,
+        published: Published,
     ) -> Result<Guest, Failure> {
         let at = &lab.hosts[host];
-        let mut guest =
-            Guest { contender, own: None, helper: None, device: Host::UPLINK.into(), host };
+        let mut guest = Guest {
+            contender,
+            own: None,
+            helper: None,
+            device: Host::UPLINK.into(),
+            client_seen: None,
+            host,
+        };
         match contender {
             Contender::Direct => {}
             Contender::Bridge => {
-                guest.own = Some(bridge(lab, at, mtu)?);
+                guest.own = Some(bridge(lab, at, mtu, published)?);
                 guest.device = "eth0".into();
             }
             _ => {
                 let own = rootless_guest(lab, at)?;
                 let mut command = lab.as_user(&at.net, &programs.get(contender)?.runs);
-                command.args(helper_args(contender, mtu, own.pid()));
+                command.args(helper_args(lab, contender, mtu, published, own.pid())?);
                 guest.helper =
                     Some(Process::start(lab.logged(&mut command, &log_name(contender))?)?);
                 guest.own = Some(own);
@@ -188,6 +198,11 @@ impl Guest {
         if let Some(own) = &guest.own {
             guest.device = own.device()?;
         }
+        if contender == Contender::Slirp4netns {
+            published.request(lab, at)?;
+        }
+        guest.client_seen =
+            published.client_seen(lab, &guest).map_err(|e| guest.explained(lab, e))?;
         Ok(guest)
     }
 
@@ -201,9 +216,14 @@ impl Guest {
         }
     }
 
-    /// Where this contender's clients run.
+    /// Where this contender's clients run, and the servers behind its published ports.
     pub fn net<'a>(&'a self, lab: &'a Lab) -> &'a Namespace {
-        self.own.as_ref().unwrap_or(&lab.hosts[self.host].net)
+        self.own.as_ref().unwrap_or(&self.host(lab).net)
+    }
+
+    /// The host side of this contender.
+    pub fn host<'a>(&self, lab: &'a Lab) -> &'a Host {
+        &lab.hosts[self.host]
     }
 
     /// The counters of the device that the traffic crosses.
@@ -233,27 +253,44 @@ fn log_name(contender: Contender) -> String {
 ///
 /// slirp4netns runs without its sandbox and so without seccomp: its fastest form. pasta's scan for
 /// listening ports, once a second, is off as in podman: it would spoil pasta's idle figures.
-fn helper_args(contender: Contender, mtu: u32, guest: u32) -> Vec<String> {
-    let line = match contender {
-        Contender::Slirp4netns => format!("-c -m {mtu} {guest} tap0"),
-        Contender::Pasta => format!("-f {PASTA} -m {mtu} {guest}"),
-        Contender::Tapway => format!("attach --mtu {mtu} {guest}"),
-        Contender::Direct | Contender::Bridge => String::new(),
+fn helper_args(
+    lab: &Lab,
+    contender: Contender,
+    mtu: u32,
+    published: Published,
+    guest: u32,
+) -> Result<Vec<String>, Failure> {
+    let (first, last) = match contender {
+        Contender::Slirp4netns if published != Published::Nothing => {
+            let socket = published::control_socket(lab, contender)?;
+            (format!("-c -m {mtu} -a {}", socket.display()), format!("{guest} tap0"))
+        }
+        Contender::Slirp4netns => (format!("-c -m {mtu}"), format!("{guest} tap0")),
+        Contender::Pasta => (format!("-f {PASTA} -m {mtu}"), guest.to_string()),
+        Contender::Tapway => {
+            (format!("attach --name {} --mtu {mtu}", published::INSTANCE), guest.to_string())
+        }
+        Contender::Direct | Contender::Bridge => (String::new(), String::new()),
     };
-    line.split_whitespace().map(str::to_owned).collect()
+    Ok(joined(&first, published.options(contender), &last))
 }
 
 /// What pasta is told with and without a command of its own.
-const PASTA: &str = "--config-net --no-map-gw -t none -u none -T none -U none";
+const PASTA: &str = "--config-net --no-map-gw -u none -T none -U none";
 
 /// The options with which a helper makes the namespace itself and runs the command that follows.
-pub fn run_args(contender: Contender) -> Vec<String> {
-    let line = match contender {
-        Contender::Pasta => format!("{PASTA} --"),
-        Contender::Tapway => "run --".to_owned(),
-        Contender::Slirp4netns | Contender::Direct | Contender::Bridge => String::new(),
+pub fn run_args(contender: Contender, published: Published) -> Vec<String> {
+    let first = match contender {
+        Contender::Pasta => PASTA,
+        Contender::Tapway => "run",
+        Contender::Slirp4netns | Contender::Direct | Contender::Bridge => return Vec::new(),
     };
-    line.split_whitespace().map(str::to_owned).collect()
+    joined(first, published.options(contender), "--")
+}
+
+fn joined(first: &str, middle: Vec<String>, last: &str) -> Vec<String> {
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    [words(first), middle, words(last)].concat()
 }
 
 /// A user and a network namespace made by the account inside the host's network namespace.
@@ -262,8 +299,8 @@ fn rootless_guest(lab: &Lab, host: &Host) -> Result<Namespace, Failure> {
     Namespace::new(&lab.agent, enter.args(["--user", "--map-root-user", "--net", ENTERED]))
 }
 
-/// The way of a rootful engine: veth, bridge, forwarding, masquerade.
-fn bridge(lab: &Lab, host: &Host, mtu: u32) -> Result<Namespace, Failure> {
+/// The way of a rootful engine: veth, bridge, forwarding, masquerade, destination NAT.
+fn bridge(lab: &Lab, host: &Host, mtu: u32, published: Published) -> Result<Namespace, Failure> {
     let net = &host.net;
     // A guest before this one may have left its bridge, the last thing that the host gets.
     if net.ip("link show dev br0").is_err() {
@@ -288,6 +325,7 @@ fn bridge(lab: &Lab, host: &Host, mtu: u32) -> Result<Namespace, Failure> {
     net.ip(&format!("link set br0 mtu {mtu}"))?;
     net.ip("link set veth0 master br0 up")?;
     net.ip("link set br0 up")?;
+    published.translate(net, "10.88.0.2")?;
     guest.ip("address add 10.88.0.2/24 dev eth0")?;
     guest.ip("link set eth0 up")?;
     guest.ip("route add default via 10.88.0.1")?;

@@ -9,12 +9,14 @@
 //!
 //! Every contender has its own host, so that the bridge's connection tracking burdens no other, and
 //! so that the address that the server sees names the contender that the traffic went through. The
-//! server's address is on none of the links: no helper can take it for its gateway.
+//! server's address is on none of the links: no helper can take it for its gateway. Where `ext`
+//! plays the client of a published port, its connections come from that address too.
 //!
 //! A network namespace lives as long as the agent that sits in it; see [`crate::keeper`] for what
 //! ends the agents. Nothing gets a name in `/run/netns`, and nothing touches the machine's own
 //! network namespace.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::BufReader;
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,8 +33,8 @@ use crate::keeper::{Account, Premises};
 /// Where every server of the lab listens (TEST-NET-2, RFC 5737).
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
-/// The port that tells clients their address.
-const WHOAMI_PORT: u16 = 7000;
+/// The port that tells clients their address, of the lab's server and of servers in guests.
+pub const WHOAMI_PORT: u16 = 7000;
 
 /// MTU of the links between `ext` and the hosts: that of an ordinary Ethernet.
 const LINK_MTU: &str = "1500";
@@ -84,32 +86,26 @@ impl Lab {
             &WHOAMI_PORT.to_string(),
         ]))?;
         let lab = Lab { dir, account, agent, ext, hosts: lab_hosts, _whoami: whoami };
-        lab.wait_listening(WHOAMI_PORT)?;
+        wait_listening(&lab.ext, WHOAMI_PORT)?;
         Ok(lab)
     }
 
-    /// Starts `server` in `ext` as the account and waits until it listens on TCP `port`.
+    /// Starts `program` in `net` as the account and waits until it listens on TCP `port`.
     pub fn serve(
         &self,
+        net: &Namespace,
         program: &str,
         args: &[&str],
         port: u16,
         log: &str,
     ) -> Result<Process, Failure> {
-        let mut command = self.as_user(&self.ext, Path::new(program));
+        let mut command = self.as_user(net, Path::new(program));
         let mut server = Process::start(self.logged(command.args(args), log)?)?;
-        self.wait_listening(port).map_err(|e| match server.ended() {
+        wait_listening(net, port).map_err(|e| match server.ended() {
             Some(status) => Failure(format!("{program} ended with {status}{}", self.tail(log))),
             None => e,
         })?;
         Ok(server)
-    }
-
-    fn wait_listening(&self, port: u16) -> Result<(), Failure> {
-        if wait_until(Duration::from_secs(5), || self.ext.listens(port)) {
-            return Ok(());
-        }
-        Err(Failure(format!("no server on port {port} within 5 s")))
     }
 
     /// The address from which the server sees connections out of `net`, asked for up to 15 s.
@@ -123,9 +119,14 @@ impl Lab {
     /// A command to be run in `net` as the account, with a home directory of its own.
     pub fn as_user(&self, net: &Namespace, program: &Path) -> Command {
         let mut command = net.command(Some(self.account), program);
-        let home = self.dir.join("home");
+        let home = self.home();
         command.env("HOME", &home).env("XDG_RUNTIME_DIR", &home).env("TMPDIR", &home);
         command
+    }
+
+    /// The account's home and runtime directory.
+    pub fn home(&self) -> PathBuf {
+        self.dir.join("home")
     }
 
     /// Sends what `command` writes to a log file of the lab.
@@ -160,6 +161,8 @@ impl Host {
         ext.ip(&format!("address add 10.77.{n}.1/24 dev {far}"))?;
         ext.ip(&format!("address add fd77:{n}::1/64 dev {far} nodad"))?;
         ext.ip(&format!("link set {far} up"))?;
+        // What `ext` asks of a published port comes from the same address that its servers have.
+        ext.ip(&format!("route replace 10.77.{n}.0/24 dev {far} src {SERVER}"))?;
         net.ip(&format!("address add {address}/24 dev {up}"))?;
         net.ip(&format!("address add fd77:{n}::2/64 dev {up} nodad"))?;
         net.ip(&format!("link set {up} up"))?;
@@ -170,6 +173,13 @@ impl Host {
         net.sysctl("net.ipv4.ping_group_range", "0 2147483647")?;
         Ok(Host { net, address })
     }
+}
+
+fn wait_listening(net: &Namespace, port: u16) -> Result<(), Failure> {
+    if wait_until(Duration::from_secs(5), || net.listening().contains(&port)) {
+        return Ok(());
+    }
+    Err(Failure(format!("no server on port {port} within 5 s")))
 }
 
 /// A network namespace, alive as long as this value.
@@ -226,20 +236,22 @@ impl Namespace {
         Ok(text.trim().to_owned())
     }
 
-    /// Whether a socket listens on TCP `port`, by proc_net_tcp(5): the client's view would cost the
+    /// The TCP ports that are listened on, by proc_net_tcp(5): the client's view would cost the
     /// server a connection, and some servers here serve only one.
-    fn listens(&self, port: u16) -> bool {
+    pub fn listening(&self) -> BTreeSet<u16> {
         const LISTEN: &str = "0A";
-        let suffix = format!(":{port:04X}");
-        ["tcp", "tcp6"].into_iter().any(|table| {
+        let port = |line: &str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (_, port) = fields.get(1)?.rsplit_once(':')?;
+            (fields.get(3) == Some(&LISTEN)).then(|| u16::from_str_radix(port, 16).ok())?
+        };
+        let mut ports = BTreeSet::new();
+        for table in ["tcp", "tcp6"] {
             let path = format!("/proc/{}/net/{table}", self.pid());
             let text = fs::read_to_string(path).unwrap_or_default();
-            text.lines().any(|line| {
-                let fields: Vec<&str> = line.split_whitespace().collect();
-                fields.get(1).is_some_and(|own| own.ends_with(&suffix))
-                    && fields.get(3) == Some(&LISTEN)
-            })
-        })
+            ports.extend(text.lines().filter_map(port));
+        }
+        ports
     }
 
     /// The counters of device `name`.

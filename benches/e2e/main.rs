@@ -26,7 +26,9 @@
 //! processes count in full. Wake-ups are voluntary context switches of all of a helper's threads.
 //!
 //! Below it stands what tapway promises, with the verdict of this run. A frame dropped by tapway's
-//! TAP is a defect whatever the speed was. With `--check` an unmet promise fails the run.
+//! TAP is a defect whatever the speed was. A published path whose figures bear a `*` does not show
+//! the guest's server its client's address: it does less, and does not count among the peers that
+//! tapway's published streams are measured against. With `--check` an unmet promise fails the run.
 //!
 //! Needs iperf3, wrk, nginx, sockperf, nftables and iproute2, and the peers' packages.
 
@@ -39,6 +41,7 @@ mod contenders;
 mod keeper;
 mod lab;
 mod machine;
+mod published;
 mod report;
 mod workloads;
 
@@ -52,6 +55,7 @@ use crate::contenders::{Contender, Guest, Programs};
 use crate::keeper::{Entered, Premises};
 use crate::lab::Lab;
 use crate::machine::Machine;
+use crate::published::Published;
 use crate::report::{Dropped, Missing, Results, criteria};
 use crate::workloads::{Figure, MTU, Outcome, SMALL_MTU, Workload};
 
@@ -60,13 +64,15 @@ use crate::workloads::{Figure, MTU, Outcome, SMALL_MTU, Workload};
 #[command(name = "e2e")]
 struct Options {
     /// Workloads to run, by the beginning of their ids: tcp, tcp-up-1500, tcp4, http-keepalive,
-    /// http-close, latency, idle, conns, start.
+    /// http-close, latency, idle, conns, start, published (published-up, published-down,
+    /// published-rate, published-ports), publish-add.
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,
     /// Who takes part.
     #[arg(long, value_delimiter = ',', default_values = ALL_NAMES)]
     contenders: Vec<Contender>,
-    /// How often everything is repeated (four streams and idle connections run once).
+    /// How often everything is repeated (four streams, idle connections and 20,000
+    /// published ports run once).
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// How long each cell is measured.
@@ -173,25 +179,43 @@ impl Run<'_> {
     fn round(&mut self, round: u32) {
         let chosen: Vec<Workload> =
             self.chosen.iter().copied().filter(|w| round == 1 || !w.once()).collect();
+        // First of all: no port of theirs may still be in TIME_WAIT from what other cells did.
+        if chosen.contains(&Workload::PublishedPorts) {
+            self.one_by_one(round, Workload::PublishedPorts);
+        }
         for mtu in [MTU, SMALL_MTU] {
             let on_these = |w: &Workload| match w {
                 Workload::Tcp { mtu: of, .. } => *of == mtu,
-                Workload::Connections | Workload::Start => false,
-                _ => mtu == MTU,
+                Workload::Connections | Workload::Start | Workload::PublishedPorts => false,
+                _ => mtu == MTU && !w.needs_published(),
             };
-            self.on_fresh_guests(round, mtu, chosen.iter().copied().filter(on_these).collect());
+            let these = chosen.iter().copied().filter(on_these).collect();
+            self.on_fresh_guests(round, mtu, Published::Nothing, these);
         }
+        let published = chosen.iter().copied().filter(|w| w.needs_published());
+        self.on_fresh_guests(round, MTU, Published::Services, published.collect());
         // Alone, since it fills and grows what the other workloads would then start from.
         let connections = chosen.iter().copied().filter(|w| *w == Workload::Connections);
-        self.on_fresh_guests(round, MTU, connections.collect());
+        self.on_fresh_guests(round, MTU, Published::Nothing, connections.collect());
         if chosen.contains(&Workload::Start) {
-            for (host, contender) in self.contenders() {
-                if !Workload::Start.suits(contender) {
-                    continue;
-                }
-                let figures = workloads::start(&self.lab, &self.programs, contender, host);
-                self.record(round, Workload::Start, contender, figures);
+            self.one_by_one(round, Workload::Start);
+        }
+    }
+
+    /// Runs a workload that starts its helpers itself.
+    fn one_by_one(&mut self, round: u32, workload: Workload) {
+        for (host, contender) in self.contenders() {
+            if !workload.suits(contender) {
+                continue;
             }
+            let (lab, programs) = (&self.lab, &self.programs);
+            let figures = match workload {
+                Workload::PublishedPorts => {
+                    published::many(lab, programs, contender, host, self.options.seconds)
+                }
+                _ => workloads::start(lab, programs, contender, host),
+            };
+            self.record(round, workload, contender, figures);
         }
     }
 
@@ -202,12 +226,23 @@ impl Run<'_> {
     }
 
     /// Sets up every contender anew and runs `workloads`, each through all of them in turn.
-    fn on_fresh_guests(&mut self, round: u32, mtu: u32, workloads: Vec<Workload>) {
+    fn on_fresh_guests(
+        &mut self,
+        round: u32,
+        mtu: u32,
+        published: Published,
+        workloads: Vec<Workload>,
+    ) {
         let wanted = |contender| workloads.iter().any(|w| w.suits(contender));
         let mut guests = Vec::new();
         for (host, contender) in self.contenders().into_iter().filter(|(_, c)| wanted(*c)) {
-            match Guest::start(&self.lab, &self.programs, contender, host, mtu) {
-                Ok(guest) => guests.push(guest),
+            match Guest::start(&self.lab, &self.programs, contender, host, mtu, published) {
+                Ok(guest) => {
+                    if let Some(address) = guest.client_seen {
+                        self.results.saw(contender, address);
+                    }
+                    guests.push(guest);
+                }
                 Err(why) => {
                     for workload in workloads.iter().filter(|w| w.suits(contender)) {
                         self.record(round, *workload, contender, Err(why.clone()));

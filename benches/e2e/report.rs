@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
 use crate::contenders::Contender;
+use crate::lab::SERVER;
 use crate::machine::Machine;
+use crate::published;
 
 /// Which way a figure is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,13 @@ impl Row {
     pub fn figure(&self, value: f64) -> String {
         format!("{value:.digits$}", digits = self.digits)
     }
+
+    /// Whether it is about traffic from clients to a published port.
+    fn has_clients(&self) -> bool {
+        ["published-up", "published-down", "published-rate"]
+            .iter()
+            .any(|id| self.id.starts_with(id))
+    }
 }
 
 const fn row(
@@ -44,7 +54,7 @@ const fn row(
 }
 
 /// All rows, in the order of the table. "up" is guest → server, "down" server → guest.
-pub const ROWS: [Row; 24] = {
+pub const ROWS: [Row; 35] = {
     use Better::{Less, More};
     [
         row("tcp-up-65520", "TCP up, 1 stream, MTU 65520", "Gbit/s", More, 2),
@@ -71,6 +81,17 @@ pub const ROWS: [Row; 24] = {
         row("conns/wakeups", "wake-ups, 10,000 idle connections", "per s", Less, 2),
         row("start", "start to first instruction", "ms", Less, 1),
         row("start/total", "start to end of the command", "ms", Less, 1),
+        row("published-up", "published TCP up, 1 stream", "Gbit/s", More, 2),
+        row("published-down", "published TCP down, 1 stream", "Gbit/s", More, 2),
+        row("published-up/cpu", "helper CPU, published, up", "s/GB", Less, 2),
+        row("published-down/cpu", "helper CPU, published, down", "s/GB", Less, 2),
+        row("published-rate", "published HTTP, a connection per request", "conn/s", More, 0),
+        row("published-rate/p99", "  its 99th percentile", "ms", Less, 2),
+        row("publish-add", "publish one port more", "ms", Less, 3),
+        row("published-ports", "start with 20,000 published ports", "ms", Less, 1),
+        row("published-ports/rss", "resident, 20,000 published ports", "MB", Less, 2),
+        row("published-ports/anon", "  of it anonymous", "MB", Less, 2),
+        row("published-ports/wakeups", "wake-ups, 20,000 published ports", "per s", Less, 2),
     ]
 };
 
@@ -97,6 +118,8 @@ pub struct Missing {
 pub struct Results {
     /// Per row id and contender, one value per round.
     samples: BTreeMap<String, BTreeMap<Contender, Vec<f64>>>,
+    /// What the guest's server took for the address of the client of a published port.
+    seen: BTreeMap<Contender, IpAddr>,
     pub dropped: Vec<Dropped>,
     pub missing: Vec<Missing>,
 }
@@ -126,6 +149,26 @@ impl Results {
         row.entry(contender).or_default().push(value);
     }
 
+    /// Keeps as what address a client of a published port was seen. An address that is not the
+    /// client's own stays: once is enough.
+    pub fn saw(&mut self, contender: Contender, address: IpAddr) {
+        let seen = self.seen.entry(contender).or_insert(address);
+        if published::is_kept(*seen) {
+            *seen = address;
+        }
+    }
+
+    /// Whether the guest's server saw the client's own address, if that was looked at.
+    fn keeps_address(&self, contender: Contender) -> Option<bool> {
+        self.seen.get(&contender).copied().map(published::is_kept)
+    }
+
+    /// Marks figures of published paths that do not keep the client's address.
+    pub fn mark(&self, row: &Row, contender: Contender) -> &'static str {
+        let is_lost = row.has_clients() && self.keeps_address(contender) == Some(false);
+        if is_lost { "*" } else { "" }
+    }
+
     /// Median and range of a cell, if it was measured.
     pub fn summary(&self, id: &str, contender: Contender) -> Option<Summary> {
         let values = self.samples.get(id)?.get(&contender)?;
@@ -143,7 +186,17 @@ impl Results {
 
     /// The best median among the rootless peers.
     fn best_peer(&self, row: &Row) -> Option<f64> {
-        let peers = Contender::PEERS.into_iter().filter_map(|peer| self.median_of(row.id, peer));
+        self.best_of(row, |_| true)
+    }
+
+    /// The best median among the peers whose published path keeps the client's address.
+    fn best_keeping_peer(&self, row: &Row) -> Option<f64> {
+        self.best_of(row, |peer| self.keeps_address(peer) == Some(true))
+    }
+
+    fn best_of(&self, row: &Row, counts: impl Fn(Contender) -> bool) -> Option<f64> {
+        let peers = Contender::PEERS.into_iter().filter(|peer| counts(*peer));
+        let peers = peers.filter_map(|peer| self.median_of(row.id, peer));
         match row.better {
             Better::More => peers.reduce(f64::max),
             Better::Less => peers.reduce(f64::min),
@@ -228,6 +281,13 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
     let peer = find("http-close").and_then(|row| results.best_peer(row));
     factor("http-close", Better::More, 2.0, "the better peer", peer);
     factor("latency", Better::Less, 1.6, "bridge", bridge("latency"));
+    for id in ["published-up", "published-down"] {
+        factor(id, Better::More, 0.6, "bridge", bridge(id));
+        let peer = find(id).and_then(|row| results.best_keeping_peer(row));
+        factor(id, Better::More, 1.5, "the better peer that keeps the address", peer);
+    }
+    let peer = find("published-rate").and_then(|row| results.best_peer(row));
+    factor("published-rate", Better::More, 2.0, "the better peer", peer);
 
     for (id, limit) in [
         ("conns/rss", 40.0),
@@ -235,6 +295,8 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
         ("idle/rss", 6.0),
         ("idle/wakeups", 0.0),
         ("start", 15.0),
+        ("publish-add", 2.0),
+        ("published-ports", 1000.0),
     ] {
         let Some(row) = find(id) else { continue };
         let value = of(id, Contender::Tapway);
@@ -247,10 +309,18 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
             met: value.map(|v| v <= limit),
         });
     }
-    // Starting commands moves nothing that could be dropped.
+    let seen = results.seen.get(&Contender::Tapway);
+    list.push(Criterion {
+        what: "client of a published port, seen in the guest".into(),
+        required: SERVER.to_string(),
+        measured: seen.map_or("not measured".into(), IpAddr::to_string),
+        met: results.keeps_address(Contender::Tapway),
+    });
+    // Starting commands and opening ports move nothing that could be dropped.
+    const SILENT: [&str; 4] = ["start", "idle", "publish-add", "published-ports"];
     let measured_tapway = ROWS
         .iter()
-        .filter(|row| !row.id.starts_with("start") && !row.id.starts_with("idle"))
+        .filter(|row| !SILENT.iter().any(|id| row.id.starts_with(id)))
         .any(|row| of(row.id, Contender::Tapway).is_some());
     let drops = results.tapway_drops();
     list.push(Criterion {
@@ -270,6 +340,17 @@ pub fn text(machine: &Machine, results: &Results) -> String {
         out.push_str(&table(&cells(results)));
         out.push_str("\n↑ more is better, ↓ less is better. Medians (least–most of the rounds).\n");
         out.push_str("The columns behind tapway are its figure divided by the other's.\n");
+    }
+    for (contender, address) in &results.seen {
+        let name = contender.name();
+        let _ = match published::is_kept(*address) {
+            true => writeln!(out, "{name} keeps the address of a published port's client."),
+            false => writeln!(
+                out,
+                "* {name} does not keep the address of a published port's client: {SERVER} is seen \
+                 as {address}."
+            ),
+        };
     }
     for missing in &results.missing {
         let Missing { contender, workload, round, why } = missing;
@@ -303,7 +384,11 @@ fn cells(results: &Results) -> Vec<Vec<String>> {
     for row in results.rows() {
         let arrow = if row.better == Better::More { "↑" } else { "↓" };
         let mut line = vec![row.label.to_owned(), format!("{} {arrow}", row.unit)];
-        line.extend(contenders.iter().map(|c| cell(row, results.summary(row.id, *c))));
+        line.extend(
+            contenders
+                .iter()
+                .map(|c| cell(row, results.summary(row.id, *c)) + results.mark(row, *c)),
+        );
         if with_ratios {
             let ratio = |r: Option<f64>| r.map_or(String::new(), |r| format!("{r:.2}"));
             line.extend(results.ratios(row).map(ratio));
@@ -390,6 +475,10 @@ pub fn json(machine: &Machine, results: &Results) -> Value {
         json!({ "contender": d.contender.name(), "workload": d.workload, "round": d.round,
                 "frames": d.frames })
     };
+    let seen = |(contender, address): (&Contender, &IpAddr)| {
+        let value = json!({ "address": address.to_string(), "kept": published::is_kept(*address) });
+        (contender.name().to_owned(), value)
+    };
     let missing = |m: &Missing| {
         json!({ "contender": m.contender.name(), "workload": m.workload, "round": m.round,
                 "why": m.why })
@@ -402,6 +491,7 @@ pub fn json(machine: &Machine, results: &Results) -> Value {
         "machine": machine.json(),
         "rows": rows,
         "dropped": results.dropped.iter().map(dropped).collect::<Vec<_>>(),
+        "published_client_seen_as": results.seen.iter().map(seen).collect::<serde_json::Map<_, _>>(),
         "missing": results.missing.iter().map(missing).collect::<Vec<_>>(),
         "criteria": criteria(results).iter().map(criterion).collect::<Vec<_>>(),
     })

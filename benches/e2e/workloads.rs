@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{BufReader, Read, Write};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use serde_json::Value;
 
 use crate::base::{Failure, Process, Usage, output_of, pause, read_line};
 use crate::contenders::{Contender, Guest, Programs, run_args};
-use crate::lab::{Lab, SERVER};
+use crate::lab::{Lab, Namespace, SERVER};
+use crate::published::{self, Published};
 use crate::report::median;
 
 /// MTU at which everything but the MTU comparison runs: what engines give slirp4netns and pasta.
@@ -30,6 +32,15 @@ pub const IDLE_CONNECTIONS: usize = 10_000;
 pub enum Way {
     Up,
     Down,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
 }
 
 /// What a contender is made to do.
@@ -49,11 +60,20 @@ pub enum Workload {
     Connections,
     /// From the start of the helper to the first instruction of the command inside.
     Start,
+    /// iperf3 with one stream between a client outside and a published port.
+    Published { way: Way },
+    /// wrk as in [`Workload::ConnectionEach`], from outside to a published port.
+    PublishedRate,
+    /// Ports published on a helper that runs.
+    PublishAdd,
+    /// A helper that publishes 20,000 ports.
+    PublishedPorts,
 }
 
 impl Workload {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Workload; 12] = [
+    pub const ALL: [Workload; 17] = [
+        Workload::PublishedPorts,
         Workload::Idle,
         Workload::Tcp { way: Way::Up, streams: 1, mtu: MTU },
         Workload::Tcp { way: Way::Down, streams: 1, mtu: MTU },
@@ -64,6 +84,10 @@ impl Workload {
         Workload::PingPong,
         Workload::Tcp { way: Way::Up, streams: 1, mtu: SMALL_MTU },
         Workload::Tcp { way: Way::Down, streams: 1, mtu: SMALL_MTU },
+        Workload::Published { way: Way::Up },
+        Workload::Published { way: Way::Down },
+        Workload::PublishedRate,
+        Workload::PublishAdd,
         Workload::Connections,
         Workload::Start,
     ];
@@ -72,9 +96,8 @@ impl Workload {
     pub fn id(self) -> String {
         match self {
             Self::Tcp { way, streams, mtu } => {
-                let way = if way == Way::Up { "up" } else { "down" };
                 let streams = if streams == 1 { String::new() } else { streams.to_string() };
-                format!("tcp{streams}-{way}-{mtu}")
+                format!("tcp{streams}-{}-{mtu}", way.name())
             }
             Self::KeepAlive => "http-keepalive".into(),
             Self::ConnectionEach => "http-close".into(),
@@ -82,12 +105,16 @@ impl Workload {
             Self::Idle => "idle".into(),
             Self::Connections => "conns".into(),
             Self::Start => "start".into(),
+            Self::Published { way } => format!("published-{}", way.name()),
+            Self::PublishedRate => "published-rate".into(),
+            Self::PublishAdd => "publish-add".into(),
+            Self::PublishedPorts => "published-ports".into(),
         }
     }
 
     /// Whether one round is enough: it informs, or it hardly varies and takes long.
     pub fn once(self) -> bool {
-        matches!(self, Self::Connections | Self::Tcp { streams: 4, .. })
+        matches!(self, Self::Connections | Self::Tcp { streams: 4, .. } | Self::PublishedPorts)
     }
 
     /// Whether `contender` can do it: where the kernel does the work there is no helper to watch.
@@ -96,8 +123,17 @@ impl Workload {
             Self::Idle | Self::Connections => contender.is_rootless(),
             // slirp4netns and the bridge have no way to run a command; direct is the floor.
             Self::Start => !matches!(contender, Contender::Bridge | Contender::Slirp4netns),
+            // pasta is told all its ports at the start; what the kernel does, `nft` is told.
+            Self::PublishAdd => matches!(contender, Contender::Slirp4netns | Contender::Tapway),
+            // slirp4netns knows its ports only from requests, one by one.
+            Self::PublishedPorts => matches!(contender, Contender::Pasta | Contender::Tapway),
             _ => true,
         }
+    }
+
+    /// Whether it needs guests whose servers are reached from outside.
+    pub fn needs_published(self) -> bool {
+        matches!(self, Self::Published { .. } | Self::PublishedRate | Self::PublishAdd)
     }
 }
 
@@ -136,12 +172,19 @@ pub fn measure(
     let before = guest.counters(lab)?;
     let usage_before = guest.usage();
     let cell = match workload {
-        Workload::Tcp { way, streams, .. } => tcp(lab, guest, way, streams, seconds),
-        Workload::KeepAlive => http(lab, guest, seconds, &[]),
-        Workload::ConnectionEach => http(lab, guest, seconds, &["-H", "Connection: close"]),
+        Workload::Tcp { way, streams, .. } => {
+            tcp(lab, &Ends::outward(lab, guest), way, streams, seconds)
+        }
+        Workload::Published { way } => tcp(lab, &Ends::inward(lab, guest), way, 1, seconds),
+        Workload::KeepAlive => http(lab, &Ends::outward(lab, guest), seconds, &[]),
+        Workload::ConnectionEach => http(lab, &Ends::outward(lab, guest), seconds, CLOSE),
+        Workload::PublishedRate => http(lab, &Ends::inward(lab, guest), seconds, CLOSE),
+        Workload::PublishAdd => {
+            published::add(lab, guest).map(|figures| Cell { figures, ..Cell::default() })
+        }
         Workload::PingPong => ping_pong(lab, guest, seconds),
         Workload::Connections => connections(lab, guest, seconds),
-        Workload::Idle | Workload::Start => {
+        Workload::Idle | Workload::Start | Workload::PublishedPorts => {
             Err(Failure(format!("{} is not measured cell by cell", workload.id())))
         }
     };
@@ -158,9 +201,9 @@ pub fn measure(
             guest.device, moved.sent, moved.received, cell.sent, cell.received
         )));
     }
-    if let (Workload::Tcp { streams: 1, .. }, Some(from), Some(to)) =
-        (workload, usage_before, guest.usage())
-    {
+    let is_stream =
+        matches!(workload, Workload::Tcp { streams: 1, .. } | Workload::Published { .. });
+    if let (true, Some(from), Some(to)) = (is_stream, usage_before, guest.usage()) {
         let busy = to.seconds() - from.seconds();
         let bytes = cell.sent + cell.received;
         if busy <= 0.0 && bytes > BULK {
@@ -177,9 +220,39 @@ const BULK: u64 = 1_000_000_000;
 /// How much longer than asked a load generator may take; the slowest contenders do.
 const GRACE: u32 = 10;
 
-/// Runs a client in the guest as the account, and ends it when it overruns its time.
-fn client(lab: &Lab, guest: &Guest, seconds: u32, words: &[&str]) -> Result<String, Failure> {
-    let mut command = lab.as_user(guest.net(lab), Path::new("timeout"));
+/// Between whom a load runs.
+struct Ends<'a> {
+    client: &'a Namespace,
+    server: &'a Namespace,
+    /// Where the client finds the server.
+    address: Ipv4Addr,
+    /// Whether the server is the guest, behind published ports.
+    inward: bool,
+}
+
+impl<'a> Ends<'a> {
+    /// A client in the guest, and the lab's server.
+    fn outward(lab: &'a Lab, guest: &'a Guest) -> Self {
+        Ends { client: guest.net(lab), server: &lab.ext, address: SERVER, inward: false }
+    }
+
+    /// A client outside, and a server in the guest.
+    fn inward(lab: &'a Lab, guest: &'a Guest) -> Self {
+        let address = guest.host(lab).address;
+        Ends { client: &lab.ext, server: guest.net(lab), address, inward: true }
+    }
+
+    /// A cell for which the client sent and received so many bytes.
+    fn cell(&self, figures: Vec<Figure>, to_server: u64, to_client: u64) -> Cell {
+        let (sent, received) =
+            if self.inward { (to_client, to_server) } else { (to_server, to_client) };
+        Cell { figures, sent, received }
+    }
+}
+
+/// Runs a client as the account, and ends it when it overruns its time.
+fn client(lab: &Lab, net: &Namespace, seconds: u32, words: &[&str]) -> Result<String, Failure> {
+    let mut command = lab.as_user(net, Path::new("timeout"));
     let bound = (seconds + GRACE).to_string();
     let text = output_of(command.args(["--signal=KILL", &bound]).args(words));
     text.map_err(|e| match e.0.contains("signal: 9") || e.0.contains("status: 137") {
@@ -188,15 +261,21 @@ fn client(lab: &Lab, guest: &Guest, seconds: u32, words: &[&str]) -> Result<Stri
     })
 }
 
-fn tcp(lab: &Lab, guest: &Guest, way: Way, streams: u32, seconds: u32) -> Result<Cell, Failure> {
-    const PORT: u16 = 5201;
-    let _server = lab.serve("iperf3", &["-s", "-1", "-p", "5201"], PORT, "iperf3.log")?;
-    let (time, count, server) = (seconds.to_string(), streams.to_string(), SERVER.to_string());
-    let mut words = vec!["iperf3", "-J", "-c", &server, "-t", &time, "-P", &count];
-    if way == Way::Down {
+/// iperf3's own default.
+pub const IPERF_PORT: u16 = 5201;
+
+fn tcp(lab: &Lab, ends: &Ends<'_>, way: Way, streams: u32, seconds: u32) -> Result<Cell, Failure> {
+    let port = IPERF_PORT.to_string();
+    let options = ["-s", "-1", "-p", &port];
+    let _server = lab.serve(ends.server, "iperf3", &options, IPERF_PORT, "iperf3.log")?;
+    let (time, count, server) =
+        (seconds.to_string(), streams.to_string(), ends.address.to_string());
+    let mut words = vec!["iperf3", "-J", "-c", &server, "-p", &port, "-t", &time, "-P", &count];
+    let to_client = (way == Way::Down) != ends.inward;
+    if to_client {
         words.push("-R");
     }
-    let report: Value = serde_json::from_str(&client(lab, guest, seconds, &words)?)
+    let report: Value = serde_json::from_str(&client(lab, ends.client, seconds, &words)?)
         .map_err(|e| Failure::because("iperf3's report", e))?;
     let number = |path: &str| {
         let found = report.pointer(path).and_then(Value::as_f64);
@@ -204,11 +283,8 @@ fn tcp(lab: &Lab, guest: &Guest, way: Way, streams: u32, seconds: u32) -> Result
     };
     let rate = number("/end/sum_received/bits_per_second")?;
     let bytes = number("/end/sum_received/bytes")? as u64;
-    Ok(Cell {
-        figures: vec![(String::new(), rate / 1e9)],
-        sent: if way == Way::Up { bytes } else { 0 },
-        received: if way == Way::Down { bytes } else { 0 },
-    })
+    let figures = vec![(String::new(), rate / 1e9)];
+    Ok(if to_client { ends.cell(figures, 0, bytes) } else { ends.cell(figures, bytes, 0) })
 }
 
 /// What the web server sends: a small page, so that requests count and not bytes.
@@ -226,8 +302,14 @@ http {
 }
 ";
 
-fn http(lab: &Lab, guest: &Guest, seconds: u32, extra: &[&str]) -> Result<Cell, Failure> {
-    let home = lab.dir.join("home");
+/// Port of the web server, as its configuration has it.
+pub const HTTP_PORT: u16 = 8080;
+
+/// wrk's options for a connection per request.
+const CLOSE: &[&str] = &["-H", "Connection: close"];
+
+fn http(lab: &Lab, ends: &Ends<'_>, seconds: u32, extra: &[&str]) -> Result<Cell, Failure> {
+    let home = lab.home();
     let home_name = home.to_string_lossy().into_owned();
     let config = home.join("nginx.conf");
     let www = home.join("www");
@@ -237,13 +319,13 @@ fn http(lab: &Lab, guest: &Guest, seconds: u32, extra: &[&str]) -> Result<Cell, 
         .map_err(|e| Failure::because("write the web server's files", e))?;
     let config = config.to_string_lossy().into_owned();
     let options = ["-p", &home_name, "-c", &config, "-e", "stderr"];
-    let _server = lab.serve("nginx", &options, 8080, "nginx.log")?;
+    let _server = lab.serve(ends.server, "nginx", &options, HTTP_PORT, "nginx.log")?;
 
-    let (time, url) = (format!("{seconds}s"), format!("http://{SERVER}:8080/page"));
+    let (time, url) = (format!("{seconds}s"), format!("http://{}:{HTTP_PORT}/page", ends.address));
     let mut words = vec!["wrk", "-t", "1", "-c", "32", "-d", &time, "--latency"];
     words.extend(extra);
     words.push(&url);
-    let report = client(lab, guest, seconds, &words)?;
+    let report = client(lab, ends.client, seconds, &words)?;
     let bad = "wrk's report";
     if let Some(line) = report.lines().find(|l| l.contains("Non-2xx")) {
         return Err(Failure::because("the web server refused", line.trim()));
@@ -257,11 +339,9 @@ fn http(lab: &Lab, guest: &Guest, seconds: u32, extra: &[&str]) -> Result<Cell, 
     let (Some(rate), Some(requests), Some(p99)) = (rate, requests, p99) else {
         return Err(Failure::because(bad, report.trim()));
     };
-    Ok(Cell {
-        figures: vec![(String::new(), rate), ("/p99".into(), p99)],
-        sent: requests * "GET /page HTTP/1.1".len() as u64,
-        received: requests * PAGE_BYTES as u64,
-    })
+    let figures = vec![(String::new(), rate), ("/p99".into(), p99)];
+    let request_bytes = "GET /page HTTP/1.1".len() as u64;
+    Ok(ends.cell(figures, requests * request_bytes, requests * PAGE_BYTES as u64))
 }
 
 /// The word behind `label` in a report.
@@ -287,10 +367,10 @@ fn ping_pong(lab: &Lab, guest: &Guest, seconds: u32) -> Result<Cell, Failure> {
     const BYTES: u64 = 64;
     let (ip, time, bytes) = (SERVER.to_string(), seconds.to_string(), BYTES.to_string());
     let options = ["server", "--tcp", "-i", &ip, "-p", "11111"];
-    let _server = lab.serve("sockperf", &options, 11111, "sockperf.log")?;
+    let _server = lab.serve(&lab.ext, "sockperf", &options, 11111, "sockperf.log")?;
     let report = client(
         lab,
-        guest,
+        guest.net(lab),
         seconds,
         &["sockperf", "ping-pong", "--tcp", "-i", &ip, "-p", "11111", "-t", &time, "-m", &bytes],
     )?;
@@ -315,7 +395,7 @@ fn connections(lab: &Lab, guest: &Guest, seconds: u32) -> Result<Cell, Failure> 
     /// not get there; its cell then says how far it came.
     const OPENING: u32 = 20;
     let program = lab.agent.to_string_lossy().into_owned();
-    let _holder = lab.serve(&program, &["agent", "hold", "7001"], PORT, "hold.log")?;
+    let _holder = lab.serve(&lab.ext, &program, &["agent", "hold", "7001"], PORT, "hold.log")?;
     let (server, count) = (format!("{SERVER}:{PORT}"), IDLE_CONNECTIONS.to_string());
     let mut command = lab.as_user(guest.net(lab), Path::new("timeout"));
     let bound = OPENING + 4 * GRACE + seconds;
@@ -418,7 +498,7 @@ fn watch(guests: &[&Guest], seconds: u32) -> Vec<(Contender, Interval)> {
         .collect()
 }
 
-/// Starts the contender with a command inside, [`STARTS`] times, and gives the medians.
+/// Starts the contender with a command inside and gives the medians.
 ///
 /// For [`Contender::Direct`] it is the bare command: the part of the figures that no helper can
 /// save.
@@ -429,12 +509,27 @@ pub fn start(
     host: usize,
 ) -> Result<Vec<Figure>, Failure> {
     /// Enough for a median; the slowest contender needs two seconds for them.
-    const STARTS: &str = "20";
+    const STARTS: u32 = 20;
+    let (first, total) = launch(lab, programs, contender, host, Published::Nothing, STARTS)?;
+    Ok(vec![("start".into(), first), ("start/total".into(), total)])
+}
+
+/// Starts the contender `starts` times with `published` ports and a command inside: the median
+/// milliseconds to the command's first instruction, and to the end of everything.
+pub fn launch(
+    lab: &Lab,
+    programs: &Programs,
+    contender: Contender,
+    host: usize,
+    published: Published,
+    starts: u32,
+) -> Result<(f64, f64), Failure> {
     let net = &lab.hosts[host].net;
     let mut command = lab.as_user(net, Path::new("timeout"));
-    command.args(["--signal=KILL", "60"]).arg(&lab.agent).args(["agent", "launch", STARTS]);
+    command.args(["--signal=KILL", "60"]).arg(&lab.agent);
+    command.args(["agent", "launch", &starts.to_string()]);
     if contender.is_rootless() {
-        command.arg(&programs.get(contender)?.runs).args(run_args(contender));
+        command.arg(&programs.get(contender)?.runs).args(run_args(contender, published));
     }
     let report = output_of(command.arg(&lab.agent).args(["agent", "stamp"]))?;
     let (mut first, mut total) = (Vec::new(), Vec::new());
@@ -445,10 +540,6 @@ pub fn start(
             total.push(to_end / 1e6);
         }
     }
-    match (median(&first), median(&total)) {
-        (Some(first), Some(total)) => {
-            Ok(vec![("start".into(), first), ("start/total".into(), total)])
-        }
-        _ => Err(Failure::because("the launcher's report", report.trim())),
-    }
+    let medians = median(&first).zip(median(&total));
+    medians.ok_or_else(|| Failure::because("the launcher's report", report.trim()))
 }
