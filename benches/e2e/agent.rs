@@ -61,16 +61,29 @@ fn listen(port: u16) -> Result<TcpListener, Failure> {
         .map_err(|e| Failure::because(format_args!("listen on port {port}"), e))
 }
 
-/// Tells each client the address that its connection comes from.
+/// Tells each client that asks the address that its connection comes from.
+///
+/// The client speaks first: on a published port, some versions of pasta (Debian 12's is one) leave
+/// the guest's side of the connection half open until it does.
 fn whoami(port: u16) -> Result<String, Failure> {
     for client in listen(port)?.incoming().flatten() {
-        if let Ok(peer) = client.peer_addr() {
-            // A client that went away has no use for the answer.
-            let _ = writeln!(&client, "{}", peer.ip().to_canonical());
-        }
+        // A client that went away has no use for the answer.
+        let _ = tell_peer(&client);
     }
     Ok(String::new())
 }
+
+fn tell_peer(mut client: &TcpStream) -> io::Result<()> {
+    client.set_read_timeout(Some(ANSWER_TIME))?;
+    client.read_exact(&mut [0; QUESTION.len()])?;
+    writeln!(client, "{}", client.peer_addr()?.ip().to_canonical())
+}
+
+/// What a client of `whoami` says.
+const QUESTION: &[u8] = b"whoami\n";
+
+/// How long either of them waits for the other.
+const ANSWER_TIME: Duration = Duration::from_millis(500);
 
 /// Asks `whoami` until it answers, at most for `seconds`: the network may still be in the making.
 fn probe(server: SocketAddr, seconds: u64) -> Result<String, Failure> {
@@ -88,8 +101,9 @@ fn probe(server: SocketAddr, seconds: u64) -> Result<String, Failure> {
 }
 
 fn ask(server: SocketAddr) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&server, Duration::from_millis(500))?;
-    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let mut stream = TcpStream::connect_timeout(&server, ANSWER_TIME)?;
+    stream.set_read_timeout(Some(ANSWER_TIME))?;
+    stream.write_all(QUESTION)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
