@@ -38,9 +38,9 @@ const ACCOUNT: &str = "tapway-bench";
 /// One run at a time: two would measure each other.
 const LOCK: &str = "/run/tapway-bench.lock";
 
-/// Descriptors that a process may open, where the machine lets us choose: pasta takes several for
-/// each of 20,000 published ports.
-const DESCRIPTORS: u64 = 262_144;
+/// Descriptors that a process may open, where the machine lets us choose: three for each of
+/// 20,000 published ports, whatever a helper needs them for.
+const DESCRIPTORS: u64 = 65_536;
 
 /// Descriptors without which 10,000 connections cannot be: one each in client, helper and server.
 const LEAST_DESCRIPTORS: u64 = 10_200;
@@ -223,13 +223,20 @@ fn move_in(dir: PathBuf) -> Result<Premises, Failure> {
     Ok(Premises { dir, account })
 }
 
+/// How many descriptors a helper may open.
+pub fn descriptors() -> Result<u64, Failure> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)
+        .map_err(|e| Failure::because("look at the limit of open files", e))?;
+    Ok(hard)
+}
+
 /// Raises the limit of open files, at least as far as the hard limit goes.
 fn raise_descriptors() -> Result<(), Failure> {
     let failed = |e| Failure::because("raise the limit of open files", e);
     if setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).is_ok() {
         return Ok(());
     }
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    let hard = descriptors()?;
     if hard < LEAST_DESCRIPTORS {
         return Err(Failure(format!(
             "the limit of open files is {hard}; {LEAST_DESCRIPTORS} are needed: raise it with \

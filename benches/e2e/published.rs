@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Failure, output_of};
 use crate::contenders::{Contender, Guest, Programs};
+use crate::keeper;
 use crate::lab::{Host, Lab, Namespace, SERVER, WHOAMI_PORT};
 use crate::report::median;
 use crate::workloads::{self, Figure, HTTP_PORT, IPERF_PORT, MTU};
@@ -197,6 +198,16 @@ pub fn many(
 ) -> Result<Vec<Figure>, Failure> {
     /// A start may take a second.
     const STARTS: u32 = 5;
+    /// Descriptors for anything but the ports, each of which takes one at the least.
+    const SPARE: usize = 100;
+    let (limit, least) = (keeper::descriptors()?, MANY.len() + SPARE);
+    if limit < least as u64 {
+        return Err(Failure(format!(
+            "the limit of open files is {limit}; {} published ports need {least}: raise it with \
+             `ulimit -Hn`",
+            MANY.len()
+        )));
+    }
     let (first, _) = workloads::launch(lab, programs, contender, host, Published::Many, STARTS)?;
     let mut guest = Guest::start(lab, programs, contender, host, MTU, Published::Many)?;
     expect_open(guest.host(lab), &MANY)?;
