@@ -165,7 +165,8 @@ impl Results {
 
     /// Marks figures of published paths that do not keep the client's address.
     pub fn mark(&self, row: &Row, contender: Contender) -> &'static str {
-        let is_lost = row.has_clients() && self.keeps_address(contender) == Some(false);
+        let is_measured = row.has_clients() && self.summary(row.id, contender).is_some();
+        let is_lost = is_measured && self.keeps_address(contender) == Some(false);
         if is_lost { "*" } else { "" }
     }
 
