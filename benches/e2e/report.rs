@@ -484,6 +484,7 @@ pub fn json(machine: &Machine, results: &Results) -> Value {
         json!({ "contender": m.contender.name(), "workload": m.workload, "round": m.round,
                 "why": m.why })
     };
+    let clients = results.seen.iter().map(seen).collect();
     let criterion = |c: &Criterion| {
         json!({ "what": c.what.trim(), "required": c.required, "measured": c.measured,
                 "met": c.met })
@@ -492,7 +493,7 @@ pub fn json(machine: &Machine, results: &Results) -> Value {
         "machine": machine.json(),
         "rows": rows,
         "dropped": results.dropped.iter().map(dropped).collect::<Vec<_>>(),
-        "published_client_seen_as": results.seen.iter().map(seen).collect::<serde_json::Map<_, _>>(),
+        "published_client_seen_as": Value::Object(clients),
         "missing": results.missing.iter().map(missing).collect::<Vec<_>>(),
         "criteria": criteria(results).iter().map(criterion).collect::<Vec<_>>(),
     })
