@@ -40,8 +40,8 @@
 //! `--expose-host` (`"kind":"expose"`), or fields: `kind`, `proto` (`tcp` or `udp`, by default
 //! `tcp`), `host_addr`, `host_port`, `host_port_end`, `interface` or `unix` for the host's end,
 //! `guest_addr`, `guest_port`, `guest_port_end` for the guest's. A published port without
-//! `host_port` gets one that is free; an exposed one leads to the same port of 127.0.0.1 unless
-//! said otherwise. `when_listening` publishes only while something listens inside. Arguments that a
+//! `host_port` gets one that is free; an exposed one leads to the same port of the host's loopback
+//! unless said otherwise. `when_listening` publishes only while something listens inside. Arguments that a
 //! native verb does not know are refused: a filter that is not applied would mislead.
 //!
 //! Ports that were added are lost neither by load nor by the client's end; they last until they

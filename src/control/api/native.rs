@@ -1,7 +1,7 @@
 //! The native dialect: verbs, arguments and answers as the reference in [`super`] has them.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
@@ -261,8 +261,7 @@ impl AddArguments {
                 Err(invalid("an exposed port is at the gateway, without guest_addr and interface"))
             }
             PortKind::Expose => {
-                let address = self.host_addr.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-                let service = HostService::Ports { address, ports: host_ports };
+                let service = HostService::Ports { address: self.host_addr, ports: host_ports };
                 Ok(Rule::Expose(Exposure { transport, ports: guest_ports, service }))
             }
         }

@@ -225,8 +225,7 @@ fn a_port_can_be_described_by_fields() {
     let unix = Forward { listen: Listen::Unix("/run/a.sock".into()), ..forward(1, 80) };
     let fields = json!({"unix": "/run/a.sock", "guest_port": 80});
     assert_eq!(added(fields), Rule::Publish(unix));
-    let address = "127.0.0.1".parse().unwrap();
-    let service = HostService::Ports { address, ports: PortRange::single(5432) };
+    let service = HostService::Ports { address: None, ports: PortRange::single(5432) };
     let exposed = Exposure { transport: Transport::Tcp, ports: PortRange::single(5432), service };
     let fields = json!({"kind": "expose", "guest_port": 5432});
     assert_eq!(added(fields), Rule::Expose(exposed.clone()));
