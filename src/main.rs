@@ -8,7 +8,9 @@ use std::sync::Mutex;
 use tapway::cli::native::{self, Invocation, exit};
 use tapway::cli::{self, Action, Config, LogOptions};
 use tapway::control::lifecycle::{Guest, Outcome, Signals};
+use tapway::gate::forward::Forward;
 use tapway::launch::{DataPath, LaunchOptions};
+use tapway::setup::listen::{self, AtStart, Handed};
 use tapway::setup::{
     self, HostFacts, NameLock, SetupError, Tap, attach, chain, doctor, open_output, probe_outbound,
     run,
@@ -56,6 +58,8 @@ fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
             return Ok(0);
         }
     };
+    // Before anything is opened that could be taken for one of them.
+    let handed = Handed::take().map_err(SetupError::from)?;
     let interface = draft.outbound_interface.as_ref().map(setup::IfName::as_str);
     let facts = HostFacts::gather(interface);
     let config = cli::resolve(draft, &facts)?;
@@ -68,13 +72,19 @@ fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
     let outbound = config.outbound.v4.map(Into::into).into_iter();
     outbound.chain(config.outbound.v6.map(Into::into)).try_for_each(probe_outbound)?;
     let signals = Signals::take().map_err(failed("take over the signals"))?;
-    serve(&config, &signals, pcap)
+    serve(&config, &signals, pcap, handed)
 }
 
 /// Sets up the guest, starts what serves it, gives up all privilege, and stays until the end.
-fn serve(config: &Config, signals: &Signals, pcap: Option<File>) -> Result<u8, Failure> {
+fn serve(
+    config: &Config,
+    signals: &Signals,
+    pcap: Option<File>,
+    handed: Handed,
+) -> Result<u8, Failure> {
     let link = config.link();
-    let (guest, data_path, guest_file) = match &config.action {
+    // Held until the end, so that the files of Unix sockets go away.
+    let (_ports, guest, data_path, guest_file) = match &config.action {
         Action::Run { command, own_ids, files } => {
             let mut started = run::start(&run::RunOptions {
                 command,
@@ -85,17 +95,19 @@ fn serve(config: &Config, signals: &Signals, pcap: Option<File>) -> Result<u8, F
                 restore_signals: &|| signals.restore(),
             })?;
             setup::raise_descriptor_limit();
+            let ports = open_ports(&config.forwards.publish, handed)?;
             setup::seal()?;
             let data_path = start_data_path(config, &mut started.tap, pcap)?;
             let released = started.release()?;
-            (Guest::Command(released.pid), data_path, released.resolv_conf)
+            (ports, Guest::Command(released.pid), data_path, released.resolv_conf)
         }
         Action::Attach(options) => {
             let mut attached = attach::start(options, &link)?;
             setup::raise_descriptor_limit();
+            let ports = open_ports(&config.forwards.publish, handed)?;
             setup::seal()?;
             let data_path = start_data_path(config, &mut attached.tap, pcap)?;
-            (Guest::Target(attached.anchor), data_path, None)
+            (ports, Guest::Target(attached.anchor), data_path, None)
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -107,6 +119,16 @@ fn serve(config: &Config, signals: &Signals, pcap: Option<File>) -> Result<u8, F
         Ok(Outcome::Gone | Outcome::Asked(_)) => Ok(0),
         Err(source) => Err(failed("serve the guest")(source)),
     }
+}
+
+/// Opens the published ports and tells those that were picked.
+fn open_ports(publish: &[Forward], handed: Handed) -> Result<AtStart, SetupError> {
+    let ports = listen::open_all(publish, handed)?;
+    let picked = ports.opened.iter().flat_map(listen::Opened::picked_ports);
+    let text: String = picked.map(|line| format!("tapway: {line}\n")).collect();
+    // Whoever has closed standard error does not want to know.
+    let _ = io::stderr().write_all(text.as_bytes());
+    Ok(ports)
 }
 
 fn start_data_path(

@@ -146,8 +146,9 @@ impl fmt::Display for Forward {
     }
 }
 
-/// An address as it stands in front of a colon.
-struct Bracketed(IpAddr);
+/// An address as it stands in front of a colon: IPv6 in brackets.
+#[derive(Clone, Copy, Debug)]
+pub struct Bracketed(pub IpAddr);
 
 impl fmt::Display for Bracketed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

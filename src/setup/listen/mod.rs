@@ -32,7 +32,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::gate::forward::{Forward, Listen, PortRange, Transport};
+use crate::gate::forward::{Bracketed, Forward, Listen, PortRange, Transport};
 use crate::sys::datagram::{self, DatagramOptions, PortChoice};
 
 pub use error::ListenError;
@@ -45,10 +45,37 @@ pub use unix::SocketFile;
 pub struct Opened {
     /// The rule. A host port that was picked for a single guest port is filled in.
     pub forward: Forward,
+    /// The host ports were picked.
+    pub picked: bool,
     /// The sockets, by rising guest port.
     pub sockets: Vec<OpenSocket>,
     /// The file of a Unix socket, to be kept for as long as the socket is served.
     pub file: Option<SocketFile>,
+}
+
+impl Opened {
+    /// Host ports that the user has to be told, since they were picked: `*:49153 -> 80/tcp`.
+    pub fn picked_ports(&self) -> impl Iterator<Item = String> {
+        let forward = &self.forward;
+        let place = match &forward.listen {
+            Listen::Ports { address, interface, .. } => {
+                let address = address.map_or("*".to_owned(), |ip| Bracketed(ip).to_string());
+                let interface = interface.as_ref().map(|name| format!("%{name}"));
+                address + &interface.unwrap_or_default()
+            }
+            // Nothing is picked there.
+            Listen::Unix(_) => String::new(),
+        };
+        let guest = forward.guest_address.map(|ip| format!("{}:", Bracketed(ip)));
+        let guest = guest.unwrap_or_default();
+        let pairs = self.sockets.iter().map(|socket| (socket.host_port, socket.guest_port));
+        let mut pairs: Vec<_> = pairs.filter(|_| self.picked).collect();
+        // Both families have the same port.
+        pairs.dedup();
+        let line =
+            move |(host, inner)| format!("{place}:{host} -> {guest}{inner}/{}", forward.transport);
+        pairs.into_iter().map(line)
+    }
 }
 
 /// A socket of the host in front of a guest port: non-blocking, close-on-exec; a stream socket
@@ -104,7 +131,7 @@ pub fn open_all(forwards: &[Forward], mut handed: Handed) -> Result<AtStart, Lis
     for (forward, socket) in handed.rest()? {
         let port = forward.guest_ports.first();
         let sockets = vec![OpenSocket { socket, host_port: port, guest_port: port }];
-        opened.push(Opened { forward, sockets, file: None });
+        opened.push(Opened { forward, picked: false, sockets, file: None });
     }
     Ok(AtStart { opened, waiting: waiting.into_iter().cloned().collect() })
 }
@@ -141,7 +168,12 @@ fn check_descriptors(need: usize) -> Result<(), ListenError> {
 }
 
 fn open_unchecked(forward: &Forward, handed: &mut Handed) -> Result<Opened, ListenError> {
-    let mut opened = Opened { forward: forward.clone(), sockets: Vec::new(), file: None };
+    let mut opened = Opened {
+        forward: forward.clone(),
+        picked: matches!(forward.listen, Listen::Ports { ports: PortRange::ANY, .. }),
+        sockets: Vec::new(),
+        file: None,
+    };
     let (address, interface, ports) = match &forward.listen {
         Listen::Unix(path) => {
             let socket = match handed.take_for(forward, 0).pop() {
@@ -177,7 +209,7 @@ fn open_unchecked(forward: &Forward, handed: &mut Handed) -> Result<Opened, List
             opened.sockets.push(OpenSocket { socket, host_port, guest_port });
         }
     }
-    if ports == PortRange::ANY
+    if opened.picked
         && forward.guest_ports.count() == 1
         && let Some(first) = opened.sockets.first()
         && let Listen::Ports { ports, .. } = &mut opened.forward.listen

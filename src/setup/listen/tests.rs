@@ -32,6 +32,7 @@ fn tcp_at_every_address_answers_both_families_by_one_socket() {
     let port = host_port(&opened);
     assert_eq!((opened.sockets.len(), opened.sockets[0].guest_port), (1, 80));
     assert_eq!(opened.forward.to_string(), format!("{port}:80/tcp"));
+    assert_eq!(opened.picked_ports().collect::<Vec<_>>(), [format!("*:{port} -> 80/tcp")]);
     for address in ["127.0.0.1", "::1"] {
         TcpStream::connect((address.parse::<IpAddr>().unwrap(), port)).unwrap();
     }
@@ -54,6 +55,7 @@ fn udp_at_every_address_is_a_socket_of_each_family_on_one_port() {
     let opened = open(&rule(Transport::Udp, None, PortRange::ANY)).unwrap();
     let port = host_port(&opened);
     assert_eq!(opened.sockets.iter().map(|s| s.host_port).collect::<Vec<_>>(), [port, port]);
+    assert_eq!(opened.picked_ports().collect::<Vec<_>>(), [format!("*:{port} -> 80/udp")]);
     for (address, socket) in ["127.0.0.1", "::1"].into_iter().zip(&opened.sockets) {
         let client = UdpSocket::bind((address, 0)).unwrap();
         client.send_to(b"ping", (address, port)).unwrap();
@@ -141,6 +143,7 @@ fn ports_of_a_range_follow_each_other_on_both_sides() {
     let (first, opened) = opened.unwrap();
     let pairs: Vec<_> = opened.sockets.iter().map(|s| (s.host_port, s.guest_port)).collect();
     assert_eq!(pairs, [(first, 6000), (first + 1, 6001), (first + 2, 6002)]);
+    assert_eq!(opened.picked_ports().count(), 0);
 }
 
 #[test]
