@@ -375,9 +375,10 @@ struct Shared {
 
     /// Publish a port of the guest on the host; repeatable
     ///
-    /// In docker's grammar, [ADDRESS:][HOST-PORT]:GUEST-PORT[/tcp|udp]: HOST-PORT on every address of
-    /// the host, or on ADDRESS only, leads to GUEST-PORT of the guest, which sees the address of the
-    /// client. Without HOST-PORT a free one is picked and printed. Further forms: see PUBLISHED PORTS.
+    /// In docker's grammar, [ADDRESS:][HOST-PORT]:GUEST-PORT[/tcp|udp]: HOST-PORT on every address
+    /// of the host, or on ADDRESS only, leads to GUEST-PORT of the guest, which sees the address of
+    /// the client. Without HOST-PORT a free one is picked and printed. Further forms: see PUBLISHED
+    /// PORTS.
     #[arg(short, long, value_name = "SPEC", help_heading = "Ports")]
     publish: Vec<PublishSpec>,
 
@@ -390,8 +391,8 @@ struct Shared {
 
     /// Make a service of the host reachable at the gateway's address; repeatable
     ///
-    /// PORT[:[HOST-ADDRESS:]HOST-PORT][/tcp|udp]: PORT at the gateway's addresses (10.0.2.2), as the
-    /// guest sees it, leads to HOST-PORT at HOST-ADDRESS, by default the same port of the host's
+    /// PORT[:[HOST-ADDRESS:]HOST-PORT][/tcp|udp]: PORT at the gateway's addresses (10.0.2.2), as
+    /// the guest sees it, leads to HOST-PORT at HOST-ADDRESS, by default the same port of the host's
     /// loopback. PORT:unix:PATH leads to a Unix socket of the host. Ranges, and "auto" with
     /// exclusions, are as in PUBLISHED PORTS.
     #[arg(long, value_name = "SPEC", help_heading = "Ports")]

@@ -11,9 +11,9 @@
 //! PORTS   = PORT[-PORT]        PROTOCOL = tcp | udp        IPv6 addresses in brackets
 //! ```
 //!
-//! The first form is docker's, to which interface, guest address and Unix sockets are added. Departs
-//! from docker in that ranges must have the same length on both sides: docker picks one host port
-//! of a range in front of a single guest port.
+//! The first form is docker's, to which interface, guest address and Unix sockets are added.
+//! Departs from docker in that ranges must have the same length on both sides: docker picks one
+//! host port of a range in front of a single guest port.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -60,7 +60,11 @@ pub enum SpecError {
     #[error("the range {0}-{1} runs backwards: write {1}-{0}")]
     Backwards(u16, u16),
     /// Ranges of different lengths.
-    #[error("{outer} and {inner} must have the same length, and are {} and {} ports", outer.count(), inner.count())]
+    #[error(
+        "{outer} and {inner} must have the same length, and are {} and {} ports",
+        outer.count(),
+        inner.count()
+    )]
     Lengths {
         /// The ports in front.
         outer: PortRange,

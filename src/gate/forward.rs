@@ -259,34 +259,47 @@ fn addresses_overlap(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
 /// Whether all of `forwards` can be open at the same time.
 ///
 /// # Errors
-/// Names the first two that cannot.
+/// Names two that cannot.
 pub fn check_forwards(forwards: &[Forward]) -> Result<(), OverlapError> {
-    let fixed = |forward: &&Forward| match forward.listen {
-        Listen::Ports { ports, .. } => ports != PortRange::ANY,
-        Listen::Unix(_) => true,
+    let ports = |forward: &Forward| match forward.listen {
+        Listen::Ports { ports, .. } => ports,
+        Listen::Unix(_) => PortRange::ANY,
     };
     // What is yet to be picked, perhaps for thousands of ports, overlaps nothing.
-    let fixed: Vec<&Forward> = forwards.iter().filter(fixed).collect();
-    first_pair(&fixed, |a, b| a.overlaps(b))
+    let is_fixed =
+        |rule: &&Forward| ports(rule) != PortRange::ANY || matches!(rule.listen, Listen::Unix(_));
+    let fixed: Vec<&Forward> = forwards.iter().filter(is_fixed).collect();
+    find_overlap(&fixed, ports, Forward::overlaps)
 }
 
 /// Whether all of `exposures` can be there at the same time.
 ///
 /// # Errors
-/// Names the first two that cannot.
+/// Names two that cannot.
 pub fn check_exposures(exposures: &[Exposure]) -> Result<(), OverlapError> {
     let all: Vec<&Exposure> = exposures.iter().collect();
-    first_pair(&all, |a, b| a.transport == b.transport && a.ports.overlaps(b.ports))
+    let overlap =
+        |a: &Exposure, b: &Exposure| a.transport == b.transport && a.ports.overlaps(b.ports);
+    find_overlap(&all, |exposure| exposure.ports, overlap)
 }
 
-fn first_pair<T: fmt::Display>(
+/// Compares each rule with those whose ports reach to its first one, which for thousands of rules is
+/// far less than each with each.
+fn find_overlap<T: fmt::Display>(
     rules: &[&T],
+    ports: impl Fn(&T) -> PortRange,
     overlap: impl Fn(&T, &T) -> bool,
 ) -> Result<(), OverlapError> {
-    for (at, second) in rules.iter().enumerate() {
-        if let Some(first) = rules[..at].iter().find(|first| overlap(first, second)) {
+    let mut by_port: Vec<(usize, &T)> = rules.iter().copied().enumerate().collect();
+    by_port.sort_by_key(|(_, rule)| ports(rule).first());
+    let mut reaching: Vec<(usize, &T)> = Vec::new();
+    for (at, rule) in by_port {
+        reaching.retain(|(_, other)| ports(other).last() >= ports(rule).first());
+        if let Some(&(other_at, other)) = reaching.iter().find(|(_, other)| overlap(rule, other)) {
+            let (first, second) = if other_at < at { (other, rule) } else { (rule, other) };
             return Err(OverlapError { first: first.to_string(), second: second.to_string() });
         }
+        reaching.push((at, rule));
     }
     Ok(())
 }

@@ -105,3 +105,21 @@ fn auto_leaves_alone_what_is_excluded() {
     assert!(auto.covers(Transport::Udp, 5011) && !auto.covers(Transport::Udp, 5010));
     assert!(!auto.covers(Transport::Udp, 22) && !auto.covers(Transport::Tcp, 5011));
 }
+
+proptest::proptest! {
+    /// The sweep over sorted rules finds an overlap exactly where comparing all pairs does.
+    #[test]
+    fn no_overlap_escapes_the_sweep(
+        rules in proptest::collection::vec((1..60_u16, 0..12_u16, 0..3_usize), 0..8)
+    ) {
+        let address = [None, Some("127.0.0.1"), Some("::1")];
+        let rule = |&(first, more, at): &(u16, u16, usize)| {
+            let ports = PortRange::new(first, first + more).unwrap();
+            forward(address[at], None, ports, Transport::Tcp)
+        };
+        let rules: Vec<_> = rules.iter().map(rule).collect();
+        let pairs = |(at, rule): (usize, &Forward)| rules[..at].iter().any(|o| o.overlaps(rule));
+        let any = rules.iter().enumerate().any(pairs);
+        proptest::prop_assert_eq!(check_forwards(&rules).is_err(), any);
+    }
+}

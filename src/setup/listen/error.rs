@@ -12,7 +12,10 @@ use crate::gate::forward::{Forward, Listen, Transport};
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Another socket has the port.
-    #[error("publish {rule}: port {port}/{transport} is in use by {}", holder::name(.holder.as_ref()))]
+    #[error(
+        "publish {rule}: port {port}/{transport} is in use by {}",
+        holder::name(.holder.as_ref())
+    )]
     InUse {
         /// The rule.
         rule: String,
@@ -59,8 +62,8 @@ pub enum ListenError {
     },
     /// More sockets than descriptors.
     #[error(
-        "publishing takes {need} descriptors besides {open} that are open and {spare} to work with, \
-         and the limit is {limit}"
+        "publishing takes {need} descriptors besides {open} that are open and {spare} to work \
+         with, and the limit is {limit}"
     )]
     Descriptors {
         /// What the ports take.

@@ -1,9 +1,9 @@
 //! Sockets that the program was started with: systemd's socket activation (sd_listen_fds(3)), by
 //! which ports below 1024 are published without privilege.
 //!
-//! `LISTEN_FDS` descriptors from 3 on are ours if `LISTEN_PID` is our process id. They are taken before
-//! anything else is opened, and the variables go, so that the guest's command, which has another id
-//! and other descriptors, does not look for them.
+//! `LISTEN_FDS` descriptors from 3 on are ours if `LISTEN_PID` is our process id. They are taken
+//! before anything else is opened, and the variables go, so that the guest's command, which has
+//! another id and other descriptors, does not look for them.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -49,8 +49,8 @@ const FIRST: RawFd = 3;
 const MOST: RawFd = 4096;
 
 impl Handed {
-    /// Takes what was handed in. To be called once, before anything is opened and before threads are
-    /// started.
+    /// Takes what was handed in. To be called once, before anything is opened and before threads
+    /// are started.
     ///
     /// # Errors
     /// [`ListenError::Handed`] for a descriptor that cannot be published.
@@ -101,8 +101,8 @@ impl Handed {
         self.sockets.iter().any(has)
     }
 
-    /// What is left over: each socket under a rule of its own, from its port to the same port of the
-    /// guest.
+    /// What is left over: each socket under a rule of its own, from its port to the same port of
+    /// the guest.
     ///
     /// # Errors
     /// [`ListenError::Handed`] for a Unix socket, which has no port.

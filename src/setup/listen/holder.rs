@@ -1,6 +1,6 @@
-//! Whose socket has a port: from the port to the socket's inode by the kernel's tables of sockets, and
-//! from there to a process by the descriptors of those processes that we may look at, which are our
-//! user's own (proc(5)).
+//! Whose socket has a port: from the port to the socket's inode by the kernel's tables of sockets,
+//! and from there to a process by the descriptors of those processes that we may look at, which are
+//! our user's own (proc(5)).
 
 use std::fmt;
 use std::fs;

@@ -1,8 +1,8 @@
 //! The host side of published ports: opens the sockets that a [`Forward`] asks for.
 //!
-//! Runs in the main thread before the command starts, or in the control thread later; what comes out
-//! are descriptors, ready for a worker to accept from or to read. Either all sockets of a rule are
-//! open or none.
+//! Runs in the main thread before the command starts, or in the control thread later; what comes
+//! out are descriptors, ready for a worker to accept from or to read. Either all sockets of a rule
+//! are open or none.
 //!
 //! - **TCP** at every address is one socket of both families (`IPV6_V6ONLY` off), or of IPv4 alone
 //!   where the host has no IPv6; clients of IPv4 then have mapped addresses. `SO_REUSEADDR` lets a
@@ -10,13 +10,13 @@
 //! - **UDP** at every address is a socket for each family, because marks and the address that a
 //!   client has addressed are told per family. Never with `SO_REUSEADDR`, by which another process
 //!   of the same user could take the datagrams over (socket(7)).
-//! - **Unix** sockets are for their owner only. The file goes away with its [`SocketFile`]; one that a
-//!   killed process has left behind is replaced.
+//! - **Unix** sockets are for their owner only. The file goes away with its [`SocketFile`]; one that
+//!   a killed process has left behind is replaced.
 //!
 //! Sockets that systemd has opened are taken instead where they fit ([`Handed`]).
 //!
-//! A port takes one descriptor, two at every address of UDP. That they suffice is checked before the
-//! first is opened.
+//! A port takes one descriptor, or two for UDP at every address. That they suffice is checked
+//! before the first is opened.
 #![forbid(unsafe_code)]
 
 mod error;
