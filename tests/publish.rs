@@ -167,7 +167,8 @@ fn activated(sockets: &[(&str, &str)], arguments: &[&str]) -> std::process::Comm
         \x20       host, port = place.rsplit(' ', 1)\n\
         \x20       family = socket.AF_INET6 if ':' in host else socket.AF_INET\n\
         \x20       datagrams = kind.startswith('udp')\n\
-        \x20       s = socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM)\n\
+        \x20       style = socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM\n\
+        \x20       s = socket.socket(family, style)\n\
         \x20       if family == socket.AF_INET6: s.setsockopt(41, 26, int(kind == 'udp'))\n\
         \x20       s.bind((host, int(port)))\n\
         \x20   if kind in ('tcp', 'unix'): s.listen()\n\

@@ -10,8 +10,8 @@
 //! - **UDP** at every address is a socket for each family, because marks and the address that a
 //!   client has addressed are told per family. Never with `SO_REUSEADDR`, by which another process
 //!   of the same user could take the datagrams over (socket(7)).
-//! - **Unix** sockets are for their owner only. The file goes away with its [`SocketFile`]; one that
-//!   a killed process has left behind is replaced.
+//! - **Unix** sockets are for their owner only. The file goes away with its [`SocketFile`]; one
+//!   that a killed process has left behind is replaced.
 //!
 //! Sockets that systemd has opened are taken instead where they fit ([`Handed`]).
 //!
