@@ -15,4 +15,5 @@ pub mod readiness;
 pub mod scm;
 pub mod sock_diag;
 pub mod tcp_info;
+pub mod terminal;
 pub mod tun;
