@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 
 use tapway::cli::native::{self, Invocation, exit};
+use tapway::cli::show::{self, Instances, ShowError};
 use tapway::cli::{self, Action, Config, LogOptions};
 use tapway::control::lifecycle::{Guest, Outcome, Signals};
 use tapway::gate::forward::Forward;
@@ -25,6 +26,8 @@ enum Failure {
     Config(#[from] cli::ConfigError),
     #[error(transparent)]
     Setup(#[from] SetupError),
+    #[error(transparent)]
+    Show(#[from] ShowError),
     #[error("{what}")]
     Run {
         what: &'static str,
@@ -51,6 +54,10 @@ fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
         Invocation::Doctor(options) => {
             let mut out = io::stdout().lock();
             return doctor::run(options, &mut out).map_err(failed("print the report"));
+        }
+        Invocation::Show(command) => {
+            let mut out = io::BufWriter::new(io::stdout().lock());
+            return Ok(show::run(&command, &Instances::of_this_user(), &mut out)?);
         }
         Invocation::Print(text) => {
             // A reader that has had enough (`| head`) is not a failure.
@@ -165,6 +172,7 @@ fn report(failure: &Failure) {
     let hint = match failure {
         Failure::Usage(e) => Some(e.hint.clone()),
         Failure::Setup(e) => e.hint(),
+        Failure::Show(e) => e.hint(),
         Failure::Config(_) | Failure::Run { .. } => None,
     };
     let mut text = format!("tapway: {}\n", chain(failure));

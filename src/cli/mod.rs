@@ -3,7 +3,7 @@
 //! Each personality parses its own grammar into a [`Draft`], which remembers what was typed and
 //! nothing else. [`resolve()`] is a pure function of the draft and of [`HostFacts`]; its [`Config`] has
 //! nothing left to check and consists of the options of each room (design decision D11). No system
-//! call happens here.
+//! call happens here, except in [`show`]: the commands that speak to running instances.
 //!
 //! [`HostFacts`]: crate::setup::HostFacts
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@ mod draft;
 pub mod native;
 mod publish;
 mod resolve;
+pub mod show;
 mod value;
 
 pub use config::{Action, Config, DnsOptions, ForwardOptions, LogOptions};

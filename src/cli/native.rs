@@ -12,6 +12,7 @@ use crate::setup::doctor;
 
 use super::draft::{Draft, DraftTarget, DraftThreads};
 use super::publish::{ExposeSpec, PublishSpec};
+use super::show::Show;
 use super::value::{self, AddedHost, Cidr, DnsChoice, Switch};
 use crate::base::Mac;
 use crate::setup::attach::{AttachOptions, Target};
@@ -24,6 +25,8 @@ pub enum Invocation {
     Guest(Box<Draft>),
     /// A text for standard output: help, version, a completion script.
     Print(String),
+    /// Speak to running instances.
+    Show(Show),
     /// Print `tapway doctor`'s report.
     Doctor(doctor::Options),
 }
@@ -83,6 +86,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
             let target = DraftTarget::Attach(AttachOptions { target, userns: attach.userns });
             Ok(Invocation::Guest(Box::new(attach.shared.draft(target))))
         }
+        Verb::Show(show) => Ok(Invocation::Show(show)),
         Verb::Doctor { json, strict } => {
             let colour = doctor::colour_on(&std::io::stdout());
             Ok(Invocation::Doctor(doctor::Options { json, strict, colour }))
@@ -134,7 +138,9 @@ fn usage_error(e: &clap::Error) -> UsageError {
     after_long_help = "EXAMPLES\n  \
         tapway run -- curl https://example.org\n  \
         tapway run                              a shell with a network of its own\n  \
-        tapway attach 4711                      a network for the namespace of process 4711\n\n\
+        tapway attach 4711                      a network for the namespace of process 4711\n  \
+        tapway ps                               what runs\n  \
+        tapway flows --watch                    its connections\n\n\
         See `tapway run --help` and `tapway attach --help` for all options with their defaults."
 )]
 struct Cli {
@@ -148,6 +154,8 @@ enum Verb {
     Run(Run),
     /// Give a network to an existing network namespace, until it goes away
     Attach(Attach),
+    #[command(flatten)]
+    Show(Show),
     /// Check what this machine offers, and how to mend what is missing
     #[command(after_long_help = "EXIT STATUS\n  \
         0  everything needed is there (some comfort may be missing)\n  \
@@ -472,6 +480,7 @@ mod tests {
             Invocation::Guest(draft) => Ok(*draft),
             Invocation::Print(text) => panic!("{text}"),
             Invocation::Doctor(options) => panic!("{options:?}"),
+            Invocation::Show(show) => panic!("{show:?}"),
         }
     }
 

@@ -84,6 +84,11 @@ impl<'a> Client<'a> {
         Client { directory, name }
     }
 
+    /// Whether anybody listens.
+    pub fn is_up(&self) -> bool {
+        UnixStream::connect(socket::address(self.directory, self.name)).is_ok()
+    }
+
     /// Who it is.
     ///
     /// # Errors
@@ -180,8 +185,11 @@ impl<'a> Client<'a> {
         let mut converse = || {
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
-            stream.write_all(question)?;
-            stream.shutdown(Shutdown::Write)?;
+            // A server that hangs up early may have said why.
+            match stream.write_all(question).and_then(|()| stream.shutdown(Shutdown::Write)) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                result => result?,
+            }
             let mut answer = Vec::new();
             Read::by_ref(&mut stream).take(MAX_ANSWER as u64 + 1).read_to_end(&mut answer)?;
             Ok(answer)
