@@ -177,7 +177,7 @@ fn one_broken_thing_changes_one_check() {
         ("rm /etc/subuid", "subordinate-uids", "degraded", "'54321:100000:65536'"),
         ("ulimit -n 1000", "descriptors", "degraded", "--nofile=1000:524288"),
         ("unset XDG_RUNTIME_DIR", "runtime-dir", "degraded", "/run/user/54321"),
-        ("chmod 0755 /dev/net/run", "runtime-dir", "degraded", "chmod 0700"),
+        ("chmod 0775 /dev/net/run", "runtime-dir", "degraded", "chmod 0700"),
         ("rm /etc/resolv.conf", "resolvers", "degraded", "--dns"),
         ("ip -6 route del default", "ipv6-route", "degraded", "IPv6 network"),
     ] {

@@ -33,6 +33,8 @@ pub(super) struct Facts {
     pub(super) ipv6: Path,
     pub(super) resolvers: Resolvers,
     pub(super) runtime_dir: RuntimeDir,
+    /// Where control sockets are when `runtime_dir` is not the caller's own.
+    pub(super) fallback: Fallback,
 }
 
 /// Who asks, and under which restrictions.
@@ -60,6 +62,8 @@ pub(super) struct Kernel {
     pub(super) landlock: Result<u32, Errno>,
     pub(super) peek_offset: Result<(), Errno>,
     pub(super) pidfd: Result<(), Errno>,
+    /// Asking what listens, over TCP and over UDP.
+    pub(super) sock_diag: Result<(), Errno>,
 }
 
 /// Kernel settings; `None` where this kernel has no such file.
@@ -132,6 +136,15 @@ pub(super) enum RuntimeDir {
         owner: u32,
         mode: u32,
     },
+}
+
+/// Places for control sockets besides `$XDG_RUNTIME_DIR`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Fallback {
+    /// `/run/user/UID` is a directory of the caller's own.
+    pub(super) run_user: bool,
+    /// Who else has taken the place in `/tmp` that would be next.
+    pub(super) taken_by: Option<u32>,
 }
 
 /// The first two numbers of a kernel release.

@@ -17,9 +17,11 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::facts::{
-    self, Caller, Facts, Helper, Kernel, Path, Resolvers, RuntimeDir, Subordinate, Sysctls,
+    self, Caller, Facts, Fallback, Helper, Kernel, Path, Resolvers, RuntimeDir, Subordinate,
+    Sysctls,
 };
 use crate::sys::probe;
+use crate::sys::sock_diag::{self, Diag, Table};
 
 /// How long the trial may take. It takes some milliseconds; loading the kernel's TUN module on the
 /// first open takes longer.
@@ -61,6 +63,7 @@ pub(super) fn gather() -> Facts {
         ipv6: path(OUTSIDE.1),
         resolvers: resolvers(),
         runtime_dir: runtime_dir(),
+        fallback: fallback(caller.uid),
         caller,
     }
 }
@@ -94,7 +97,15 @@ fn kernel() -> Kernel {
         peek_offset: socket(Domain::IPV4, Type::STREAM, None)
             .and_then(|tcp| probe::set_peek_offset(tcp.as_fd(), 0)),
         pidfd: probe::pidfd_open_works(),
+        sock_diag: what_listens().map_err(errno),
     }
+}
+
+/// Asks the host's own namespace; a guest's answers with the same parts of the kernel.
+fn what_listens() -> io::Result<()> {
+    let mut diag = Diag::new(sock_diag::open()?);
+    diag.all(Table::Tcp4, &mut |_| {})?;
+    diag.all(Table::Udp4, &mut |_| {})
 }
 
 fn sysctls() -> Sysctls {
@@ -201,11 +212,22 @@ fn runtime_dir() -> RuntimeDir {
         return RuntimeDir::Unset;
     };
     let shown = path.to_string_lossy().into_owned();
-    match fs::metadata(FilePath::new(&path)) {
-        Ok(found) if found.is_dir() => {
+    let path = FilePath::new(&path);
+    match fs::metadata(path) {
+        // Its specification takes relative paths for invalid.
+        Ok(found) if found.is_dir() && path.is_absolute() => {
             RuntimeDir::Directory { path: shown, owner: found.uid(), mode: found.mode() & 0o7777 }
         }
         _ => RuntimeDir::NotADirectory(shown),
+    }
+}
+
+fn fallback(uid: u32) -> Fallback {
+    let run_user = fs::metadata(format!("/run/user/{uid}"));
+    let in_tmp = fs::symlink_metadata(format!("/tmp/tapway-{uid}"));
+    Fallback {
+        run_user: run_user.is_ok_and(|found| found.is_dir() && found.uid() == uid),
+        taken_by: in_tmp.ok().map(|found| found.uid()).filter(|&owner| owner != uid),
     }
 }
 

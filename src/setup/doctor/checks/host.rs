@@ -38,35 +38,52 @@ pub(super) fn descriptors(facts: &Facts) -> Check {
     )
 }
 
+/// Control sockets are in `$XDG_RUNTIME_DIR/tapway` if the directory is the caller's own, else in
+/// `/run/user/UID/tapway`, else in `/tmp/tapway-UID`.
 pub(super) fn runtime_dir(facts: &Facts) -> Check {
     const NAME: &str = "runtime-dir";
-    const LOST: &str = "the control socket: `tapway ps`, `port` and `flows` do not find the guest";
     let uid = facts.caller.uid;
     let own = format!("/run/user/{uid}");
-    let make = || {
-        Mend::kept(
-            format!(
-                "sudo install -d -m 0700 -o {uid} -g {} {own} && export XDG_RUNTIME_DIR={own}",
-                facts.caller.gid
-            ),
-            format!(
-                "sudo loginctl enable-linger {uid} # with systemd; else at each login as above"
-            ),
-        )
-    };
-    let degraded = |seen: String, mend| Check::degraded(NAME, seen, LOST, mend);
-    match &facts.runtime_dir {
-        RuntimeDir::Unset => degraded("XDG_RUNTIME_DIR is not set".to_owned(), make()),
+    let unusable = match &facts.runtime_dir {
+        RuntimeDir::Directory { path, owner, mode } if *owner == uid => {
+            // Who may write there may put another directory in the place of ours.
+            return match mode & 0o022 {
+                0 => Check::ok(NAME, format!("control sockets are in {path}/tapway")),
+                _ => Check::degraded(
+                    NAME,
+                    format!("XDG_RUNTIME_DIR={path} has mode {mode:04o}: others may write to it"),
+                    "the certainty that a control socket is the one of your guest",
+                    Mend::once("chmod 0700 \"$XDG_RUNTIME_DIR\""),
+                ),
+            };
+        }
+        RuntimeDir::Directory { path, owner, .. } => {
+            format!("XDG_RUNTIME_DIR={path} belongs to uid {owner}")
+        }
         RuntimeDir::NotADirectory(path) => {
-            degraded(format!("XDG_RUNTIME_DIR={path} is not a directory that is there"), make())
+            format!("XDG_RUNTIME_DIR={path} is not the full path of a directory")
         }
-        RuntimeDir::Directory { path, owner, .. } if *owner != uid => {
-            degraded(format!("XDG_RUNTIME_DIR={path} belongs to uid {owner}"), make())
-        }
-        RuntimeDir::Directory { path, mode, .. } if mode & 0o777 != 0o700 => degraded(
-            format!("XDG_RUNTIME_DIR={path} has mode {mode:04o}, not 0700"),
-            Mend::once("chmod 0700 \"$XDG_RUNTIME_DIR\""),
-        ),
-        RuntimeDir::Directory { path, .. } => Check::ok(NAME, path.clone()),
+        RuntimeDir::Unset => "XDG_RUNTIME_DIR is not set".to_owned(),
+    };
+    if facts.fallback.run_user {
+        return Check::ok(NAME, format!("{unusable}; control sockets are in {own}/tapway"));
     }
+    let (seen, lost) = match facts.fallback.taken_by {
+        None => (
+            format!("{unusable}; control sockets are in /tmp/tapway-{uid}"),
+            "the certainty of a control socket: another user may take that name first",
+        ),
+        Some(owner) => (
+            format!("{unusable}, and /tmp/tapway-{uid} belongs to uid {owner}"),
+            "control sockets: `tapway ps`, `port`, `flows` and `stats` do not find guests",
+        ),
+    };
+    let mend = Mend::kept(
+        format!(
+            "sudo install -d -m 0700 -o {uid} -g {} {own} && export XDG_RUNTIME_DIR={own}",
+            facts.caller.gid
+        ),
+        format!("sudo loginctl enable-linger {uid} # with systemd; else at each login as above"),
+    );
+    Check::degraded(NAME, seen, lost, mend)
 }

@@ -63,6 +63,33 @@ pub(super) fn peek_offset(facts: &Facts) -> Check {
     }
 }
 
+pub(super) fn listening_sockets(facts: &Facts) -> Check {
+    const NAME: &str = "listening-sockets";
+    const LOST: &str = "--publish-when-listening, --publish auto and --expose-host auto; and \
+                        `tapway port list` does not know where nothing listens";
+    let modules = || {
+        Mend::kept(
+            "sudo modprobe -a tcp_diag udp_diag",
+            "printf 'tcp_diag\\nudp_diag\\n' | sudo tee /etc/modules-load.d/60-tapway.conf",
+        )
+    };
+    match facts.kernel.sock_diag {
+        Ok(()) => Check::ok(NAME, "the kernel tells what listens (sock_diag)"),
+        Err(Errno::ENOENT) => {
+            let seen = "the kernel does not tell what listens: no tcp_diag or no udp_diag";
+            Check::degraded(NAME, seen, LOST, modules())
+        }
+        Err(errno @ Errno::EPROTONOSUPPORT) => {
+            let seen = format!("the kernel does not tell what listens: no sock_diag ({errno})");
+            Check::degraded(NAME, seen, LOST, Mend::once("boot a kernel with CONFIG_INET_DIAG"))
+        }
+        Err(errno) => {
+            let seen = refused("sock_diag", errno);
+            Check::degraded(NAME, seen, LOST, super::namespaces::outside_a_container())
+        }
+    }
+}
+
 fn refused(what: &str, errno: Errno) -> String {
     match errno {
         Errno::ENOSYS | Errno::EOPNOTSUPP => format!("this kernel does not have {what}"),

@@ -34,6 +34,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Check> {
         kernel::process_descriptors(facts),
         kernel::landlock(facts),
         kernel::peek_offset(facts),
+        kernel::listening_sockets(facts),
         network::ipv4_route(facts),
         network::ipv6_route(facts),
         network::path_mtu(facts),

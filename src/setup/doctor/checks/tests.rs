@@ -35,6 +35,7 @@ fn healthy() -> Facts {
             landlock: Ok(7),
             peek_offset: Ok(()),
             pidfd: Ok(()),
+            sock_diag: Ok(()),
         },
         sysctls: Sysctls {
             max_user_namespaces: Some(31_000),
@@ -63,6 +64,7 @@ fn healthy() -> Facts {
             owner: 1000,
             mode: 0o700,
         },
+        fallback: Fallback::default(),
     }
 }
 
@@ -506,17 +508,48 @@ fn one_resolver_with_a_route_is_enough() {
 }
 
 #[test]
-fn the_runtime_directory_must_be_the_callers_alone() {
+fn control_sockets_are_where_nobody_else_may_write() {
     const NAME: &str = "runtime-dir";
     let directory = |owner, mode| RuntimeDir::Directory { path: "/r".to_owned(), owner, mode };
     let make = "install -d -m 0700 -o 1000 -g 1001 /run/user/1000";
-    spoils(NAME, Degraded, "not set", make, |f| f.runtime_dir = RuntimeDir::Unset);
+    let tmp = "/tmp/tapway-1000";
+    spoils(NAME, Degraded, tmp, make, |f| f.runtime_dir = RuntimeDir::Unset);
     spoils(NAME, Degraded, "/gone", make, |facts| {
         facts.runtime_dir = RuntimeDir::NotADirectory("/gone".to_owned());
     });
     spoils(NAME, Degraded, "uid 0", make, |f| f.runtime_dir = directory(0, 0o700));
-    spoils(NAME, Degraded, "mode 0755", "chmod 0700", |facts| {
-        facts.runtime_dir = directory(1000, 0o755);
+    let check = spoils(NAME, Degraded, "belongs to uid 77", make, |facts| {
+        facts.runtime_dir = RuntimeDir::Unset;
+        facts.fallback.taken_by = Some(77);
     });
-    assert_eq!(changed(|f| f.runtime_dir = directory(1000, 0o2700))[0].verdict, Verdict::Ok);
+    assert!(check.lost.is_some_and(|lost| lost.contains("do not find guests")));
+    for mode in [0o770, 0o1777] {
+        let writable = |f: &mut Facts| f.runtime_dir = directory(1000, mode);
+        spoils(NAME, Degraded, "others may write", "chmod 0700", writable);
+    }
+    assert_eq!(changed(|f| f.runtime_dir = directory(1000, 0o2755))[0].verdict, Verdict::Ok);
+    let checks = changed(|facts| {
+        facts.runtime_dir = directory(0, 0o700);
+        facts.fallback.run_user = true;
+    });
+    assert_eq!((checks.len(), checks[0].verdict), (1, Verdict::Ok));
+    assert!(checks[0].seen.ends_with("control sockets are in /run/user/1000/tapway"));
+}
+
+#[test]
+fn a_kernel_that_does_not_tell_what_listens_is_asked_for_its_modules() {
+    const NAME: &str = "listening-sockets";
+    let check = spoils(NAME, Degraded, "udp_diag", "modprobe -a tcp_diag udp_diag", |facts| {
+        facts.kernel.sock_diag = Err(Errno::ENOENT);
+    });
+    assert_eq!(
+        check.keep.as_deref(),
+        Some("printf 'tcp_diag\\nudp_diag\\n' | sudo tee /etc/modules-load.d/60-tapway.conf")
+    );
+    spoils(NAME, Degraded, "sock_diag", "CONFIG_INET_DIAG", |facts| {
+        facts.kernel.sock_diag = Err(Errno::EPROTONOSUPPORT);
+    });
+    spoils(NAME, Degraded, "EPERM", "outside of the container", |facts| {
+        facts.kernel.sock_diag = Err(Errno::EPERM);
+    });
 }
