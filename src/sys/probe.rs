@@ -10,7 +10,8 @@
 //! The other functions ask the kernel one question each, on a descriptor of their own.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -23,7 +24,7 @@ use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
 use nix::unistd::{ForkResult, Pid};
 
-use super::clock;
+use super::{clock, tun};
 
 /// What the child of [`trial`] attempts, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -294,23 +295,23 @@ fn attempt_tun(pipe: &OwnedFd) -> nix::Result<OwnedFd> {
         let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         nix::fcntl::open(c"/dev/net/tun", flags, Mode::empty())
     })?;
-    attempt(pipe, Step::TunFeatures, || tun_features(tun.as_fd()))?;
+    attempt(pipe, Step::TunFeatures, || bare(tun::features(tun.as_fd())))?;
     Ok(tun)
 }
 
 fn attempt_tap(pipe: &OwnedFd, tun: BorrowedFd<'_>) -> nix::Result<()> {
     let single = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     let multi = single | libc::IFF_MULTI_QUEUE;
-    let tap = attempt(pipe, Step::MultiQueueTap, || tun_set_interface(tun, multi));
+    let tap = attempt(pipe, Step::MultiQueueTap, || bare(tun::set_interface(tun, "", multi)));
     if tap.is_err() {
-        attempt(pipe, Step::SingleQueueTap, || tun_set_interface(tun, single))?;
+        attempt(pipe, Step::SingleQueueTap, || bare(tun::set_interface(tun, "", single)))?;
     }
-    attempt(pipe, Step::HeaderLength, || tun_set_header_length(tun, 12))?;
+    attempt(pipe, Step::HeaderLength, || bare(tun::set_vnet_header_len(tun, 12)))?;
     let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
     let udp = tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6;
-    let offloads = attempt(pipe, Step::UdpOffloads, || tun_set_offload(tun, udp));
+    let offloads = attempt(pipe, Step::UdpOffloads, || bare(tun::set_offload(tun, udp)));
     if offloads.is_err() {
-        attempt(pipe, Step::TcpOffloads, || tun_set_offload(tun, tcp))?;
+        attempt(pipe, Step::TcpOffloads, || bare(tun::set_offload(tun, tcp)))?;
     }
     Ok(())
 }
@@ -334,36 +335,9 @@ fn put(path: &CStr, bytes: &[u8]) -> nix::Result<()> {
     nix::unistd::write(&file, bytes).map(drop)
 }
 
-fn tun_features(tun: BorrowedFd<'_>) -> nix::Result<libc::c_uint> {
-    let mut features: libc::c_uint = 0;
-    // SAFETY: the kernel writes one unsigned int, which `features` is; `tun` is open for the call.
-    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETFEATURES, &raw mut features) };
-    Errno::result(result).map(|_| features)
-}
-
-/// Makes an interface whose name the kernel picks.
-fn tun_set_interface(tun: BorrowedFd<'_>, flags: libc::c_int) -> nix::Result<()> {
-    // SAFETY: ifreq is plain data for which all-zero bytes are a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The kernel reads sixteen bits of flags.
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: the kernel reads and writes one ifreq, which `request` is; `tun` is open for the
-    // call.
-    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    Errno::result(result).map(drop)
-}
-
-fn tun_set_header_length(tun: BorrowedFd<'_>, length: libc::c_int) -> nix::Result<()> {
-    // SAFETY: the kernel reads one int, which `length` is; `tun` is open for the call.
-    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const length) };
-    Errno::result(result).map(drop)
-}
-
-fn tun_set_offload(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> nix::Result<()> {
-    // SAFETY: this ioctl takes its argument by value; `tun` is open for the call.
-    let result =
-        unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) };
-    Errno::result(result).map(drop)
+/// The same result with the bare errno, as a record carries it.
+fn bare<T>(result: io::Result<T>) -> nix::Result<T> {
+    result.map_err(|error| error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw))
 }
 
 /// The version of Landlock that the kernel speaks (landlock_create_ruleset(2)).
@@ -382,16 +356,6 @@ pub fn landlock_abi() -> nix::Result<u32> {
         )
     };
     Errno::result(version).map(|version| u32::try_from(version).unwrap_or(0))
-}
-
-/// Whether `pidfd_open(2)` works (Linux 5.3).
-pub fn pidfd_open_works() -> nix::Result<()> {
-    let pid = nix::unistd::getpid().as_raw();
-    // SAFETY: the call takes two integers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = Errno::result(fd)?;
-    // The kernel numbers descriptors with an int.
-    nix::unistd::close(fd as RawFd)
 }
 
 /// Whether data can be looked at from an offset in this socket's queue (`SO_PEEK_OFF`; for TCP
@@ -507,12 +471,11 @@ mod tests {
     }
 
     #[test]
-    fn landlock_and_pidfd_answer_or_say_why_not() {
-        // This suite's own floor is a kernel that has both or lacks them honestly.
+    fn landlock_answers_or_says_why_not() {
+        // This suite's own floor is a kernel that has it or lacks it honestly.
         assert!(matches!(
             landlock_abi(),
             Ok(1..) | Err(Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EPERM)
         ));
-        assert!(matches!(pidfd_open_works(), Ok(()) | Err(Errno::ENOSYS | Errno::EPERM)));
     }
 }

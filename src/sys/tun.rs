@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Binds an open `/dev/net/tun` to the interface `name` in the namespace where it was opened,
-/// creating the interface if it does not exist (`TUNSETIFF`).
+/// creating the interface if it does not exist (`TUNSETIFF`). The kernel picks the name of a new
+/// one if `name` is empty. Allocates nothing.
 ///
 /// # Errors
 /// `EBUSY` when another process holds the interface, `EINVAL` when `flags` do not fit an existing
@@ -40,6 +41,17 @@ pub fn set_offload(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result<()
     check(unsafe {
         libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads))
     })
+}
+
+/// What the device can do at all, `IFF_*` (`TUNGETFEATURES`).
+///
+/// # Errors
+/// `ENOTTY` and others when the descriptor is not of the TUN device.
+pub fn features(tun: BorrowedFd<'_>) -> io::Result<libc::c_uint> {
+    let mut features: libc::c_uint = 0;
+    // SAFETY: the kernel writes one unsigned int, which `features` is; `tun` is open for the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETFEATURES, &raw mut features) })?;
+    Ok(features)
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

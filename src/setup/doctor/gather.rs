@@ -20,8 +20,8 @@ use super::facts::{
     self, Caller, Facts, Fallback, Helper, Kernel, Path, Resolvers, RuntimeDir, Subordinate,
     Sysctls,
 };
-use crate::sys::probe;
 use crate::sys::sock_diag::{self, Diag, Table};
+use crate::sys::{probe, process};
 
 /// How long the trial may take. It takes some milliseconds; loading the kernel's TUN module on the
 /// first open takes longer.
@@ -96,7 +96,7 @@ fn kernel() -> Kernel {
         landlock: probe::landlock_abi(),
         peek_offset: socket(Domain::IPV4, Type::STREAM, None)
             .and_then(|tcp| probe::set_peek_offset(tcp.as_fd(), 0)),
-        pidfd: probe::pidfd_open_works(),
+        pidfd: process::pidfd_open(nix::unistd::getpid()).map(drop).map_err(errno),
         sock_diag: what_listens().map_err(errno),
     }
 }
