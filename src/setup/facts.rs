@@ -1,15 +1,15 @@
-//! What the host is like, as plain values: gathered once, before anything is made, so that the meaning
-//! of a command line is a pure function of it and of these.
+//! What the host is like, as plain values: gathered once, before anything is made, so that the
+//! meaning of a command line is a pure function of it and of these.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::idmap::{IdRange, Identity};
+use super::idmap::{IdRange, Identity, subordinates_of};
 use super::netlink::Netlink;
 use crate::base::Mac;
 
@@ -51,9 +51,9 @@ pub struct HostFacts {
     pub random_mac: Option<Mac>,
 }
 
-/// Where "outside" is, to ask for the route and the source address towards it: a.root-servers.net. No
-/// packet goes there; the address only has to be one that every default route covers.
-const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
+/// Where "outside" is, to ask for the route and the source address towards it: a.root-servers.net.
+/// No packet goes there; the address only has to be one that every default route covers.
+pub(super) const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(198, 41, 0, 4), Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30));
 
 impl HostFacts {
@@ -133,7 +133,7 @@ fn identity() -> Identity {
         identity.own_gids = own_ids("/proc/self/gid_map");
         return identity;
     }
-    if on_path("newuidmap") && on_path("newgidmap") {
+    if on_path("newuidmap").and(on_path("newgidmap")).is_some() {
         let subuid = fs::read_to_string("/etc/subuid").unwrap_or_default();
         let subgid = fs::read_to_string("/etc/subgid").unwrap_or_default();
         if subuid.is_empty() || subgid.is_empty() {
@@ -141,8 +141,8 @@ fn identity() -> Identity {
         }
         let name = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
         // Both files name the user: /etc/subgid too (subgid(5)).
-        identity.subuids = subordinate(&subuid, name.as_deref(), identity.uid);
-        identity.subgids = subordinate(&subgid, name.as_deref(), identity.uid);
+        identity.subuids = subordinates_of(&subuid, name.as_deref(), identity.uid);
+        identity.subgids = subordinates_of(&subgid, name.as_deref(), identity.uid);
     }
     identity
 }
@@ -160,26 +160,10 @@ fn own_ids(map: &str) -> Vec<IdRange> {
         .collect()
 }
 
-fn on_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
-}
-
-/// The ranges of the user `name` or `uid` in the text of subuid(5): `user:first:count` lines.
-fn subordinate(text: &str, name: Option<&str>, uid: u32) -> Vec<IdRange> {
-    let uid = uid.to_string();
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.trim().split(':');
-            let owner = fields.next()?;
-            if Some(owner) != name && owner != uid {
-                return None;
-            }
-            let first: u32 = fields.next()?.parse().ok()?;
-            let count: u32 = fields.next()?.parse().ok()?;
-            (count > 0 && first.checked_add(count).is_some()).then_some(IdRange { first, count })
-        })
-        .collect()
+/// Where `program` is found by its name, by the search path that execvp(3) uses.
+pub(super) fn on_path(program: impl AsRef<Path>) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+    std::env::split_paths(&path).map(|dir| dir.join(&program)).find(|path| path.is_file())
 }
 
 /// The domains of the last `search` or `domain` line (resolv.conf(5)).
@@ -205,16 +189,6 @@ fn random_mac() -> Option<Mac> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn subordinate_ranges_are_found_by_name_and_by_number() {
-        let text = "alice:100000:65536\nbob:165536:65536\n1000:300000:10\n# no\nalice:x:1\n\
-                    alice:5:0\nalice:4294967295:2\n";
-        let ranges: Vec<_> =
-            subordinate(text, Some("alice"), 1000).iter().map(|r| (r.first, r.count)).collect();
-        assert_eq!(ranges, [(100_000, 65_536), (300_000, 10)]);
-        assert!(subordinate(text, None, 1001).is_empty());
-    }
 
     #[test]
     fn the_last_search_line_counts() {

@@ -24,6 +24,13 @@ pub struct IdRange {
     pub count: u32,
 }
 
+impl IdRange {
+    /// The id behind the last one, if there is one.
+    pub(crate) fn end(self) -> Option<u32> {
+        self.first.checked_add(self.count)
+    }
+}
+
 /// Who calls, and which ids are theirs to give.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
@@ -39,6 +46,27 @@ pub struct Identity {
     pub own_uids: Vec<IdRange>,
     /// The same for groups.
     pub own_gids: Vec<IdRange>,
+}
+
+/// The lines of subuid(5) and subgid(5), `owner:first:count`: whose, and which ids. Lines that make
+/// no sense are passed over, as `newuidmap` does.
+pub(crate) fn subordinates(text: &str) -> impl Iterator<Item = (&str, IdRange)> {
+    text.lines().filter_map(|line| {
+        let mut fields = line.trim().split(':');
+        let owner = fields.next()?;
+        let range =
+            IdRange { first: fields.next()?.parse().ok()?, count: fields.next()?.parse().ok()? };
+        let good = range.count > 0 && range.end().is_some() && fields.next().is_none();
+        good.then_some((owner, range))
+    })
+}
+
+/// Those of the user who is called `name` and has the number `uid`; the files know both.
+pub(crate) fn subordinates_of(text: &str, name: Option<&str>, uid: u32) -> Vec<IdRange> {
+    let number = uid.to_string();
+    let lines = subordinates(text);
+    let own = lines.filter(|(owner, _)| Some(*owner) == name || *owner == number);
+    own.map(|(_, range)| range).collect()
 }
 
 /// One line of `uid_map`: `count` ids from `inside` are those from `outside`.
@@ -259,6 +287,18 @@ mod tests {
             own_uids: ranges(&[(0, u32::MAX)]),
             own_gids: ranges(&[(0, u32::MAX)]),
         }
+    }
+
+    #[test]
+    fn subordinate_ranges_are_found_by_name_and_number_and_bad_lines_passed_over() {
+        let text = "bob:100000:65536\nalice:165536:65536\n1000:400000:10\n# no\nalice:x:1\n\
+                    alice:7:0\nalice:4294967295:2\nalice:1:2:3\n";
+        let ranges = subordinates_of(text, Some("alice"), 1000);
+        let ranges: Vec<_> = ranges.into_iter().map(|r| (r.first, r.count)).collect();
+        assert_eq!(ranges, [(165_536, 65_536), (400_000, 10)]);
+        assert!(subordinates_of(text, None, 1001).is_empty());
+        let owners: Vec<_> = subordinates(text).map(|(owner, _)| owner).collect();
+        assert_eq!(owners, ["bob", "alice", "1000"]);
     }
 
     #[test]

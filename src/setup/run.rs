@@ -22,6 +22,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, getpid, getppid};
 
+use super::facts::on_path;
 use super::files::{MountError, PrivateFiles, mount_private};
 use super::idmap::{IdMaps, Identity};
 use super::link::{Autoconfiguration, LinkError, LinkOptions, configure};
@@ -148,8 +149,7 @@ fn refused(command: OsString, errno: i32) -> SetupError {
     let found = if command.as_bytes().contains(&b'/') {
         Path::new(&command).exists()
     } else {
-        let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
-        std::env::split_paths(&path).any(|directory| directory.join(&command).is_file())
+        on_path(&command).is_some()
     };
     match errno {
         libc::ENOENT if found => SetupError::NoInterpreter(command),

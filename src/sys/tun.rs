@@ -22,7 +22,8 @@ pub fn set_interface(tun: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io:
     // The kernel reads sixteen bits; the topmost flag is the sign of the C type.
     request.ifr_ifru.ifru_flags =
         u16::try_from(flags).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?.cast_signed();
-    // SAFETY: the kernel reads and writes one ifreq, which `request` is; `tun` is open for the call.
+    // SAFETY: the kernel reads and writes one ifreq, which `request` is; `tun` is open for the
+    // call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
 

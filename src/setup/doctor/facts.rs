@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use super::super::idmap::{IdRange, subordinates, subordinates_of};
 use crate::sys::probe::Trial;
 
 /// Everything that [`super::checks::judge`] looks at. [`super::gather`] fills it on a real machine.
@@ -86,8 +87,8 @@ pub(super) struct Sysctls {
 /// The caller's share of `/etc/subuid` or `/etc/subgid`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Subordinate {
-    /// The caller's ranges: first id and count.
-    pub(super) ranges: Vec<(u32, u32)>,
+    /// The caller's ranges.
+    pub(super) ranges: Vec<IdRange>,
     /// The first id, at or above 100000, that is above everybody's ranges.
     pub(super) next_free: u32,
     /// The source that `/etc/nsswitch.conf` names instead of the files.
@@ -176,25 +177,14 @@ pub(super) fn is_chroot(mountinfo: &str) -> bool {
         && !mountinfo.lines().any(|line| line.split_whitespace().nth(4) == Some("/"))
 }
 
-/// The lines of subuid(5) that are about user `name` or `uid`, and where a new range may begin.
+/// The share of user `name` or `uid` in the text of subuid(5), and where a new range may begin.
 pub(super) fn subordinate(text: &str, name: Option<&str>, uid: u32) -> Subordinate {
-    let number = uid.to_string();
-    let mut found = Subordinate { next_free: FIRST_SUBORDINATE, ..Subordinate::default() };
-    for line in text.lines() {
-        let mut fields = line.trim().split(':');
-        let (Some(owner), Some(first), Some(count), None) =
-            (fields.next(), fields.next(), fields.next(), fields.next())
-        else {
-            continue;
-        };
-        let (Ok(first), Ok(count)) = (first.parse::<u32>(), count.parse::<u32>()) else { continue };
-        let Some(end) = first.checked_add(count).filter(|_| count > 0) else { continue };
-        found.next_free = found.next_free.max(end);
-        if Some(owner) == name || owner == number {
-            found.ranges.push((first, count));
-        }
+    let ends = subordinates(text).filter_map(|(_, range)| range.end());
+    Subordinate {
+        ranges: subordinates_of(text, name, uid),
+        next_free: ends.fold(FIRST_SUBORDINATE, u32::max),
+        source: None,
     }
-    found
 }
 
 /// Where the tools of shadow-utils begin with subordinate ids (`SUB_UID_MIN`).
@@ -258,14 +248,11 @@ mod tests {
     }
 
     #[test]
-    fn subordinate_ranges_are_found_by_name_and_number_and_bad_lines_passed_over() {
-        let text = "bob:100000:65536\nalice:165536:65536\n1000:400000:10\n# no\nalice:x:1\n\
-                    alice:7:0\nalice:4294967295:2\nalice:1:2:3\n";
+    fn a_new_range_begins_behind_everybodys() {
+        let text = "bob:100000:65536\nalice:165536:65536\n1000:400000:10\ncarol:7:10\n";
         let found = subordinate(text, Some("alice"), 1000);
-        assert_eq!(found.ranges, [(165_536, 65_536), (400_000, 10)]);
-        assert_eq!(found.next_free, 400_010);
+        assert_eq!((found.ranges.len(), found.next_free), (2, 400_010));
         assert_eq!(subordinate("", None, 5).next_free, 100_000);
-        assert!(subordinate(text, None, 1001).ranges.is_empty());
     }
 
     #[test]

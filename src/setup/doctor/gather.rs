@@ -4,11 +4,11 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::Path as FilePath;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -16,6 +16,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::super::facts::{OUTSIDE, on_path};
 use super::facts::{
     self, Caller, Facts, Fallback, Helper, Kernel, Path, Resolvers, RuntimeDir, Subordinate,
     Sysctls,
@@ -26,13 +27,6 @@ use crate::sys::{probe, process};
 /// How long the trial may take. It takes some milliseconds; loading the kernel's TUN module on the
 /// first open takes longer.
 const TRIAL_WITHIN: Duration = Duration::from_secs(5);
-
-/// Where "outside" is, to ask for the route there: a.root-servers.net. Nothing is sent; the
-/// addresses only have to be ones that every default route covers.
-const OUTSIDE: (IpAddr, IpAddr) = (
-    IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30)),
-);
 
 /// The bits of `CAP_SETGID` and `CAP_SETUID` in a capability set.
 const CAP_SETGID: u32 = 6;
@@ -59,8 +53,8 @@ pub(super) fn gather() -> Facts {
         ping6: socket(Domain::IPV6, Type::DGRAM, Some(Protocol::ICMPV6)).map(drop),
         low_port: low_port(),
         descriptors: getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default(),
-        ipv4: path(OUTSIDE.0),
-        ipv6: path(OUTSIDE.1),
+        ipv4: path(OUTSIDE.0.into()),
+        ipv6: path(OUTSIDE.1.into()),
         resolvers: resolvers(),
         runtime_dir: runtime_dir(),
         fallback: fallback(caller.uid),
@@ -123,9 +117,7 @@ fn sysctls() -> Sysctls {
 }
 
 fn helper(program: &str, capability: u32) -> Option<Helper> {
-    let search = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
-    let path: PathBuf =
-        std::env::split_paths(&search).map(|dir| dir.join(program)).find(|path| path.is_file())?;
+    let path = on_path(program)?;
     let metadata = fs::metadata(&path).ok()?;
     let attribute = CString::new(path.as_os_str().as_bytes())
         .ok()

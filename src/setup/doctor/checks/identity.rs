@@ -43,9 +43,9 @@ fn subordinate(name: &'static str, file: &str, ids: &Subordinate, facts: &Facts)
             format!("given out by {source} (/etc/nsswitch.conf), not looked at"),
         );
     }
-    let count: u64 = ids.ranges.iter().map(|&(_, count)| u64::from(count)).sum();
+    let count: u64 = ids.ranges.iter().map(|range| u64::from(range.count)).sum();
     let ranges: Vec<_> =
-        ids.ranges.iter().map(|(first, count)| format!("{first}:{count}")).collect();
+        ids.ranges.iter().map(|range| format!("{}:{}", range.first, range.count)).collect();
     let seen = format!("{file}: {}", ranges.join(", "));
     if count >= ENOUGH {
         return Check::ok(name, seen);

@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
+use super::super::super::idmap::IdRange;
 use super::super::facts::*;
 use super::super::report::{Check, Verdict};
 use super::judge;
@@ -16,7 +17,7 @@ fn healthy() -> Facts {
         .filter(|step| !skipped.contains(step))
         .fold(Trial::default(), |trial, step| trial.with(step, Outcome::Passed));
     let ids = |first| Subordinate {
-        ranges: vec![(first, 65_536)],
+        ranges: vec![range(first, 65_536)],
         next_free: first + 65_536,
         source: None,
     };
@@ -307,6 +308,10 @@ fn without_a_trial_the_kernels_version_decides_about_udp_offloads() {
     }
 }
 
+fn range(first: u32, count: u32) -> IdRange {
+    IdRange { first, count }
+}
+
 #[test]
 fn subordinate_ids_are_offered_where_nobody_has_them() {
     spoils(
@@ -321,9 +326,10 @@ fn subordinate_ids_are_offered_where_nobody_has_them() {
         Degraded,
         "/etc/subgid: 200000:65535",
         "echo 'alice:265536:65536' | sudo tee -a /etc/subgid",
-        |facts| facts.subgids.ranges = vec![(200_000, 65_535)],
+        |facts| facts.subgids.ranges = vec![range(200_000, 65_535)],
     );
-    let summed = changed(|facts| facts.subuids.ranges = vec![(100_000, 65_535), (300_000, 1)]);
+    let summed =
+        changed(|facts| facts.subuids.ranges = vec![range(100_000, 65_535), range(300_000, 1)]);
     assert!(summed.iter().all(|check| check.verdict == Verdict::Ok), "{summed:?}");
     let elsewhere = changed(|facts| {
         facts.subuids = Subordinate { source: Some("sss".to_owned()), ..Subordinate::default() };
