@@ -173,6 +173,10 @@ impl SocketPort for Host {
         Err(ErrorKind::WouldBlock.into())
     }
 
+    fn at_end(&mut self, _: &()) -> bool {
+        false
+    }
+
     fn take_error(&mut self, _: &()) -> Option<io::Error> {
         None
     }

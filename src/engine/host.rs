@@ -4,6 +4,7 @@
 //! a flow's birth and its end. A closed socket leaves the epoll set by itself.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -187,6 +188,10 @@ impl SocketPort for HostSockets {
             [whole] => stream.read(whole),
             _ => stream.read_vectored(parts),
         }
+    }
+
+    fn at_end(&mut self, stream: &Socket) -> bool {
+        matches!(stream.peek(&mut [MaybeUninit::uninit()]), Ok(0))
     }
 
     fn take_error(&mut self, stream: &Socket) -> Option<io::Error> {

@@ -252,7 +252,14 @@ impl<S: SocketPort> TcpFlow<S> {
             let Some(stream) = &self.stream else { return };
             let capacity = self.machine.send_capacity() as usize;
             if capacity == 0 {
-                return self.machine.on_host_waiting(now, self.readable);
+                let untold = self.closed && self.readable && !self.machine.host_read_ended();
+                if !untold || !io.host.at_end(stream) {
+                    return self.machine.on_host_waiting(now, self.readable);
+                }
+                // EOF needs no window.
+                self.readable = false;
+                self.machine.on_host_eof(now, actions);
+                return self.perform(&[], io, actions);
             }
             let wanted = capacity.min(self.appetite * MAX_PAYLOAD);
             let Some(mut burst) = Burst::take(&mut io.pool, wanted) else { return };
@@ -283,7 +290,7 @@ impl<S: SocketPort> TcpFlow<S> {
                     self.appetite = if full { (2 * self.appetite).min(BURST) } else { 1 };
                     // A short read has emptied the socket (epoll(7)), unless EOF is behind it.
                     self.readable = full || self.closed;
-                    self.machine.on_host_data(now, burst.len() as u32, !full, actions);
+                    self.machine.on_host_data(now, burst.len() as u32, !self.readable, actions);
                     self.emit_new(now, burst, io, actions);
                     if let Some(error) = failure {
                         return self.read_failed(now, &error, io, actions);

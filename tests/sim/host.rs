@@ -92,6 +92,14 @@ impl Host {
         }
     }
 
+    /// Has the peers of all open streams close their direction.
+    pub fn end_all(&mut self) {
+        for stream in self.streams.values_mut() {
+            stream.script.waits_for_end = false;
+            stream.wake();
+        }
+    }
+
     /// Lets the peers act until `now`; the events that follow are for the engine.
     pub fn advance(&mut self, now: u64) -> Vec<Event> {
         self.now = now;
@@ -456,6 +464,12 @@ impl SocketPort for HostPort {
             *slot = byte;
         }
         Ok(len)
+    }
+
+    fn at_end(&mut self, stream: &Stream) -> bool {
+        let host = self.0.borrow();
+        let Some(state) = host.streams.get(&stream.id) else { return false };
+        state.error.is_none() && state.inbox.is_empty() && (state.inbox_ended || state.reset)
     }
 
     fn take_error(&mut self, stream: &Stream) -> Option<io::Error> {

@@ -10,6 +10,7 @@
 
 mod bench;
 mod datagrams;
+mod ends;
 mod frames;
 mod fuzz;
 mod guest;

@@ -156,9 +156,9 @@ impl Connection {
             }
             Acked::Old => {
                 let reopened = self.transmit.update_window(segment.seq, ack, segment.window);
-                // What was sent again into the closed window is lost: once more, without waiting
-                // for a timer that has backed off.
-                if reopened && self.transmit.in_recovery() {
+                // What was sent again into the closed window is lost, and perhaps the FIN that did
+                // not wait for it: once more, without waiting for a timer that has backed off.
+                if reopened && (self.transmit.in_recovery() || self.transmit.fin.is_some()) {
                     self.transmit.enter_recovery(true);
                 }
             }

@@ -182,6 +182,7 @@ impl Connection {
 
     /// The host socket has bytes or EOF to read. The edge reads as far as
     /// [`Connection::send_capacity`] allows; if that is nothing, the machine sees to the window.
+    /// EOF needs none: if only that waits, [`Connection::on_host_eof`] is to be called.
     pub fn on_host_waiting(&mut self, now: Instant, waiting: bool) {
         self.host_waiting = waiting;
         self.check_persist(now);
@@ -216,7 +217,8 @@ impl Connection {
         self.emit_fin(now, seq, len, out);
     }
 
-    /// The edge read EOF: our FIN goes to the guest.
+    /// The edge read EOF: our FIN goes to the guest, whatever its window. A guest that does
+    /// not take a FIN beyond a closed one (recent Linux does) gets it again when that opens.
     pub fn on_host_eof(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.host_waiting = false;
         self.timers.disarm(Timer::Persist);

@@ -2,6 +2,34 @@
 
 use super::*;
 
+#[test]
+fn eof_before_a_closed_window_is_told_and_told_again_when_that_opens() {
+    let mut talk = established();
+    talk.takes(Segment { window: 0, ..data(0, 1) });
+    talk.host_took(1);
+    talk.flush();
+    talk.done.clear();
+    talk.connection.on_host_waiting(talk.now, true);
+    let fin = Emit { ack: Some(G + 1), flags: WITH_FIN, ..OURS };
+    talk.host_eof();
+    talk.does(&[emit(fin)]);
+    talk.is_in(State::FinWait1);
+    // A guest that has no room for it.
+    let full = Segment { seq: G + 1, window: 0, ..ACK };
+    talk.takes(full);
+    talk.does(&[]);
+    for _ in 0..30 {
+        talk.deadline();
+        talk.does(&[emit(fin)]);
+        talk.takes(full);
+    }
+    talk.takes(Segment { window: GUEST_WINDOW, ..full });
+    talk.does(&[emit(fin)]);
+    talk.takes(Segment { seq: G + 1, ..ack(1) });
+    talk.is_in(State::FinWait2);
+    talk.does(&[]);
+}
+
 fn with_fin(segment: Segment) -> Segment {
     Segment { flags: WITH_FIN, ..segment }
 }

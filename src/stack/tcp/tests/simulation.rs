@@ -424,6 +424,12 @@ impl Edge {
         for _ in 0..8 {
             let capacity = u64::from(self.connection().send_capacity());
             if capacity == 0 {
+                if self.eof_behind && self.read == self.total && self.readable {
+                    self.readable = false;
+                    let Edge { connection, actions, .. } = self;
+                    connection.as_mut().expect("a connection").on_host_eof(now, actions);
+                    return self.perform(&[]);
+                }
                 let readable = self.readable;
                 return self.connection().on_host_waiting(now, readable);
             }
