@@ -94,3 +94,10 @@ fn resolvers_are_asked_through_the_outbound_interface() {
     );
     assert_eq!(ran.stdout, "192.0.2.2\n192.0.2.2\n", "{ran:?}");
 }
+
+#[test]
+fn a_resolver_that_does_not_listen_is_passed_over_at_once() {
+    let lab = with_server();
+    lab.write("resolv.conf", "nameserver 2001:db8::2\nnameserver 192.0.2.2\noptions timeout:5\n");
+    assert_eq!(lab.guest("dig +short +time=4 +tries=1 web.lab.test"), "192.0.2.2\n");
+}

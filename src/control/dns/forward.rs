@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::message::{self, Checked, rcode};
-use super::upstream::{ask_tcp, ask_udp};
+use super::upstream::{ask_tcp, ask_udp, fresh_id};
 use super::{ResolverView, Service};
 
 /// Most that all attempts of one query may take together: glibc, musl and Go ask again or give up
@@ -20,7 +20,8 @@ const STAND_IN_FOR: Duration = Duration::from_secs(30);
 /// The answer to a query that came in a datagram; `None` if there is nothing to say.
 pub(super) async fn over_udp(service: &Service, query: Vec<u8>) -> Option<Vec<u8>> {
     let source = &service.options.source;
-    forward(service, query, async |server, query| ask_udp(source, server, query).await).await
+    let room = &service.room;
+    forward(service, query, async |server, query| ask_udp(source, room, server, query).await).await
 }
 
 /// The answer to a query that came over a stream.
@@ -42,9 +43,7 @@ async fn forward(
     if let Some(answer) = message::local_answer(&query, &service.options.local_names) {
         return Some(answer);
     }
-    let mut own = query.clone();
-    message::set_id(&mut own, service.fresh_id());
-    let attempts = try_all(service, &own, ask);
+    let attempts = try_all(service, &query, ask);
     let found = timeout_at(Instant::now() + OVERALL, attempts).await.ok().flatten();
     let mut answer = found.unwrap_or_else(|| message::error(&query, rcode::SERVER_FAILURE));
     message::set_id(&mut answer, message::id(&query));
@@ -59,6 +58,7 @@ async fn try_all(
     ask: impl AsyncFn(SocketAddr, &[u8]) -> io::Result<Vec<u8>>,
 ) -> Option<Vec<u8>> {
     let view = service.view.borrow().clone();
+    let mut query = query.to_vec();
     let count = view.servers.len();
     let first = preferred(service, &view);
     let mut refusal = None;
@@ -67,7 +67,15 @@ async fn try_all(
         for step in 0..count {
             let position = (first + step) % count;
             let server = view.servers[position];
-            let answer = timeout(patience, ask(server, query)).await;
+            // A new id each time: one that a resolver has seen must not serve to forge another's answer.
+            match fresh_id() {
+                Ok(id) => message::set_id(&mut query, id),
+                Err(error) => {
+                    tracing::warn!(%error, "no randomness for a DNS query");
+                    return refusal;
+                }
+            }
+            let answer = timeout(patience, ask(server, &query)).await;
             match answer.unwrap_or_else(|elapsed| Err(elapsed.into())) {
                 Ok(answer) => match message::response_code(&answer) {
                     rcode::SERVER_FAILURE | rcode::NOT_IMPLEMENTED | rcode::REFUSED => {

@@ -14,7 +14,8 @@
 //! resolvers such as musl's, Go's or `dig` do not read the guest's `/etc/hosts` for every type.
 //!
 //! Hostile input: queries and streams from the guest, answers from the network. Bounds: queries
-//! under way, streams, queries per stream, time per query; at a bound the newest is refused.
+//! under way and streams, where the oldest gives way to a new one; queries under way of one stream
+//! and of all, where more wait in the streams, in turn; time for each query.
 #![forbid(unsafe_code)]
 
 mod forward;
@@ -28,12 +29,14 @@ mod view;
 mod tests;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::{AbortHandle, JoinSet, LocalSet};
 use tokio::time::Instant;
 
 pub use resolv_conf::ResolverView;
@@ -44,6 +47,9 @@ pub use view::follow;
 const MAX_QUERIES: usize = 1024;
 /// Streams from the guest.
 const MAX_STREAMS: usize = 128;
+/// Queries of all streams under way, and so connections to resolvers. With each as large as can be
+/// they and their answers take 32 MiB.
+const MAX_STREAM_QUERIES: usize = 256;
 
 /// What a worker hands over.
 #[derive(Debug)]
@@ -83,16 +89,37 @@ struct Service {
     view: watch::Receiver<ResolverView>,
     /// The resolver that answered last in place of an earlier one, and when that was found out.
     stand_in: Cell<Option<(SocketAddr, Instant)>>,
-    /// Randomness for message ids.
-    random: RefCell<ahash::RandomState>,
-    asked: Cell<u64>,
+    /// Room for a datagram from a resolver; never borrowed across a wait.
+    room: Box<RefCell<[u8; upstream::MAX_DATAGRAM]>>,
+    /// Slots for queries that came over any stream.
+    stream_queries: Arc<Semaphore>,
 }
 
-impl Service {
-    fn fresh_id(&self) -> u16 {
-        self.asked.set(self.asked.get() + 1);
-        // Truncation is the point: an id is 16 bits.
-        self.random.borrow().hash_one(self.asked.get()) as u16
+/// Tasks of one kind, bounded: at the bound the oldest gives way. It has had the longest time to
+/// succeed, and clients ask anew; refusing the newest would let a few that hang shut out all others.
+struct Bounded {
+    limit: usize,
+    what: &'static str,
+    /// By age. Finished ones are taken out when room is needed.
+    tasks: VecDeque<AbortHandle>,
+}
+
+impl Bounded {
+    fn new(limit: usize, what: &'static str) -> Bounded {
+        Bounded { limit, what, tasks: VecDeque::new() }
+    }
+
+    fn add(&mut self, task: AbortHandle) {
+        if self.tasks.len() >= self.limit {
+            self.tasks.retain(|task| !task.is_finished());
+        }
+        if self.tasks.len() >= self.limit
+            && let Some(oldest) = self.tasks.pop_front()
+        {
+            tracing::debug!("more than {} DNS {}: the oldest gives way", self.limit, self.what);
+            oldest.abort();
+        }
+        self.tasks.push_back(task);
     }
 }
 
@@ -107,12 +134,12 @@ pub async fn serve(
         options,
         view,
         stand_in: Cell::new(None),
-        random: RefCell::new(ahash::RandomState::new()),
-        asked: Cell::new(0),
+        room: Box::new(RefCell::new([0; upstream::MAX_DATAGRAM])),
+        stream_queries: Arc::new(Semaphore::new(MAX_STREAM_QUERIES)),
     });
     let answers = Rc::new(answers);
-    let queries = Rc::new(Semaphore::new(MAX_QUERIES));
-    let streams = Rc::new(Semaphore::new(MAX_STREAMS));
+    let mut queries = Bounded::new(MAX_QUERIES, "queries");
+    let mut streams = Bounded::new(MAX_STREAMS, "streams");
     let tasks = LocalSet::new();
     tasks
         .run_until(async move {
@@ -127,28 +154,18 @@ pub async fn serve(
                 let service = Rc::clone(&service);
                 match request {
                     DnsRequest::Datagram { token, query } => {
-                        if queries.available_permits() == 0 {
-                            tracing::debug!("too many DNS queries under way, one refused");
-                            continue;
-                        }
-                        let (answers, queries) = (Rc::clone(&answers), Rc::clone(&queries));
-                        running.spawn_local(async move {
-                            let _permit = queries.acquire().await;
+                        let answers = Rc::clone(&answers);
+                        queries.add(running.spawn_local(async move {
                             if let Some(message) = forward::over_udp(&service, query).await {
                                 answers(DnsAnswer { token, message });
                             }
-                        });
+                        }));
                     }
                     DnsRequest::Stream(stream) => {
-                        if streams.available_permits() == 0 {
-                            tracing::debug!("too many DNS streams, one refused");
-                            continue;
-                        }
-                        let streams = Rc::clone(&streams);
-                        running.spawn_local(async move {
-                            let _permit = streams.acquire().await;
-                            stream::serve(&service, stream).await;
-                        });
+                        streams.add(
+                            running
+                                .spawn_local(async move { stream::serve(&service, stream).await }),
+                        );
                     }
                 }
             }

@@ -35,9 +35,12 @@ pub(super) async fn serve(service: &Rc<Service>, stream: StdUnixStream) {
             let Ok(Ok(len)) = timeout(IDLE, reader.read_u16()).await else { break };
             let mut query = vec![0; usize::from(len)];
             let Ok(Ok(_)) = timeout(STALLED, reader.read_exact(&mut query)).await else { break };
+            // Waits in turn with the other streams.
+            let all = Arc::clone(&service.stream_queries);
+            let Ok(slot_of_all) = all.acquire_owned().await else { break };
             let (service, answers) = (Rc::clone(service), answers.clone());
             queries.spawn_local(async move {
-                let _slot = slot;
+                let _slots = (slot, slot_of_all);
                 if let Some(answer) = over_tcp(&service, query).await {
                     // The writer is gone if the client is.
                     let _ = answers.send(answer).await;

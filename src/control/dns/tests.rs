@@ -139,6 +139,16 @@ fn a_dead_a_silent_and_a_refusing_resolver_are_passed_over() {
 }
 
 #[test]
+fn a_resolver_that_only_talks_nonsense_is_passed_over() {
+    block_on(async {
+        let mad = udp_resolver(|_| vec![b"nonsense".to_vec(); 100]);
+        let working = udp_resolver(|query| vec![good(query, 6)]);
+        let answer = ask(&[mad, working], query("example.org", TYPE_A)).await;
+        assert_eq!(answer.last(), Some(&6));
+    });
+}
+
+#[test]
 fn a_resolver_that_cannot_be_reached_costs_no_time() {
     block_on(async {
         let working = udp_resolver(|query| vec![good(query, 5)]);

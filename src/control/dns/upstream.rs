@@ -2,22 +2,27 @@
 //!
 //! Every socket is connected: the kernel passes over what comes from elsewhere, and reports a
 //! resolver's ICMP port unreachable at once instead of leaving it to the time-out. The port is the
-//! kernel's random choice for a fresh socket, so a forger must guess port and id (RFC 5452 §9.2).
+//! kernel's random choice for a fresh socket, and the id comes from the kernel's generator, so a
+//! forger must guess both (RFC 5452 §9.2).
 //!
-//! Hostile input: answers. What does not fit the query is passed over until the caller's patience
-//! ends.
+//! Hostile input: answers. Datagrams that do not fit the query are passed over, up to a limit.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpSocket, UdpSocket};
 
 use super::message;
 
-/// Room for an answer over UDP.
-const MAX_DATAGRAM: usize = 65_535;
+/// Room for an answer over UDP (RFC 768: its length field).
+pub(super) const MAX_DATAGRAM: usize = 65_535;
+
+/// Messages that may come in an answer's place before the exchange is given up: somebody is guessing,
+/// or the resolver is not in its right mind.
+const MAX_STRAYS: u32 = 64;
 
 /// How sockets to resolvers are bound, unless the resolver is on this machine's loopback: from there
 /// an outside address gets no answer.
@@ -58,9 +63,19 @@ impl Source {
     }
 }
 
-/// Asks `server` over UDP. Errors are those of sockets, a refusing resolver's among them.
+/// A message id that nobody can guess.
+pub(super) fn fresh_id() -> io::Result<u16> {
+    let mut id = [0; 2];
+    getrandom::fill(&mut id).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(u16::from_ne_bytes(id))
+}
+
+/// Asks `server` over UDP. `room` is for datagrams on their way to be judged: all exchanges share it,
+/// so that one that waits holds no more than its socket. Errors are those of sockets, the report that
+/// nobody listens there among them.
 pub(super) async fn ask_udp(
     source: &Source,
+    room: &RefCell<[u8; MAX_DATAGRAM]>,
     server: SocketAddr,
     query: &[u8],
 ) -> io::Result<Vec<u8>> {
@@ -68,15 +83,28 @@ pub(super) async fn ask_udp(
     socket.connect(&server.into())?;
     let socket = UdpSocket::from_std(socket.into())?;
     socket.send(query).await?;
-    let mut buffer = vec![0; MAX_DATAGRAM];
-    loop {
-        let len = socket.recv(&mut buffer).await?;
-        if message::answers(&buffer[..len], query) {
-            buffer.truncate(len);
-            buffer.shrink_to_fit();
-            return Ok(buffer);
+    let mut strays = 0;
+    while strays < MAX_STRAYS {
+        // The report that nobody listens makes a socket neither readable nor closed to tokio.
+        socket.ready(Interest::READABLE | Interest::ERROR).await?;
+        let would_block = || io::Error::from(io::ErrorKind::WouldBlock);
+        let report = || Err(socket.take_error()?.unwrap_or_else(would_block));
+        let mut room = room.borrow_mut();
+        // Each of these forgets its readiness if there is nothing after all.
+        let received = match socket.try_io(Interest::ERROR, report) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.try_recv(&mut room[..])
+            }
+            reported => reported,
+        };
+        match received {
+            Ok(len) if message::answers(&room[..len], query) => return Ok(room[..len].to_vec()),
+            Ok(_) => strays += 1,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
         }
     }
+    Err(io::Error::other("too many messages that do not answer the query"))
 }
 
 /// Asks `server` over TCP.
@@ -89,14 +117,14 @@ pub(super) async fn ask_tcp(
     let mut stream = TcpSocket::from_std_stream(socket.into()).connect(server).await?;
     stream.set_nodelay(true)?;
     stream.write_all(&framed(query)).await?;
-    loop {
-        let len = usize::from(stream.read_u16().await?);
-        let mut answer = vec![0; len];
-        stream.read_exact(&mut answer).await?;
-        if message::answers(&answer, query) {
-            return Ok(answer);
-        }
+    let len = usize::from(stream.read_u16().await?);
+    let mut answer = vec![0; len];
+    stream.read_exact(&mut answer).await?;
+    // Nobody else can put in a word here, so there is nothing to wait for behind a wrong one.
+    if !message::answers(&answer, query) {
+        return Err(io::Error::other("the message does not answer the query"));
     }
+    Ok(answer)
 }
 
 /// A message behind its length (RFC 1035 §4.2.2).
