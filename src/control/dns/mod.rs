@@ -7,7 +7,7 @@
 //!   /etc/resolv.conf ── inotify ── View
 //! ```
 //! Messages pass unchanged but for the id: DNSSEC, EDNS, TC and unknown types are the business of
-//! the two ends. Runs on the control thread's runtime (D6), owns its sockets, sees no frame.
+//! the two ends. Zone transfers are refused: a forwarder cannot tell where they end. Runs on the control thread's runtime (D6), owns its sockets, sees no frame.
 //!
 //! Follows RFC 1035, RFC 5452 (random port and id, question compared), RFC 7766 (TCP). The host's
 //! `/etc/hosts` is not consulted; the names that stand for the host are answered here, because
