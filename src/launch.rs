@@ -181,27 +181,37 @@ fn dns_link(enabled: bool, requests: mpsc::Sender<DnsRequest>) -> DnsLink {
     }
 }
 
-/// Tells the worker and the guest's `resolv.conf` the host's search domains, now and whenever they
-/// change.
+/// Tells the worker the host's search domains, and the guest's `resolv.conf` these and the host's
+/// `ndots`, now and whenever they change.
 async fn pass_on_search(
     options: &LaunchOptions,
     mut view: watch::Receiver<ResolverView>,
     worker: &CommandSender,
     mut guest_file: Option<File>,
 ) {
-    let mut known = options.plan.search.clone();
-    while options.search.is_none() && view.changed().await.is_ok() {
-        let search = view.borrow_and_update().search.clone();
-        if search == known {
+    let mut known = (options.plan.search.clone(), None);
+    while view.changed().await.is_ok() {
+        let now = {
+            let view = view.borrow_and_update();
+            (options.search.as_ref().unwrap_or(&view.search).clone(), view.ndots)
+        };
+        if now == known {
             continue;
         }
+        let (search, ndots) = &now;
+        let mut text = resolv_conf(&options.plan, search);
+        if let Some(dots) = ndots {
+            text.push_str(&format!("options ndots:{dots}\n"));
+        }
         if let Some(file) = &mut guest_file
-            && let Err(error) = rewrite(file, &resolv_conf(&options.plan, &search))
+            && let Err(error) = rewrite(file, &text)
         {
             tracing::warn!(%error, "the guest's resolv.conf keeps its old search domains");
         }
-        worker.send(Command::SetSearch(search.clone()));
-        known = search;
+        if known.0 != *search {
+            worker.send(Command::SetSearch(search.clone()));
+        }
+        known = now;
     }
     std::future::pending::<()>().await;
 }

@@ -50,16 +50,17 @@ fn a_dead_first_resolver_is_passed_over_and_changes_are_followed() {
     let lab = with_server();
     lab.write("resolv.conf", "nameserver 192.0.2.77\nnameserver 192.0.2.2\noptions timeout:1\n");
     let script = "dig +short +time=9 +tries=1 web.lab.test; echo ready; read -r go || true
-                  for i in $(seq 100); do grep -q '^search other.test' /etc/resolv.conf && break
-                  sleep 0.1; done; grep ^search /etc/resolv.conf; dig +short +time=9 web.lab.test";
+                  for i in $(seq 100); do grep -q ndots:3 /etc/resolv.conf && break
+                  sleep 0.1; done; grep -E '^search|ndots' /etc/resolv.conf; dig +short +time=9 web.lab.test";
     let mut command = lab.tapway(&["run", "--", "bash", "-c", script]);
     command.stdin(std::process::Stdio::piped());
     let mut guest = Background::start(&mut command);
     assert_eq!(guest.line(), "192.0.2.2");
     assert_eq!(guest.line(), "ready");
-    lab.write("resolv.conf", "nameserver 192.0.2.2\nsearch other.test\n");
+    lab.write("resolv.conf", "nameserver 192.0.2.2\nsearch other.test\noptions ndots:3\n");
     guest.close_stdin();
     assert_eq!(guest.line(), "search other.test");
+    assert_eq!(guest.line(), "options ndots:3");
     assert_eq!(guest.line(), "192.0.2.2");
 }
 

@@ -5,6 +5,12 @@ use std::time::Duration;
 
 const DNS_PORT: u16 = 53;
 
+/// Name servers that are used, as glibc and musl do (MAXNS).
+const MAX_SERVERS: usize = 3;
+
+/// The most dots that `ndots` may ask for (resolv.conf(5)).
+const MAX_NDOTS: u32 = 15;
+
 /// Whom to ask, and what the guest's resolver should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolverView {
@@ -12,6 +18,8 @@ pub struct ResolverView {
     pub servers: Vec<SocketAddr>,
     /// Search domains.
     pub search: Vec<String>,
+    /// How many dots make a name be tried as it is first (`options ndots:`); glibc's default is 1.
+    pub ndots: Option<u32>,
     /// How long to wait for one resolver at first (`options timeout:`).
     pub timeout: Duration,
     /// How often to go through the list (`options attempts:`).
@@ -26,6 +34,7 @@ impl Default for ResolverView {
         ResolverView {
             servers: vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), DNS_PORT)],
             search: Vec::new(),
+            ndots: None,
             // glibc waits 5 s; a second resolver that works should not be that far away.
             timeout: Duration::from_secs(2),
             attempts: 2,
@@ -35,8 +44,8 @@ impl Default for ResolverView {
 }
 
 impl ResolverView {
-    /// Reads the text of a `resolv.conf`. Lines that make no sense are ignored. All name servers
-    /// are used, not only glibc's first three.
+    /// Reads the text of a `resolv.conf`. Lines that make no sense are ignored. Unlike glibc it takes
+    /// lines that end in CR LF, and no addresses in `inet_aton`'s short forms.
     pub fn parse(text: &str) -> ResolverView {
         let mut view = ResolverView::default();
         let mut servers = Vec::new();
@@ -48,12 +57,25 @@ impl ResolverView {
             }
             match words.next() {
                 Some("nameserver") => {
-                    servers.extend(words.next().and_then(parse_server));
+                    let Some(word) = words.next() else { continue };
+                    match parse_server(word) {
+                        Some(server) if servers.len() < MAX_SERVERS => servers.push(server),
+                        Some(server) => tracing::debug!(%server, "one name server too many"),
+                        None => tracing::debug!(nameserver = word, "not an address"),
+                    }
                 }
+                // The last line counts; one without a domain does not.
                 Some("domain") => {
-                    view.search = words.next().map(domain).into_iter().collect();
+                    if let Some(word) = words.next() {
+                        view.search = vec![domain(word)];
+                    }
                 }
-                Some("search") => view.search = words.map(domain).collect(),
+                Some("search") => {
+                    let domains: Vec<_> = words.map(domain).collect();
+                    if !domains.is_empty() {
+                        view.search = domains;
+                    }
+                }
                 Some("options") => words.for_each(|option| view.set_option(option)),
                 _ => {}
             }
@@ -75,6 +97,11 @@ impl ResolverView {
             Some(("attempts", value)) => {
                 if let Ok(attempts) = value.parse::<u32>() {
                     self.attempts = attempts.clamp(1, 5);
+                }
+            }
+            Some(("ndots", value)) => {
+                if let Ok(dots) = value.parse::<u32>() {
+                    self.ndots = Some(dots.min(MAX_NDOTS));
                 }
             }
             None if option == "rotate" => self.rotate = true,
@@ -129,6 +156,7 @@ mod tests {
         assert_eq!(ResolverView::parse("search a b\ndomain c\n").search, ["c"]);
         assert_eq!(ResolverView::parse("domain c\nsearch a b\n").search, ["a", "b"]);
         assert!(ResolverView::parse("search .\n").search.is_empty());
+        assert_eq!(ResolverView::parse("search a\nsearch\ndomain \n").search, ["a"]);
     }
 
     #[test]
@@ -144,6 +172,22 @@ mod tests {
         );
         let view = ResolverView::parse("options timeout:99 attempts:0 timeout:x\n");
         assert_eq!((view.timeout, view.attempts), (Duration::from_secs(5), 1));
+    }
+
+    #[test]
+    fn three_servers_count_and_short_forms_do_not() {
+        let text = "nameserver 127.1\nnameserver 192.0.2.1\r\nnameserver 192.0.2.2 \t\n\
+                    nameserver 192.0.2.3\nnameserver 192.0.2.4\nsearch a b \t\r\n";
+        assert_eq!(servers(text), ["192.0.2.1:53", "192.0.2.2:53", "192.0.2.3:53"]);
+        assert_eq!(ResolverView::parse(text).search, ["a", "b"]);
+    }
+
+    #[test]
+    fn ndots_is_kept_within_its_range() {
+        let ndots = |text| ResolverView::parse(text).ndots;
+        assert_eq!(ndots("options edns0 ndots:5\n"), Some(5));
+        assert_eq!(ndots("options ndots:0 ndots:99\n"), Some(15));
+        assert_eq!(ndots("options ndots:x ndots\n"), None);
     }
 
     #[test]
