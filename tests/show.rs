@@ -40,7 +40,7 @@ fn parse(_: PortKind, spec: &str) -> Result<Vec<Rule>, String> {
 fn flow(id: u64) -> FlowRecord {
     FlowRecord {
         id,
-        transport: if id % 2 == 0 { FlowTransport::Udp } else { FlowTransport::Tcp },
+        transport: if id.is_multiple_of(2) { FlowTransport::Udp } else { FlowTransport::Tcp },
         direction: Direction::Outbound,
         state: FlowState::Established,
         guest: "10.0.2.100:40000".parse().unwrap(),
