@@ -283,8 +283,8 @@ pub fn check_exposures(exposures: &[Exposure]) -> Result<(), OverlapError> {
     find_overlap(&all, |exposure| exposure.ports, overlap)
 }
 
-/// Compares each rule with those whose ports reach to its first one, which for thousands of rules is
-/// far less than each with each.
+/// Compares each rule with those whose ports reach to its first one, which for thousands of rules
+/// is far less than each with each.
 fn find_overlap<T: fmt::Display>(
     rules: &[&T],
     ports: impl Fn(&T) -> PortRange,
