@@ -10,7 +10,7 @@
 //!
 //! Cost, on Linux 6.18 and a 4-core virtual machine whose kernel has tables for much memory: all
 //! four tables of a guest with ten listening sockets 130 µs, of one with 5,000 more 7 ms in some
-//! fifteen parts (`tests/listening.rs` prints it).
+//! twenty parts (`tests/listening.rs` prints it).
 //!
 //! Trusts the kernel; what the guest chooses is only how many sockets there are, and where.
 
@@ -137,7 +137,7 @@ impl Diag {
         Ok(())
     }
 
-    /// Hands the next part of the answer, some hundred sockets at most, to `each`; says whether
+    /// Hands the next part of the answer, 260 sockets at most, to `each`; says whether
     /// there is more.
     ///
     /// # Errors
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_nobody_read_to_its_end_does_not_spoil_the_next() {
-        // More than one part holds (about 400 sockets).
+        // More than one part holds (260 sockets of 124 bytes).
         let crowd: Vec<_> = (0..700).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let lone = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut diag = Diag::new(open().unwrap());
