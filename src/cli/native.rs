@@ -151,8 +151,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Run a command in new user, network and mount namespaces with a network
+    #[command(long_about = RUN_ABOUT)]
     Run(Run),
     /// Give a network to an existing network namespace, until it goes away
+    #[command(long_about = ATTACH_ABOUT)]
     Attach(Attach),
     #[command(flatten)]
     Show(Show),
@@ -178,16 +180,17 @@ enum Verb {
     },
 }
 
-#[derive(Args)]
-#[command(
-    override_usage = "tapway run [OPTIONS] [--] [COMMAND [ARG]...]",
-    long_about = "Runs COMMAND in new user, network and mount namespaces that have a full network, \
+const RUN_ABOUT: &str = "Runs COMMAND in new user, network and mount namespaces that have a full network, \
         and ends with COMMAND's exit status. Without COMMAND it runs $SHELL, or /bin/sh.\n\n\
         Inside, COMMAND is root, which outside is you; files are the host's, except \
         /etc/resolv.conf and /etc/hosts. Other users and groups exist inside if you have \
         subordinate ids (/etc/subuid, /etc/subgid) and newuidmap and newgidmap are installed.\n\n\
         Signals sent to tapway reach COMMAND; when COMMAND stops (Ctrl-Z), so does tapway. When \
-        tapway dies, however it dies, COMMAND is killed.",
+        tapway dies, however it dies, COMMAND is killed.";
+
+#[derive(Args)]
+#[command(
+    override_usage = "tapway run [OPTIONS] [--] [COMMAND [ARG]...]",
     after_help = "With --help: every option in detail, examples, exit status.",
     after_long_help = RUN_SECTIONS
 )]
@@ -264,17 +267,18 @@ EXAMPLES
   tapway run --map-user --pcap guest.pcap -- ping -c 3 example.org"
 );
 
-#[derive(Args)]
-#[command(
-    override_usage = "tapway attach [OPTIONS] PID\n       \
-        tapway attach [OPTIONS] --netns PATH [--userns PATH]",
-    long_about = "Makes an interface with a full network in the network namespace of process PID, \
+const ATTACH_ABOUT: &str = "Makes an interface with a full network in the network namespace of process PID, \
         or in the one that PATH names, and serves it until PID ends, PATH is removed, or tapway \
         is told to end by SIGINT, SIGTERM or SIGHUP. The interface and its addresses go with \
         tapway.\n\n\
         The namespace must be yours: its user namespace is joined to set up the interface. A \
         persistent TAP that is there under the same name is used instead of a new one. The \
-        namespace's resolv.conf and hosts files are left alone: DNS is at 10.0.2.3.",
+        namespace's resolv.conf and hosts files are left alone: DNS is at 10.0.2.3.";
+
+#[derive(Args)]
+#[command(
+    override_usage = "tapway attach [OPTIONS] PID\n       \
+        tapway attach [OPTIONS] --netns PATH [--userns PATH]",
     after_help = "With --help: every option in detail, examples, exit status.",
     after_long_help = ATTACH_SECTIONS
 )]
@@ -487,6 +491,26 @@ mod tests {
     #[test]
     fn the_grammar_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_in_detail_says_what_a_command_does() {
+        for (command, words) in [
+            ("run", "ends with COMMAND's exit status"),
+            ("attach", "until PID ends"),
+            ("ps", "Socket files"),
+            ("port", "Established connections outlive"),
+            ("flows", "conntrack -L"),
+            ("stats", "drops by reason"),
+        ] {
+            match parse([command, "--help"].map(OsString::from)) {
+                Ok(Invocation::Print(text)) => {
+                    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+                    assert!(text.contains(words), "{command}: {text}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

@@ -15,13 +15,14 @@ use crate::control::api::ClientError;
 use crate::observe::{Direction, FlowQuery, FlowRecord, FlowTransport};
 use crate::sys::terminal;
 
+/// What `tapway flows --help` begins with.
+pub(super) const ABOUT: &str = "Lists what goes through an instance, one line for each TCP connection, UDP mapping \
+        and ICMP echo identifier, as `conntrack -L` and `ss -i` do for the kernel.\n\n\
+        INSTANCE may be left out when exactly one runs.";
+
 /// Arguments of `tapway flows`.
 #[derive(Clone, Debug, Args)]
-#[command(
-    long_about = "Lists what goes through an instance, one line for each TCP connection, UDP mapping \
-        and ICMP echo identifier, as `conntrack -L` and `ss -i` do for the kernel.\n\n\
-        INSTANCE may be left out when exactly one runs.",
-    after_long_help = "COLUMNS\n  \
+#[command(after_long_help = "COLUMNS\n  \
         PROTO    tcp, udp or icmp\n  \
         DIR      out: begun by the guest; in: through a published port\n  \
         STATE    of TCP as in RFC 9293, seen from tapway's end towards the guest; of the others\n           \
@@ -43,8 +44,7 @@ use crate::sys::terminal;
         EXIT STATUS\n  \
         0  listed\n  \
         1  failed\n  \
-        2  bad command line"
-)]
+        2  bad command line")]
 pub struct FlowsArguments {
     /// The instance
     instance: Option<String>,

@@ -29,12 +29,16 @@ pub use stats::StatsArguments;
 #[derive(Clone, Debug, Subcommand)]
 pub enum Show {
     /// List your running instances
+    #[command(long_about = ps::ABOUT)]
     Ps(PsArguments),
     /// Add, remove and list published ports of a running instance
+    #[command(long_about = port::ABOUT)]
     Port(PortArguments),
     /// List the connections of a running instance
+    #[command(long_about = flows::ABOUT)]
     Flows(FlowsArguments),
     /// Print the counters of a running instance
+    #[command(long_about = stats::ABOUT)]
     Stats(StatsArguments),
 }
 

@@ -11,14 +11,15 @@ use crate::control::api::ClientError;
 use crate::gate::forward::ForwardId;
 use crate::observe::{PortKind, PortRecord};
 
-/// Arguments of `tapway port`.
-#[derive(Clone, Debug, Args)]
-#[command(
-    long_about = "Adds, removes and lists published ports (host to guest) and exposed ports (guest \
+/// What `tapway port --help` begins with.
+pub(super) const ABOUT: &str = "Adds, removes and lists published ports (host to guest) and exposed ports (guest \
         to host) of a running instance. Established connections outlive the removal of the port \
         that they came through.\n\n\
-        INSTANCE may be left out when exactly one runs.",
-    after_long_help = "EXAMPLES\n  \
+        INSTANCE may be left out when exactly one runs.";
+
+/// Arguments of `tapway port`.
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "EXAMPLES\n  \
         tapway port add web 8080:80\n  \
         tapway port add web 127.0.0.1:5000-5010:6000-6010/udp unix:/run/user/1000/web.sock:80\n  \
         tapway port add --expose-host web 5432\n  \
@@ -27,8 +28,7 @@ use crate::observe::{PortKind, PortRecord};
         EXIT STATUS\n  \
         0  done\n  \
         1  failed; ports named before the one that failed stay added or removed\n  \
-        2  bad command line"
-)]
+        2  bad command line")]
 pub struct PortArguments {
     #[command(subcommand)]
     verb: PortVerb,

@@ -8,20 +8,20 @@ use super::table::{Align, Table, time};
 use super::{Instances, ShowError, print, print_json};
 use crate::observe::Info;
 
+/// What `tapway ps --help` begins with.
+pub(super) const ABOUT: &str = "Lists the instances of tapway that you run: name, process, the guest's addresses, \
+        published and exposed ports (a range counts once), time since the start, and command.\n\n\
+        Socket files that a killed instance has left behind are removed.";
+
 /// Arguments of `tapway ps`.
 #[derive(Clone, Debug, Args)]
-#[command(
-    long_about = "Lists the instances of tapway that you run: name, process, the guest's addresses, \
-        published and exposed ports (a range counts once), time since the start, and command.\n\n\
-        Socket files that a killed instance has left behind are removed.",
-    after_long_help = "EXAMPLES\n  \
+#[command(after_long_help = "EXAMPLES\n  \
         tapway ps\n  \
         tapway ps -q | xargs -n1 tapway stats\n  \
         tapway ps --json | jq -r '.[].guest[0]'\n\n\
         EXIT STATUS\n  \
         0  listed, also if none runs\n  \
-        1  an instance did not answer; the others are listed"
-)]
+        1  an instance did not answer; the others are listed")]
 pub struct PsArguments {
     /// Print a JSON array, with everything that instances tell of themselves
     #[arg(long, conflicts_with = "quiet")]

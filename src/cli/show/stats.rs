@@ -9,21 +9,21 @@ use super::table::{Align, Table, count, time};
 use super::{Instances, ShowError, print, print_json, prometheus};
 use crate::observe::{FlowTransport, Stats, Traffic};
 
+/// What `tapway stats --help` begins with.
+pub(super) const ABOUT: &str = "Prints the counters of an instance since its start: the guest link, flows by \
+        protocol, published and exposed ports, drops by reason, and what is held in memory now.\n\n\
+        INSTANCE may be left out when exactly one runs.";
+
 /// Arguments of `tapway stats`.
 #[derive(Clone, Debug, Args)]
-#[command(
-    long_about = "Prints the counters of an instance since its start: the guest link, flows by \
-        protocol, published and exposed ports, drops by reason, and what is held in memory now.\n\n\
-        INSTANCE may be left out when exactly one runs.",
-    after_long_help = "EXAMPLES\n  \
+#[command(after_long_help = "EXAMPLES\n  \
         tapway stats web\n  \
         tapway stats web --json | jq .drops.forged_source\n  \
         tapway stats web --prometheus > /var/lib/node_exporter/tapway-web.prom\n\n\
         EXIT STATUS\n  \
         0  printed\n  \
         1  failed\n  \
-        2  bad command line"
-)]
+        2  bad command line")]
 pub struct StatsArguments {
     /// The instance
     instance: Option<String>,
