@@ -253,6 +253,25 @@ fn stalled_clients_do_not_hold_up_another() {
     });
 }
 
+#[test]
+fn at_a_bound_the_oldest_gives_way() {
+    let hung = udp_resolver(|_| vec![]);
+    with_streams(vec![hung], |requests| async move {
+        let mut oldest = open(&requests).await;
+        let mut second = open(&requests).await;
+        let mut others = vec![];
+        for _ in 2..MAX_STREAMS {
+            others.push(open(&requests).await);
+        }
+        let not_yet = timeout(Duration::from_millis(100), oldest.read(&mut [0])).await;
+        assert!(not_yet.is_err(), "as many as the bound all stay");
+        others.push(open(&requests).await);
+        assert_eq!(oldest.read(&mut [0]).await.unwrap(), 0);
+        let closed = timeout(Duration::from_millis(100), second.read(&mut [0])).await;
+        assert!(closed.is_err(), "only one gives way");
+    });
+}
+
 async fn expect_server(view: &mut watch::Receiver<ResolverView>, address: &str) {
     let wanted: SocketAddr = format!("{address}:53").parse().unwrap();
     view.wait_for(|view| view.servers[0] == wanted).await.unwrap();
