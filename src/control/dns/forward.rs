@@ -67,7 +67,8 @@ async fn try_all(
         for step in 0..count {
             let position = (first + step) % count;
             let server = view.servers[position];
-            // A new id each time: one that a resolver has seen must not serve to forge another's answer.
+            // A new id each time: one that a resolver has seen must not serve to forge another's
+            // answer.
             match fresh_id() {
                 Ok(id) => message::set_id(&mut query, id),
                 Err(error) => {
@@ -103,8 +104,9 @@ async fn try_all(
     refusal
 }
 
-/// Where to begin: with the first resolver, or for a while with the one that stood in for it, so that
-/// a dead one does not cost every query its time-out. A view without that resolver begins anew.
+/// Where to begin: with the first resolver, or for a while with the one that stood in for it, so
+/// that a dead one does not cost every query its time-out. A view without that resolver begins
+/// anew.
 fn preferred(service: &Service, view: &ResolverView) -> usize {
     let stand_in = service.stand_in.get().filter(|(_, since)| since.elapsed() < STAND_IN_FOR);
     let position = stand_in

@@ -13,8 +13,8 @@ const TYPE_AXFR: u16 = 252;
 const TYPE_ANY: u16 = 255;
 const CLASS_IN: u16 = 1;
 
-/// What we say that we can take over UDP, in bytes: an IPv6 packet of the least MTU (RFC 8200 §5) less
-/// 48 bytes of headers.
+/// What we say that we can take over UDP, in bytes: an IPv6 packet of the least MTU (RFC 8200 §5)
+/// less 48 bytes of headers.
 const PAYLOAD_SIZE: u16 = 1232;
 
 /// Response codes (RFC 1035 §4.1.1).
@@ -73,8 +73,9 @@ pub(super) fn response_code(message: &[u8]) -> u8 {
     message.get(3).map_or(rcode::SERVER_FAILURE, |byte| byte & 0x0f)
 }
 
-/// Whether `answer` is one to `query`: id, QR bit and question, names compared without regard to case
-/// (RFC 5452 §9.1). A server that could or would not read the query may leave the question out.
+/// Whether `answer` is one to `query`: id, QR bit and question, names compared without regard to
+/// case (RFC 5452 §9.1). A server that could or would not read the query may leave the question
+/// out.
 pub(super) fn answers(answer: &[u8], query: &[u8]) -> bool {
     let (Some(answer_head), Some(_)) =
         (answer.first_chunk::<HEADER_LEN>(), query.first_chunk::<HEADER_LEN>())

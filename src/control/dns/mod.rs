@@ -7,7 +7,8 @@
 //!   /etc/resolv.conf ── inotify ── View
 //! ```
 //! Messages pass unchanged but for the id: DNSSEC, EDNS, TC and unknown types are the business of
-//! the two ends. Zone transfers are refused: a forwarder cannot tell where they end. Runs on the control thread's runtime (D6), owns its sockets, sees no frame.
+//! the two ends. Zone transfers are refused: a forwarder cannot tell where they end. Runs on the
+//! control thread's runtime (D6), owns its sockets, sees no frame.
 //!
 //! Follows RFC 1035, RFC 5452 (random port and id, question compared), RFC 7766 (TCP). The host's
 //! `/etc/hosts` is not consulted; the names that stand for the host are answered here, because
@@ -96,7 +97,8 @@ struct Service {
 }
 
 /// Tasks of one kind, bounded: at the bound the oldest gives way. It has had the longest time to
-/// succeed, and clients ask anew; refusing the newest would let a few that hang shut out all others.
+/// succeed, and clients ask anew; refusing the newest would let a few that hang shut out all
+/// others.
 struct Bounded {
     limit: usize,
     what: &'static str,

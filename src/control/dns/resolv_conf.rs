@@ -44,8 +44,8 @@ impl Default for ResolverView {
 }
 
 impl ResolverView {
-    /// Reads the text of a `resolv.conf`. Lines that make no sense are ignored. Unlike glibc it takes
-    /// lines that end in CR LF, and no addresses in `inet_aton`'s short forms.
+    /// Reads the text of a `resolv.conf`. Lines that make no sense are ignored. Unlike glibc it
+    /// takes lines that end in CR LF, and no addresses in `inet_aton`'s short forms.
     pub fn parse(text: &str) -> ResolverView {
         let mut view = ResolverView::default();
         let mut servers = Vec::new();

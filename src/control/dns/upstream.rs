@@ -20,12 +20,12 @@ use super::message;
 /// Room for an answer over UDP (RFC 768: its length field).
 pub(super) const MAX_DATAGRAM: usize = 65_535;
 
-/// Messages that may come in an answer's place before the exchange is given up: somebody is guessing,
-/// or the resolver is not in its right mind.
+/// Messages that may come in an answer's place before the exchange is given up: somebody is
+/// guessing, or the resolver is not in its right mind.
 const MAX_STRAYS: u32 = 64;
 
-/// How sockets to resolvers are bound, unless the resolver is on this machine's loopback: from there
-/// an outside address gets no answer.
+/// How sockets to resolvers are bound, unless the resolver is on this machine's loopback: from
+/// there an outside address gets no answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Source {
     /// Source address for IPv4.
@@ -70,9 +70,9 @@ pub(super) fn fresh_id() -> io::Result<u16> {
     Ok(u16::from_ne_bytes(id))
 }
 
-/// Asks `server` over UDP. `room` is for datagrams on their way to be judged: all exchanges share it,
-/// so that one that waits holds no more than its socket. Errors are those of sockets, the report that
-/// nobody listens there among them.
+/// Asks `server` over UDP. `room` is for datagrams on their way to be judged: all exchanges share
+/// it, so that one that waits holds no more than its socket. Errors are those of sockets, the
+/// report that nobody listens there among them.
 pub(super) async fn ask_udp(
     source: &Source,
     room: &RefCell<[u8; MAX_DATAGRAM]>,

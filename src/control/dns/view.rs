@@ -5,15 +5,15 @@
 //!   watched: "etc" in /, "resolv.conf" in /etc, "run" in /, "systemd" in /run, …, and the file
 //! ```
 //! The file may be rewritten in place, replaced by rename, be a symbolic link (or a chain of them)
-//! whose links, target or directories are replaced, vanish and come back. So each step of the way is
-//! watched: its name in the directory that it is looked up in. After an event that concerns a step,
-//! and a moment for whoever is at work to finish, the way is walked anew and the file read.
+//! whose links, target or directories are replaced, vanish and come back. So each step of the way
+//! is watched: its name in the directory that it is looked up in. After an event that concerns a
+//! step, and a moment for whoever is at work to finish, the way is walked anew and the file read.
 //!
-//! There is no timer as long as all steps can be watched. Where the kernel's limits or a directory's
-//! mode forbid it, the file is also read every few seconds.
+//! There is no timer as long as all steps can be watched. Where the kernel's limits or a
+//! directory's mode forbid it, the file is also read every few seconds.
 //!
-//! Trust: the host's administrator wrote the file. Still only a regular file of a sane size is read,
-//! since a pipe or a device would hold up the control thread.
+//! Trust: the host's administrator wrote the file. Still only a regular file of a sane size is
+//! read, since a pipe or a device would hold up the control thread.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -49,8 +49,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 const POLL: Duration = Duration::from_secs(5);
 
 /// Reads `path` now and again after each change, until nobody listens. With `servers` these are
-/// asked and only the rest of the file counts. A file that cannot be read counts as empty, as it does
-/// for glibc. Errors are those of the event loop.
+/// asked and only the rest of the file counts. A file that cannot be read counts as empty, as it
+/// does for glibc. Errors are those of the event loop.
 pub async fn follow(
     path: &Path,
     servers: Option<Vec<SocketAddr>>,
