@@ -1,21 +1,30 @@
 //! `tapway`: argv to Config, Config to a guest, and then its life.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::time::Duration;
+
+use nix::unistd::Pid;
 
 use tapway::cli::native::{self, Invocation, exit};
 use tapway::cli::show::{self, Instances, ShowError};
 use tapway::cli::{self, Action, Config, LogOptions};
+use tapway::control::api::{self, Context, Places, Server};
 use tapway::control::lifecycle::{Guest, Outcome, Signals};
 use tapway::gate::forward::Forward;
-use tapway::launch::{DataPath, LaunchOptions};
+use tapway::launch::{DataPath, InstanceOptions, LaunchOptions, PortOptions};
+use tapway::observe::Info;
+use tapway::setup::attach::Target;
 use tapway::setup::listen::{self, AtStart, Handed};
 use tapway::setup::{
     self, HostFacts, NameLock, SetupError, Tap, attach, chain, doctor, open_output, probe_outbound,
     run,
 };
+use tapway::sys::clock;
 
 /// Why the program fails.
 #[derive(Debug, thiserror::Error)]
@@ -90,8 +99,7 @@ fn serve(
     handed: Handed,
 ) -> Result<u8, Failure> {
     let link = config.link();
-    // Held until the end, so that the files of Unix sockets go away.
-    let (_ports, guest, data_path, guest_file) = match &config.action {
+    let (guest, data_path, guest_file, instance) = match &config.action {
         Action::Run { command, own_ids, files } => {
             let mut started = run::start(&run::RunOptions {
                 command,
@@ -104,24 +112,43 @@ fn serve(
             setup::raise_descriptor_limit();
             let ports = open_ports(&config.forwards.publish, handed)?;
             setup::seal()?;
-            let data_path = start_data_path(config, &mut started.tap, pcap)?;
+            let data_path = start_data_path(config, &mut started.tap, pcap, &ports)?;
+            let server = open_control_socket(config);
             let released = started.release()?;
-            (ports, Guest::Command(released.pid), data_path, released.resolv_conf)
+            let instance = InstanceOptions {
+                info: info(config, &format!("/proc/{}/ns/net", released.pid), command),
+                ports: port_options(config, ports),
+                server,
+                diag: released.diag,
+                guest: Some(released.pid),
+            };
+            (Guest::Command(released.pid), data_path, released.resolv_conf, instance)
         }
         Action::Attach(options) => {
             let mut attached = attach::start(options, &link)?;
             setup::raise_descriptor_limit();
             let ports = open_ports(&config.forwards.publish, handed)?;
             setup::seal()?;
-            let data_path = start_data_path(config, &mut attached.tap, pcap)?;
-            (ports, Guest::Target(attached.anchor), data_path, None)
+            let data_path = start_data_path(config, &mut attached.tap, pcap, &ports)?;
+            let (namespace, guest) = match &options.target {
+                Target::Process(pid) => (format!("/proc/{pid}/ns/net"), Some(Pid::from_raw(*pid))),
+                Target::Path(path) => (path.display().to_string(), None),
+            };
+            let instance = InstanceOptions {
+                info: info(config, &namespace, &[]),
+                ports: port_options(config, ports),
+                server: open_control_socket(config),
+                diag: attached.diag,
+                guest,
+            };
+            (Guest::Target(attached.anchor), data_path, None, instance)
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(failed("start the event loop"))?;
-    match runtime.block_on(data_path.serve(&guest, signals, guest_file)) {
+    match runtime.block_on(data_path.serve(&guest, signals, guest_file, instance)) {
         Ok(Outcome::Exited(status)) => Ok(status),
         Ok(Outcome::Gone | Outcome::Asked(_)) => Ok(0),
         Err(source) => Err(failed("serve the guest")(source)),
@@ -142,6 +169,7 @@ fn start_data_path(
     config: &Config,
     tap: &mut Tap,
     pcap: Option<File>,
+    ports: &AtStart,
 ) -> Result<DataPath, Failure> {
     let options = LaunchOptions {
         plan: config.plan.clone(),
@@ -150,8 +178,57 @@ fn start_data_path(
         dns: config.dns.enabled,
         search: config.dns.search.clone(),
         local_names: config.dns.local_names.clone(),
+        published_sockets: ports.opened.iter().map(|opened| opened.sockets.len()).sum(),
     };
     DataPath::start(tap, options, pcap).map_err(failed("start the data path"))
+}
+
+fn port_options(config: &Config, at_start: AtStart) -> PortOptions {
+    let forwards = &config.forwards;
+    PortOptions {
+        at_start,
+        auto_publish: forwards.auto_publish.clone(),
+        expose: forwards.expose.clone(),
+        auto_expose: forwards.auto_expose.clone(),
+    }
+}
+
+/// Opens the control socket. Without one there is still a network.
+fn open_control_socket(config: &Config) -> Option<Server> {
+    let context =
+        Context { parse_spec: cli::parse_rules, guest: config.plan.v4.map(|v4| v4.guest) };
+    let directory = Places::of_this_user().create();
+    let directory = directory
+        .map_err(|error| tracing::warn!("there is no control socket: {}", chain(&error)))
+        .ok()?;
+    Server::bind(directory, &config.name.to_string(), context)
+        .map_err(|error| tracing::warn!("there is no control socket: {}", chain(&error)))
+        .ok()
+}
+
+/// What the instance tells of itself.
+fn info(config: &Config, namespace: &str, command: &[OsString]) -> Info {
+    let plan = &config.plan;
+    let (v4, v6) = (plan.v4.as_ref(), plan.v6.as_ref());
+    let both = |first: Option<IpAddr>, second: Option<IpAddr>| -> Vec<IpAddr> {
+        first.into_iter().chain(second).collect()
+    };
+    Info {
+        name: config.name.to_string(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol: api::VERSION,
+        guest: both(v4.map(|v4| v4.guest.into()), v6.map(|v6| v6.guest.into())),
+        gateway: both(v4.map(|v4| v4.gateway.into()), v6.map(|v6| v6.gateway.into())),
+        dns: both(v4.map(|v4| v4.dns.into()), v6.map(|v6| v6.dns.into())),
+        mtu: plan.mtu.into(),
+        ifname: config.ifname.as_str().to_owned(),
+        namespace: namespace.to_owned(),
+        command: command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        started: clock::wall().as_secs(),
+        uptime: Duration::ZERO,
+        ports: 0,
+    }
 }
 
 fn start_log(options: &LogOptions) -> Result<(), SetupError> {

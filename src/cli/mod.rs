@@ -18,6 +18,6 @@ mod value;
 
 pub use config::{Action, Config, DnsOptions, ForwardOptions, LogOptions};
 pub use draft::{Draft, DraftTarget, DraftThreads};
-pub use publish::{ExposeSpec, PublishSpec, SpecError};
+pub use publish::{ExposeSpec, PublishSpec, SpecError, parse_rules};
 pub use resolve::{ConfigError, resolve};
 pub use value::{AddedHost, Cidr, DnsChoice, HostTarget, ParseValueError, Switch};

@@ -19,9 +19,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::control::api::Rule;
 use crate::gate::forward::{
     AutoForward, Exposure, Forward, HostService, Listen, PortRange, Transport,
 };
+use crate::observe::PortKind;
 use crate::setup::IfName;
 
 /// A value of `--publish`.
@@ -183,6 +185,28 @@ impl FromStr for ExposeSpec {
             _ => Err(SpecError::TooManyExposeParts),
         };
         exposure.map(ExposeSpec::Exposure).map_err(or_brackets(&parts))
+    }
+}
+
+/// Reads a port for a running instance, in the grammar of `--publish` or `--expose-host`.
+///
+/// # Errors
+/// A sentence that names `spec`.
+pub fn parse_rules(kind: PortKind, spec: &str) -> Result<Vec<Rule>, String> {
+    let auto = || format!("{spec}: auto is for the start of an instance only");
+    let wrong = |error: SpecError| format!("{spec}: {error}");
+    match kind {
+        PortKind::Publish => match spec.parse().map_err(wrong)? {
+            PublishSpec::Forwards(forwards) => {
+                Ok(forwards.into_iter().map(Rule::Publish).collect())
+            }
+            PublishSpec::Exposure(exposure) => Ok(vec![Rule::Expose(exposure)]),
+            PublishSpec::Auto(_) => Err(auto()),
+        },
+        PortKind::Expose => match spec.parse().map_err(wrong)? {
+            ExposeSpec::Exposure(exposure) => Ok(vec![Rule::Expose(exposure)]),
+            ExposeSpec::Auto(_) => Err(auto()),
+        },
     }
 }
 

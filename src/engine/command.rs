@@ -11,7 +11,7 @@ use crate::observe::{FlowPage, FlowQuery, Stats};
 
 use super::host::HostSockets;
 use super::ports::FramePort;
-use super::published::Published;
+use super::published::{Published, Withdrawal};
 use super::worker::Worker;
 
 /// Takes an answer to where it is awaited. Called on the worker's thread, so it must not wait.
@@ -51,9 +51,8 @@ pub enum Command {
     Publish(Vec<(Published, OwnedFd)>),
     /// Let these ports of the gateway lead to services of the host.
     Expose(Vec<(ForwardId, Exposure)>),
-    /// Close what was published or exposed under these numbers. The answer comes when the host
-    /// sockets are closed.
-    Withdraw(Vec<ForwardId>, Reply<()>),
+    /// Close what was published or exposed. The answer comes when the host sockets are closed.
+    Withdraw(Vec<Withdrawal>, Reply<()>),
     /// List flows.
     Flows(FlowQuery, Reply<FlowPage>),
     /// Tell all counters.
@@ -81,8 +80,8 @@ impl<F: FramePort> Worker<F, HostSockets> {
                     self.expose(id, exposure);
                 }
             }
-            Command::Withdraw(ids, reply) => {
-                self.withdraw(&ids);
+            Command::Withdraw(withdrawals, reply) => {
+                self.withdraw(&withdrawals);
                 reply.send(());
             }
             Command::Flows(query, reply) => reply.send(self.list_flows(now, &query)),

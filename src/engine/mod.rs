@@ -38,7 +38,7 @@ pub use command::{Command, Reply};
 pub use datagram_flow::{MappingKey, Route};
 pub use flow_table::FlowTable;
 pub use io::{Counters, Limits};
-pub use published::Published;
+pub use published::{Published, Withdrawal};
 pub use tcp_flow::TcpKey;
 pub use wheel::Wheel;
 pub use worker::{Held, Options, Worker};

@@ -23,6 +23,15 @@ pub struct Published {
     pub guest_port: u16,
 }
 
+/// What is to be closed of a published or exposed port, or range of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Withdrawal {
+    /// Its number.
+    pub forward: ForwardId,
+    /// Only what leads to this port of the guest, and the rest goes on; `None` for all of it.
+    pub guest_port: Option<u16>,
+}
+
 /// A listening stream socket.
 pub(super) struct Listener<S: SocketPort> {
     pub(super) rule: Published,

@@ -121,7 +121,8 @@ impl<S: SocketPort> TcpFlow<S> {
     ) -> Result<(), DropReason> {
         self.account.heard(now);
         let verdict = self.machine.on_segment(now, segment, actions);
-        self.answered |= self.machine.state() == State::Established;
+        let opening = [State::Connecting, State::SynSent, State::SynReceived, State::Closed];
+        self.answered |= !opening.contains(&self.machine.state());
         self.perform(payload, io, actions);
         if self.wants_read() {
             self.read(now, io, actions);

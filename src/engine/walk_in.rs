@@ -17,7 +17,7 @@ use crate::observe::{Direction, FlowTransport};
 use crate::stack::tcp::Connection;
 
 use super::ports::{Accepted, FramePort, SocketPort};
-use super::published::{DatagramPort, Listener, Published};
+use super::published::{DatagramPort, Listener, Published, Withdrawal};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::token::Token;
 use super::walk_tcp::lacks_resources;
@@ -74,20 +74,25 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// Closes the host sockets of published ports and the ways of exposed ones. Connections go on;
     /// clients of UDP ports are gone with the socket.
-    pub fn withdraw(&mut self, ids: &[ForwardId]) {
-        let ids: HashSet<ForwardId> = ids.iter().copied().collect();
+    pub fn withdraw(&mut self, withdrawals: &[Withdrawal]) {
+        let closed: HashSet<(ForwardId, Option<u16>)> =
+            withdrawals.iter().map(|what| (what.forward, what.guest_port)).collect();
+        let whole = |id| closed.contains(&(id, None));
+        let closes = |rule: &Published| {
+            whole(rule.forward) || closed.contains(&(rule.forward, Some(rule.guest_port)))
+        };
         let listeners = self.listeners.iter().map(|(token, _, listener)| (token, listener.rule));
         let ports = self.datagram_ports.iter().map(|(token, _, port)| (token, port.rule));
         let closing: Vec<(Token, Published)> =
-            listeners.chain(ports).filter(|(_, rule)| ids.contains(&rule.forward)).collect();
+            listeners.chain(ports).filter(|(_, rule)| closes(rule)).collect();
         for (token, rule) in closing {
             match rule.transport {
                 Transport::Tcp => drop(self.listeners.remove(token)),
                 Transport::Udp => self.close_datagram_port(token),
             }
         }
-        self.exposures.remove(|id| ids.contains(&id));
-        for id in ids {
+        self.exposures.remove(whole);
+        for &(id, _) in closed.iter().filter(|(_, port)| port.is_none()) {
             self.ledger.remove_forward(id);
         }
     }

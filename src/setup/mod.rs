@@ -19,6 +19,7 @@
 
 pub mod attach;
 pub mod doctor;
+mod drops;
 mod facts;
 mod files;
 mod hints;
@@ -32,6 +33,7 @@ pub mod run;
 mod seal;
 mod tap;
 
+pub use drops::tap_drops;
 pub use facts::{HostFacts, Outward, search_domains};
 pub use files::{HOST_NAMES, HostEntry, PrivateFiles, hosts, resolv_conf};
 pub use idmap::{IdRange, Identity};

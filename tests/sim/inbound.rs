@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use tapway::base::Instant;
-use tapway::engine::Published;
+use tapway::engine::{Published, Withdrawal};
 
 use tapway::engine::Limits;
 use tapway::gate::forward::{Exposure, ForwardId, HostService, PortRange, Transport};
@@ -19,6 +19,8 @@ use crate::streams::{
     complete, finish, for_seeds, random_application, random_script, random_setting,
 };
 use crate::world::World;
+
+const WHOLE: Withdrawal = Withdrawal { forward: ForwardId(1), guest_port: None };
 
 fn rule(guest_port: u16, transport: Transport) -> Published {
     Published { forward: ForwardId(1), transport, guest_address: None, guest_port }
@@ -133,7 +135,7 @@ fn withdrawing_a_port_leaves_its_connections_alone() {
         world.guest.listen(Application { sends: 20_000, ..random_application(&mut rng, target) });
         world.host.0.borrow_mut().client(listener, "192.0.2.7:5000", 80, script);
         assert!(world.run_until(900_000_000_000, |world| world.guest.remote(0).is_some()));
-        world.worker.withdraw(&[ForwardId(1)]);
+        world.worker.withdraw(&[WHOLE]);
         complete(&mut world);
         finish(&mut world);
         assert!(world.worker.stats(Instant::from_nanos(world.now)).forwards.is_empty());
@@ -207,7 +209,7 @@ fn clients_of_a_udp_port_are_bounded_and_gone_when_it_is_withdrawn() {
         assert_eq!(bench.turn().len(), 1);
     }
     assert_eq!(bench.worker.flow_count(), 4);
-    bench.worker.withdraw(&[ForwardId(1)]);
+    bench.worker.withdraw(&[WHOLE]);
     assert_eq!((bench.worker.flow_count(), bench.host.0.borrow().open_sockets()), (0, 0));
     // What the guest answers now is an ordinary datagram.
     bench.feed(&udp_frame(Ip::v4(UDP), 53, 1019, b"late"));
@@ -230,7 +232,7 @@ fn exposed_ports_of_the_gateway_lead_to_the_host_and_others_nowhere() {
     assert_eq!((seen.to_string(), guest.port()), ("10.0.2.2:5353".to_owned(), 4000));
     let refused = bench.feed(&udp_frame(gateway, 4000, 5354, b"anyone?"));
     assert_eq!(refused[0][23], 1, "an ICMP error");
-    bench.worker.withdraw(&[ForwardId(1)]);
+    bench.worker.withdraw(&[WHOLE]);
     let refused = bench.feed(&udp_frame(gateway, 4000, 5353, b"anyone?"));
     assert_eq!(refused[0][23], 1, "an ICMP error");
 }

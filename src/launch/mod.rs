@@ -6,7 +6,11 @@
 //!     DNS service  ◀── queries, streams ──────────  walk_dns, host
 //!                  ─── answers, search domains ──▶  commands
 //!     resolv.conf watch ─▶ DNS service, guest's resolv.conf
+//!     control socket, who listens ─▶ ports ───────▶ host sockets to serve
 //! ```
+
+mod instance;
+mod ports;
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -24,6 +28,9 @@ use crate::engine::{Command, Limits, Options};
 use crate::gate::AddressPlan;
 use crate::observe::Capture;
 use crate::setup::{Tap, resolv_conf};
+
+pub use instance::InstanceOptions;
+pub use ports::PortOptions;
 
 /// The host's resolver configuration.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -49,6 +56,8 @@ pub struct LaunchOptions {
     pub search: Option<Vec<String>>,
     /// Names that the DNS service answers by itself.
     pub local_names: Vec<(String, Vec<IpAddr>)>,
+    /// Host sockets that are open for published ports: descriptors that flows cannot have.
+    pub published_sockets: usize,
 }
 
 /// A data path that runs, and the ends of it that the control thread holds.
@@ -80,7 +89,7 @@ impl DataPath {
             plan: options.plan.clone(),
             vnet_header: tap.features.vnet_hdr,
             big_packets: tap.features.big_packets,
-            limits: limits(),
+            limits: limits(options.published_sockets),
             seed: u64::from_ne_bytes(seed),
         };
         let capture = capture.map(Capture::new).transpose()?;
@@ -101,7 +110,8 @@ impl DataPath {
         Ok(DataPath { options, requests, worker, ended: ended_out })
     }
 
-    /// Serves until the guest's life ends; gives how. `guest_file` is the guest's `resolv.conf`.
+    /// Serves until the guest's life ends; gives how. `guest_file` is the guest's `resolv.conf`,
+    /// `instance` what others may ask for.
     ///
     /// # Errors
     /// The guest cannot be watched, or the worker cannot go on.
@@ -110,6 +120,7 @@ impl DataPath {
         guest: &Guest,
         signals: &Signals,
         guest_file: Option<File>,
+        instance: InstanceOptions,
     ) -> io::Result<Outcome> {
         let DataPath { options, requests, worker, mut ended } = self;
         let first = match &options.upstreams {
@@ -140,6 +151,7 @@ impl DataPath {
             std::future::pending::<()>().await;
         };
         let search = pass_on_search(&options, view, &worker, guest_file);
+        let instance = instance::serve(instance, options.plan.clone(), worker.clone());
         tokio::select! {
             outcome = supervise(guest, signals) => {
                 if !matches!(outcome, Ok(Outcome::Asked(_))) {
@@ -153,6 +165,9 @@ impl DataPath {
             end = &mut ended => Err(link_lost(end)),
             () = service => Err(io::Error::other("the DNS service ended")),
             () = follow => Err(io::Error::other("the resolver watch ended")),
+            end = instance => {
+                Err(end.err().unwrap_or_else(|| io::Error::other("the control socket ended")))
+            }
             () = search => Err(io::Error::other("the search domains' watch ended")),
         }
     }
@@ -223,11 +238,12 @@ fn rewrite(file: &mut File, text: &str) -> io::Result<()> {
 }
 
 /// The default limits, cut to the descriptors that this process may open.
-fn limits() -> Limits {
+fn limits(published_sockets: usize) -> Limits {
     let mut limits = Limits::default();
     let descriptors = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .map_or(1024, |(soft, _)| soft);
     let flows = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS)).unwrap_or(0);
+    let flows = flows.saturating_sub(published_sockets);
     // A flow without a descriptor cannot be; a sixth is kept for UDP and echo.
     limits.tcp_flows = limits.tcp_flows.min(flows - flows / 6).max(64);
     limits.udp_flows = limits.udp_flows.min(flows / 8).max(16);

@@ -1,0 +1,488 @@
+//! The ports of an instance: those that were asked for, and those that follow who listens.
+//!
+//! Holds what is published and exposed, opens host sockets for it and gives them to the worker.
+//! Everything happens on the control thread, one change after the other, so that what is listed is
+//! what is open.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::sync::oneshot;
+
+use crate::control::api::{ErrorCode, Failure, Rule, Selector};
+use crate::engine::thread::CommandSender;
+use crate::engine::{Command, Published, Reply, Withdrawal};
+use crate::gate::AddressPlan;
+use crate::gate::auto::{self, AutoPort, AutoService, ConditionalPort, Standing};
+use crate::gate::forward::{AutoForward, Exposure, Forward, ForwardId, Listen, PortRange};
+use crate::gate::ports::{Family, PortTable, Reach};
+use crate::observe::PortRecord;
+use crate::setup::chain;
+use crate::setup::listen::{self, AtStart, ListenError, Opened, SocketFile};
+
+/// What leads from one side to the other at the start.
+#[derive(Debug, Default)]
+pub struct PortOptions {
+    /// Published ports, open or waiting.
+    pub at_start: AtStart,
+    /// What is published as soon as the guest listens.
+    pub auto_publish: Vec<AutoForward>,
+    /// Exposed ports.
+    pub expose: Vec<Exposure>,
+    /// What is exposed as soon as the host listens.
+    pub auto_expose: Vec<AutoForward>,
+}
+
+/// A published port or range.
+struct PublishedPort {
+    /// As it was asked for.
+    rule: Forward,
+    /// As it is: a port that was left to the kernel is filled in.
+    forward: Forward,
+    auto: bool,
+    /// Removed with the port.
+    _file: Option<SocketFile>,
+}
+
+/// An exposed port or range.
+struct ExposedPort {
+    exposure: Exposure,
+    auto: bool,
+}
+
+/// All ports of an instance.
+pub(super) struct Ports {
+    worker: CommandSender,
+    last_id: u64,
+    published: BTreeMap<ForwardId, PublishedPort>,
+    exposed: BTreeMap<ForwardId, ExposedPort>,
+    auto_publish: Vec<AutoForward>,
+    auto_expose: Vec<AutoForward>,
+    plan: AddressPlan,
+    /// Where the guest's servers are reached.
+    reach: Reach,
+    conditional: Standing<ConditionalPort>,
+    following: Standing<AutoPort>,
+    following_host: Standing<AutoService>,
+    by_port: BTreeMap<AutoPort, ForwardId>,
+    by_service: BTreeMap<AutoService, ForwardId>,
+    /// Host ports that the last change has closed: what is known of the host may be older.
+    just_closed: PortTable,
+}
+
+impl Ports {
+    /// The ports of the start; the worker begins to serve them.
+    pub(super) fn new(worker: CommandSender, plan: AddressPlan, options: PortOptions) -> Ports {
+        let PortOptions { at_start, auto_publish, expose, auto_expose } = options;
+        let mut ports = Ports {
+            worker,
+            last_id: 0,
+            published: BTreeMap::new(),
+            exposed: BTreeMap::new(),
+            auto_publish,
+            auto_expose,
+            reach: reach(&plan),
+            plan,
+            conditional: Standing::default(),
+            following: Standing::default(),
+            following_host: Standing::default(),
+            by_port: BTreeMap::new(),
+            by_service: BTreeMap::new(),
+            just_closed: PortTable::default(),
+        };
+        for opened in at_start.opened {
+            ports.enter(opened.forward.clone(), opened, false);
+        }
+        for forward in at_start.waiting {
+            ports.enter_waiting(forward);
+        }
+        for exposure in expose {
+            ports.expose(exposure, false);
+        }
+        ports
+    }
+
+    /// How many there are, ranges counted once.
+    pub(super) fn len(&self) -> usize {
+        self.published.len() + self.exposed.len()
+    }
+
+    /// Whether what listens in the guest matters.
+    pub(super) fn follows_guest(&self) -> bool {
+        !self.auto_publish.is_empty()
+            || self.published.values().any(|port| port.forward.when_listening)
+    }
+
+    /// Whether what listens on the host matters.
+    pub(super) fn follows_host(&self) -> bool {
+        !self.auto_expose.is_empty()
+    }
+
+    /// All ports; `guest` is what listens in the guest, if that is known.
+    pub(super) fn records(&self, guest: Option<&PortTable>) -> Vec<PortRecord> {
+        let ids = self.published.keys().chain(self.exposed.keys());
+        ids.filter_map(|id| self.record(*id, guest)).collect()
+    }
+
+    fn record(&self, id: ForwardId, guest: Option<&PortTable>) -> Option<PortRecord> {
+        if let Some(port) = self.published.get(&id) {
+            let listening = guest.and_then(|guest| self.is_heard(&port.forward, guest));
+            let record = PortRecord::published(id, &port.forward);
+            return Some(PortRecord { auto: port.auto, listening, ..record });
+        }
+        let port = self.exposed.get(&id)?;
+        Some(PortRecord { auto: port.auto, ..PortRecord::exposed(id, &port.exposure) })
+    }
+
+    /// Whether somebody hears clients at every guest port of `forward`.
+    fn is_heard(&self, forward: &Forward, guest: &PortTable) -> Option<bool> {
+        let mut ports = forward.guest_ports.first()..=forward.guest_ports.last();
+        ports.try_fold(true, |all, port| {
+            Some(all && auto::is_heard(forward, port, guest, &self.reach)?)
+        })
+    }
+
+    /// Adds what `rules` say: all of it, or nothing.
+    pub(super) fn add(&mut self, rules: Vec<Rule>) -> Result<Vec<PortRecord>, Failure> {
+        self.check_guest_addresses(&rules)?;
+        self.check_overlaps(&rules)?;
+        let mut opened = Vec::new();
+        for rule in &rules {
+            if let Rule::Publish(forward) = rule
+                && !forward.when_listening
+            {
+                opened.push(listen::open(forward).map_err(|error| failure(&error))?);
+            }
+        }
+        let mut opened = opened.into_iter();
+        let mut ids = Vec::with_capacity(rules.len());
+        for rule in rules {
+            ids.push(match rule {
+                Rule::Expose(exposure) => self.expose(exposure, false),
+                Rule::Publish(forward) if forward.when_listening => self.enter_waiting(forward),
+                Rule::Publish(forward) => {
+                    // One was opened for each of these, in this order.
+                    let Some(opened) = opened.next() else { continue };
+                    self.enter(forward, opened, false)
+                }
+            });
+        }
+        Ok(ids.iter().filter_map(|id| self.record(*id, None)).collect())
+    }
+
+    fn check_guest_addresses(&self, rules: &[Rule]) -> Result<(), Failure> {
+        let impossible = rules.iter().find_map(|rule| match rule {
+            Rule::Publish(Forward { guest_address: Some(address), .. }) => {
+                self.plan.inbound(None, Some(*address)).is_none().then_some(address)
+            }
+            _ => None,
+        });
+        match impossible {
+            None => Ok(()),
+            Some(address) => {
+                let text = format!("{address} is not an address that the guest can have");
+                Err(Failure::new(ErrorCode::Invalid, text))
+            }
+        }
+    }
+
+    fn check_overlaps(&self, rules: &[Rule]) -> Result<(), Failure> {
+        let in_use = |rule: &dyn std::fmt::Display, other: &dyn std::fmt::Display| {
+            Failure::new(ErrorCode::InUse, format!("{rule} overlaps {other}"))
+        };
+        for (position, rule) in rules.iter().enumerate() {
+            match rule {
+                Rule::Publish(forward) => {
+                    let present = self.published.values().map(|port| &port.forward);
+                    let before = rules[..position].iter().filter_map(|rule| match rule {
+                        Rule::Publish(forward) => Some(forward),
+                        Rule::Expose(_) => None,
+                    });
+                    if let Some(other) = present.chain(before).find(|other| other.overlaps(forward))
+                    {
+                        return Err(in_use(forward, other));
+                    }
+                }
+                Rule::Expose(exposure) => {
+                    let present = self.exposed.values().map(|port| &port.exposure);
+                    let before = rules[..position].iter().filter_map(|rule| match rule {
+                        Rule::Expose(exposure) => Some(exposure),
+                        Rule::Publish(_) => None,
+                    });
+                    let clashes = |other: &&Exposure| {
+                        other.transport == exposure.transport
+                            && other.ports.overlaps(exposure.ports)
+                    };
+                    if let Some(other) = present.chain(before).find(clashes) {
+                        return Err(in_use(exposure, other));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what `selector` means; the host ports are free when it returns.
+    pub(super) async fn remove(&mut self, selector: Selector) -> Result<Vec<PortRecord>, Failure> {
+        let ids = self.selected(&selector);
+        if ids.is_empty() {
+            return Err(Failure::new(ErrorCode::NotFound, not_found(&selector)));
+        }
+        let records = ids.iter().filter_map(|id| self.record(*id, None)).collect();
+        self.close(&ids).await;
+        Ok(records)
+    }
+
+    fn selected(&self, selector: &Selector) -> Vec<ForwardId> {
+        let rules = match selector {
+            Selector::Id(id) => {
+                let known = self.published.contains_key(id) || self.exposed.contains_key(id);
+                return known.then_some(*id).into_iter().collect();
+            }
+            Selector::Rules(rules) => rules,
+        };
+        let meant = |rule: &Rule| -> Vec<ForwardId> {
+            match rule {
+                Rule::Publish(forward) => {
+                    let same = |other: &Forward| {
+                        Forward { when_listening: forward.when_listening, ..other.clone() }
+                            == *forward
+                    };
+                    let found = self.published.iter();
+                    let found = found.filter(|(_, port)| same(&port.rule) || same(&port.forward));
+                    found.map(|(id, _)| *id).collect()
+                }
+                Rule::Expose(exposure) => {
+                    let found = self.exposed.iter().filter(|(_, port)| port.exposure == *exposure);
+                    found.map(|(id, _)| *id).collect()
+                }
+            }
+        };
+        let ids: BTreeSet<ForwardId> = rules.iter().flat_map(meant).collect();
+        ids.into_iter().collect()
+    }
+
+    /// Closes the ports `ids`, and waits until their host sockets are closed.
+    async fn close(&mut self, ids: &[ForwardId]) {
+        for id in ids {
+            if let Some(port) = self.published.remove(id) {
+                enter_host_ports(&mut self.just_closed, &port.forward);
+            }
+            self.exposed.remove(id);
+        }
+        self.withdraw(ids.iter().map(|&forward| Withdrawal { forward, guest_port: None })).await;
+    }
+
+    async fn withdraw(&self, what: impl Iterator<Item = Withdrawal>) {
+        let (closed, wait) = oneshot::channel();
+        let reply = Reply::new(move |()| {
+            let _ = closed.send(());
+        });
+        self.worker.send(Command::Withdraw(what.collect(), reply));
+        // A worker that has ended has closed everything.
+        let _ = wait.await;
+    }
+
+    fn next_id(&mut self) -> ForwardId {
+        self.last_id += 1;
+        ForwardId(self.last_id)
+    }
+
+    fn enter(&mut self, rule: Forward, opened: Opened, auto: bool) -> ForwardId {
+        let id = self.next_id();
+        let Opened { forward, sockets, file, .. } = opened;
+        self.hand_over(id, &forward, sockets);
+        self.published.insert(id, PublishedPort { rule, forward, auto, _file: file });
+        id
+    }
+
+    fn enter_waiting(&mut self, forward: Forward) -> ForwardId {
+        let id = self.next_id();
+        let rule = forward.clone();
+        self.published.insert(id, PublishedPort { rule, forward, auto: false, _file: None });
+        id
+    }
+
+    fn hand_over(&self, id: ForwardId, forward: &Forward, sockets: Vec<listen::OpenSocket>) {
+        let entry = |open: listen::OpenSocket| {
+            let rule = Published {
+                forward: id,
+                transport: forward.transport,
+                guest_address: forward.guest_address,
+                guest_port: open.guest_port,
+            };
+            (rule, open.socket)
+        };
+        self.worker.send(Command::Publish(sockets.into_iter().map(entry).collect()));
+    }
+
+    fn expose(&mut self, exposure: Exposure, auto: bool) -> ForwardId {
+        let id = self.next_id();
+        self.worker.send(Command::Expose(vec![(id, exposure.clone())]));
+        self.exposed.insert(id, ExposedPort { exposure, auto });
+        id
+    }
+
+    // --- following who listens ---
+
+    /// Opens and closes what depends on `guest`, what listens there now.
+    pub(super) async fn follow_guest(&mut self, guest: &PortTable) {
+        self.follow_conditional(guest).await;
+        let mut taken = PortTable::default();
+        for port in self.published.values().filter(|port| !port.auto) {
+            enter_host_ports(&mut taken, &port.forward);
+        }
+        let wanted: BTreeSet<AutoPort> = self
+            .auto_publish
+            .iter()
+            .flat_map(|rule| auto::published(rule, guest, &taken))
+            .collect();
+        let changes = self.following.turn(&wanted);
+        let closing: Vec<ForwardId> =
+            changes.close.iter().filter_map(|port| self.by_port.remove(port)).collect();
+        if !closing.is_empty() {
+            self.close(&closing).await;
+        }
+        for port in changes.open {
+            let forward = port.forward();
+            match listen::open(&forward) {
+                Ok(opened) => {
+                    let id = self.enter(forward, opened, true);
+                    self.by_port.insert(port, id);
+                }
+                Err(error) => {
+                    if self.following.refused(port) {
+                        tracing::warn!("not published: {}", chain(&error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The forwards that are open only while the guest listens.
+    async fn follow_conditional(&mut self, guest: &PortTable) {
+        let forwards = self.published.iter().map(|(id, port)| (*id, &port.forward));
+        let wanted = auto::conditional(forwards, guest, &self.reach);
+        let changes = self.conditional.turn(&wanted);
+        if !changes.close.is_empty() {
+            let what = changes.close.iter().map(|port| Withdrawal {
+                forward: port.forward,
+                guest_port: Some(port.guest_port),
+            });
+            self.withdraw(what).await;
+        }
+        for port in changes.open {
+            let Some(known) = self.published.get_mut(&port.forward) else { continue };
+            let forward = single(&known.forward, port.guest_port);
+            match listen::open(&forward) {
+                Ok(opened) => {
+                    if known.forward.guest_ports.count() == 1 {
+                        known.forward.listen = opened.forward.listen.clone();
+                        known._file = opened.file;
+                    }
+                    self.hand_over(port.forward, &forward, opened.sockets);
+                }
+                Err(error) => {
+                    if self.conditional.refused(port) {
+                        tracing::warn!("not published: {}", chain(&error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens and closes what depends on `host`, what listens at the host's loopback now.
+    pub(super) async fn follow_host(&mut self, host: &PortTable) {
+        let mut ours = std::mem::take(&mut self.just_closed);
+        for port in self.published.values() {
+            enter_host_ports(&mut ours, &port.forward);
+        }
+        let mut taken = PortTable::default();
+        for port in self.exposed.values().filter(|port| !port.auto) {
+            for family in [Family::V4, Family::V6] {
+                let set = taken.of_mut(port.exposure.transport, family);
+                set.insert_range(port.exposure.ports);
+            }
+        }
+        let wanted: BTreeSet<AutoService> = self
+            .auto_expose
+            .iter()
+            .flat_map(|rule| auto::exposed(rule, host, &ours, &taken))
+            .collect();
+        let changes = self.following_host.turn(&wanted);
+        let closing: Vec<ForwardId> =
+            changes.close.iter().filter_map(|service| self.by_service.remove(service)).collect();
+        if !closing.is_empty() {
+            self.close(&closing).await;
+        }
+        for service in changes.open {
+            let id = self.expose(service.exposure(), true);
+            self.by_service.insert(service, id);
+        }
+    }
+}
+
+/// The addresses at which the guest's servers are reached.
+pub(super) fn reach(plan: &AddressPlan) -> Reach {
+    let v4 = plan.v4.map(|v4| v4.guest.into());
+    let v6 = plan.v6.map(|v6| v6.guest.into());
+    Reach(v4.into_iter().chain(v6).collect())
+}
+
+/// The part of `forward` that leads to `guest_port`.
+fn single(forward: &Forward, guest_port: u16) -> Forward {
+    let offset = guest_port - forward.guest_ports.first();
+    let listen = match &forward.listen {
+        Listen::Ports { address, interface, ports } if ports.first() != 0 => Listen::Ports {
+            address: *address,
+            interface: interface.clone(),
+            ports: PortRange::single(ports.first() + offset),
+        },
+        listen => listen.clone(),
+    };
+    Forward { listen, guest_ports: PortRange::single(guest_port), ..forward.clone() }
+}
+
+/// Enters the host ports of `forward` into `table`.
+fn enter_host_ports(table: &mut PortTable, forward: &Forward) {
+    let Listen::Ports { address, ports, .. } = &forward.listen else { return };
+    if *ports == PortRange::ANY {
+        return;
+    }
+    for family in [Family::V4, Family::V6] {
+        if address.is_none_or(|address| Family::of(address) == family) {
+            table.of_mut(forward.transport, family).insert_range(*ports);
+        }
+    }
+}
+
+fn not_found(selector: &Selector) -> String {
+    match selector {
+        Selector::Id(ForwardId(id)) => format!("there is no port with number {id}"),
+        Selector::Rules(rules) => {
+            let text = |rule: &Rule| match rule {
+                Rule::Publish(forward) => forward.to_string(),
+                Rule::Expose(exposure) => exposure.to_string(),
+            };
+            let rules: Vec<String> = rules.iter().map(text).collect();
+            format!("there is no port {}", rules.join(", "))
+        }
+    }
+}
+
+/// A listener's error in the protocol's words.
+fn failure(error: &ListenError) -> Failure {
+    let code = match error {
+        ListenError::InUse { .. } | ListenError::SocketInUse(_) => ErrorCode::InUse,
+        ListenError::Privileged { .. } => ErrorCode::Denied,
+        ListenError::NoneFree { .. }
+        | ListenError::Descriptors { .. }
+        | ListenError::NoDescriptor { .. } => ErrorCode::Limit,
+        ListenError::NoSuchAddress { .. }
+        | ListenError::NoSuchInterface { .. }
+        | ListenError::NotASocket(_) => ErrorCode::Invalid,
+        ListenError::Handed { .. } | ListenError::Unix { .. } | ListenError::Socket { .. } => {
+            ErrorCode::Failed
+        }
+    };
+    Failure { code, desc: chain(error), hint: error.hint() }
+}
