@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
+use tapway::cli::complete;
 use tapway::cli::native::{self, Invocation, exit};
 use tapway::cli::show::{self, Instances, ShowError};
 use tapway::cli::{self, Action, Config, LogOptions};
@@ -47,6 +48,11 @@ enum Failure {
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(shell) = std::env::var_os(complete::VARIABLE) {
+        // The shell has taken what it wanted, or is gone.
+        let _ = io::stdout().write_all(&native::complete(&shell, &arguments));
+        return ExitCode::SUCCESS;
+    }
     let is_run = arguments.first().is_some_and(|verb| verb == "run");
     match perform(arguments) {
         Ok(status) => ExitCode::from(status),

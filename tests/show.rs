@@ -358,3 +358,36 @@ fn a_server_of_another_kind_is_recognised() {
     server.join().unwrap();
     assert!(fs::metadata(Path::new(&lab.socket(&odd))).is_ok());
 }
+
+/// What bash offers after `words`, the last of which is being typed.
+fn completed(lab: &Lab, words: &str) -> Vec<String> {
+    let script = r#"
+        source <(tapway completions bash)
+        COMP_WORDS=($1)
+        [[ $1 == *" " ]] && COMP_WORDS+=("")
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        $(complete -p tapway | sed 's/.*-F \([^ ]*\) .*/\1/') tapway "${COMP_WORDS[-1]}" ""
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let program = Path::new(env!("CARGO_BIN_EXE_tapway")).parent().unwrap().to_owned();
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    let mut bash = Command::new("bash");
+    bash.args(["--norc", "-c", script, "bash", words]).env("PATH", path);
+    let output = bash.env("XDG_RUNTIME_DIR", lab.scratch.path()).output().unwrap();
+    assert!(output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().lines().map(|word| word.trim().to_owned()).collect()
+}
+
+#[test]
+fn bash_completes_what_runs() {
+    let (web, db) = (unique("tab-web"), unique("tab-db"));
+    let lab = Lab::new(&[&web, &db]);
+    for words in ["tapway flows tab-w", "tapway stats tab-w", "tapway port add tab-w"] {
+        assert_eq!(completed(&lab, words), [web.as_str()], "{words}");
+    }
+    let both = completed(&lab, "tapway port list tab-");
+    assert_eq!(both, [db.as_str(), web.as_str()]);
+    assert_eq!(completed(&lab, "tapway fl"), ["flows"]);
+    assert_eq!(completed(&lab, "tapway run --host-l"), ["--host-loopback"]);
+    assert!(completed(&lab, "tapway flows ").contains(&web));
+}

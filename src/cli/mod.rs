@@ -8,6 +8,7 @@
 //! [`HostFacts`]: crate::setup::HostFacts
 #![forbid(unsafe_code)]
 
+pub mod complete;
 mod config;
 mod draft;
 pub mod native;

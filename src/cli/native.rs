@@ -1,6 +1,6 @@
 //! The native command line, `tapway SUBCOMMAND …`: its grammar, its help, its exit codes.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::setup::doctor;
 
+use super::complete;
 use super::draft::{Draft, DraftTarget, DraftThreads};
 use super::publish::{ExposeSpec, PublishSpec};
 use super::show::Show;
@@ -92,11 +93,18 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
             Ok(Invocation::Doctor(doctor::Options { json, strict, colour }))
         }
         Verb::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "tapway", &mut script);
+            let script = complete::script(shell).map_err(|error| UsageError {
+                message: format!("there is no completion script for {shell}: {error}"),
+                hint: "tapway completions bash, zsh or fish".to_owned(),
+            })?;
             Ok(Invocation::Print(String::from_utf8_lossy(&script).into_owned()))
         }
     }
+}
+
+/// What a completion script of `shell` gets for `arguments`; see [`complete`].
+pub fn complete(shell: &OsStr, arguments: &[OsString]) -> Vec<u8> {
+    complete::answer(Cli::command(), shell, arguments)
 }
 
 /// The parser's message in our form: one sentence, and a hint.
@@ -172,8 +180,15 @@ enum Verb {
         strict: bool,
     },
     /// Print a completion script for a shell
-    #[command(after_long_help = "EXAMPLE\n  \
-        tapway completions bash > ~/.local/share/bash-completion/completions/tapway")]
+    #[command(
+        long_about = "Prints a script that completes tapway's commands, options and running instances \
+            in a shell. The script asks the tapway on your PATH, so it need not be made again \
+            after an update.",
+        after_long_help = "EXAMPLES\n  \
+            tapway completions bash > ~/.local/share/bash-completion/completions/tapway\n  \
+            tapway completions zsh > ~/.zfunc/_tapway     (~/.zfunc being in fpath)\n  \
+            tapway completions fish > ~/.config/fish/completions/tapway.fish"
+    )]
     Completions {
         /// The shell
         shell: clap_complete::Shell,

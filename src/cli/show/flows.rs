@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::instances::Candidate;
 use super::table::{Align, Table, count, or_dash, round_trip, time};
 use super::{Instances, ShowError, print, print_json};
+use crate::cli::complete;
 use crate::control::api::ClientError;
 use crate::observe::{Direction, FlowQuery, FlowRecord, FlowTransport};
 use crate::sys::terminal;
@@ -47,6 +48,7 @@ pub(super) const ABOUT: &str = "Lists what goes through an instance, one line fo
         2  bad command line")]
 pub struct FlowsArguments {
     /// The instance
+    #[arg(add = complete::instances())]
     instance: Option<String>,
 
     /// Only tcp, udp or icmp

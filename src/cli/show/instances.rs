@@ -149,7 +149,7 @@ impl Instances {
     }
 
     /// The names of those that listen.
-    pub(super) fn up(&self) -> Vec<String> {
+    pub fn up(&self) -> Vec<String> {
         let listens = |(place, name): (usize, String)| {
             let directory = self.directories.get(place)?;
             Client::new(directory, &name).is_up().then_some(name)

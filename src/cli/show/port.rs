@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::instances::Candidate;
 use super::table::{Align, Table};
 use super::{Instances, ShowError, print, print_json};
+use crate::cli::complete;
 use crate::control::api::ClientError;
 use crate::gate::forward::ForwardId;
 use crate::observe::{PortKind, PortRecord};
@@ -42,7 +43,8 @@ enum PortVerb {
     Add {
         /// The instance, and ports in the grammar of --publish: [ADDRESS:][PORTS:]PORTS[/tcp|/udp],
         /// [ADDRESS:]:PORT for a free host port, unix:PATH:PORT
-        #[arg(value_names = ["[INSTANCE] SPEC"], required = true, num_args = 1..)]
+        #[arg(value_names = ["[INSTANCE] SPEC"], required = true, num_args = 1..,
+            add = complete::instances())]
         words: Vec<String>,
 
         /// SPEC is in the grammar of --expose-host: ports of the host for the guest
@@ -60,7 +62,8 @@ enum PortVerb {
     /// Remove ports
     Rm {
         /// The instance, and ports: their numbers in `tapway port list`, or the SPEC that added them
-        #[arg(value_names = ["[INSTANCE] ID|SPEC"], required = true, num_args = 1..)]
+        #[arg(value_names = ["[INSTANCE] ID|SPEC"], required = true, num_args = 1..,
+            add = complete::instances())]
         words: Vec<String>,
 
         /// SPEC is in the grammar of --expose-host
@@ -76,6 +79,7 @@ enum PortVerb {
     /// A published port behind which nothing listens is marked "no listener inside".
     List {
         /// The instance
+        #[arg(add = complete::instances())]
         instance: Option<String>,
 
         /// Print a line of JSON for each port

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::table::{Align, Table, count, time};
 use super::{Instances, ShowError, print, print_json, prometheus};
+use crate::cli::complete;
 use crate::observe::{FlowTransport, Stats, Traffic};
 
 /// What `tapway stats --help` begins with.
@@ -26,6 +27,7 @@ pub(super) const ABOUT: &str = "Prints the counters of an instance since its sta
         2  bad command line")]
 pub struct StatsArguments {
     /// The instance
+    #[arg(add = complete::instances())]
     instance: Option<String>,
 
     /// Print JSON
