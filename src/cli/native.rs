@@ -181,8 +181,8 @@ enum Verb {
     },
     /// Print a completion script for a shell
     #[command(
-        long_about = "Prints a script that completes tapway's commands, options and running instances \
-            in a shell. The script asks the tapway on your PATH, so it need not be made again \
+        long_about = "Prints a script that completes tapway's commands, options and running \
+            instances in a shell. The script asks the tapway on your PATH, so it need not be made again \
             after an update.",
         after_long_help = "EXAMPLES\n  \
             tapway completions bash > ~/.local/share/bash-completion/completions/tapway\n  \
@@ -195,7 +195,8 @@ enum Verb {
     },
 }
 
-const RUN_ABOUT: &str = "Runs COMMAND in new user, network and mount namespaces that have a full network, \
+const RUN_ABOUT: &str = "\
+        Runs COMMAND in new user, network and mount namespaces that have a full network, \
         and ends with COMMAND's exit status. Without COMMAND it runs $SHELL, or /bin/sh.\n\n\
         Inside, COMMAND is root, which outside is you; files are the host's, except \
         /etc/resolv.conf and /etc/hosts. Other users and groups exist inside if you have \
@@ -282,7 +283,8 @@ EXAMPLES
   tapway run --map-user --pcap guest.pcap -- ping -c 3 example.org"
 );
 
-const ATTACH_ABOUT: &str = "Makes an interface with a full network in the network namespace of process PID, \
+const ATTACH_ABOUT: &str = "\
+        Makes an interface with a full network in the network namespace of process PID, \
         or in the one that PATH names, and serves it until PID ends, PATH is removed, or tapway \
         is told to end by SIGINT, SIGTERM or SIGHUP. The interface and its addresses go with \
         tapway.\n\n\

@@ -17,7 +17,8 @@ use crate::observe::{Direction, FlowQuery, FlowRecord, FlowTransport};
 use crate::sys::terminal;
 
 /// What `tapway flows --help` begins with.
-pub(super) const ABOUT: &str = "Lists what goes through an instance, one line for each TCP connection, UDP mapping \
+pub(super) const ABOUT: &str = "\
+        Lists what goes through an instance, one line for each TCP connection, UDP mapping \
         and ICMP echo identifier, as `conntrack -L` and `ss -i` do for the kernel.\n\n\
         INSTANCE may be left out when exactly one runs.";
 
@@ -26,8 +27,8 @@ pub(super) const ABOUT: &str = "Lists what goes through an instance, one line fo
 #[command(after_long_help = "COLUMNS\n  \
         PROTO    tcp, udp or icmp\n  \
         DIR      out: begun by the guest; in: through a published port\n  \
-        STATE    of TCP as in RFC 9293, seen from tapway's end towards the guest; of the others\n           \
-                 unreplied or replied\n  \
+        STATE    of TCP as in RFC 9293, seen from tapway's end towards the guest;\n           \
+                 of the others unreplied or replied\n  \
         GUEST    the guest's address and port\n  \
         PEER     the other end, as the guest knows it\n  \
         HOST     the host socket's own address; with \"=>\" where it leads if not to PEER\n  \

@@ -13,7 +13,8 @@ use crate::gate::forward::ForwardId;
 use crate::observe::{PortKind, PortRecord};
 
 /// What `tapway port --help` begins with.
-pub(super) const ABOUT: &str = "Adds, removes and lists published ports (host to guest) and exposed ports (guest \
+pub(super) const ABOUT: &str = "\
+        Adds, removes and lists published ports (host to guest) and exposed ports (guest \
         to host) of a running instance. Established connections outlive the removal of the port \
         that they came through.\n\n\
         INSTANCE may be left out when exactly one runs.";
@@ -151,8 +152,7 @@ fn split(words: &[String], is_up: impl Fn(&str) -> bool) -> (Option<&str>, &[Str
         [first, rest @ ..] if !rest.is_empty() && (is_up(first) || !like_port(first)) => {
             (Some(first), rest)
         }
-        // One word that can only be a name: better to say that the port is missing, which the
-        // instance does, than to look for an instance.
+        // A word alone is a port. If it is none, the instance says so.
         _ => (None, words),
     }
 }

@@ -9,7 +9,8 @@ use super::{Instances, ShowError, print, print_json};
 use crate::observe::Info;
 
 /// What `tapway ps --help` begins with.
-pub(super) const ABOUT: &str = "Lists the instances of tapway that you run: name, process, the guest's addresses, \
+pub(super) const ABOUT: &str = "\
+        Lists the instances of tapway that you run: name, process, the guest's addresses, \
         published and exposed ports (a range counts once), time since the start, and command.\n\n\
         Socket files that a killed instance has left behind are removed.";
 

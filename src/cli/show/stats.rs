@@ -11,7 +11,8 @@ use crate::cli::complete;
 use crate::observe::{FlowTransport, Stats, Traffic};
 
 /// What `tapway stats --help` begins with.
-pub(super) const ABOUT: &str = "Prints the counters of an instance since its start: the guest link, flows by \
+pub(super) const ABOUT: &str = "\
+        Prints the counters of an instance since its start: the guest link, flows by \
         protocol, published and exposed ports, drops by reason, and what is held in memory now.\n\n\
         INSTANCE may be left out when exactly one runs.";
 
