@@ -102,7 +102,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
     }
 }
 
-/// What a completion script of `shell` gets for `arguments`; see [`complete`].
+/// What a completion script of `shell` gets for `arguments`; see [`mod@complete`].
 pub fn complete(shell: &OsStr, arguments: &[OsString]) -> Vec<u8> {
     complete::answer(Cli::command(), shell, arguments)
 }
