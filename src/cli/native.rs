@@ -404,10 +404,10 @@ struct Shared {
 
     /// Publish a port of the guest on the host; repeatable
     ///
-    /// In docker's grammar, [ADDRESS:][HOST-PORT]:GUEST-PORT[/tcp|udp]: HOST-PORT on every address
-    /// of the host, or on ADDRESS only, leads to GUEST-PORT of the guest, which sees the address of
-    /// the client. Without HOST-PORT a free one is picked and printed. Further forms: see PUBLISHED
-    /// PORTS.
+    /// In docker's grammar, `[ADDRESS:][HOST-PORT]:GUEST-PORT[/tcp|udp]`: HOST-PORT on every
+    /// address of the host, or on ADDRESS only, leads to GUEST-PORT of the guest, which sees the
+    /// address of the client. Without HOST-PORT a free one is picked and printed. Further forms: see
+    /// PUBLISHED PORTS.
     #[arg(short, long, value_name = "SPEC", help_heading = "Ports")]
     publish: Vec<PublishSpec>,
 
