@@ -50,6 +50,10 @@ const TRIM_AFTER: Duration = Duration::from_secs(2);
 /// Timer entries, beside two for each flow, from which on the wheel is filled anew.
 const SPARE_TIMERS: usize = 4096;
 
+/// The longest that an acknowledgment waits for data to carry it while the worker is busy. Well below
+/// what guests take for a loss (Linux: 200 ms at least).
+const ACK_DELAY: Duration = Duration::from_millis(1);
+
 /// Host sockets of published ports, of a transport: every port at two addresses.
 const MAX_PUBLISHED: usize = 2 * 65_536;
 
@@ -113,6 +117,8 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) wheel: Wheel<Token>,
     pub(super) hash: ahash::RandomState,
     pub(super) ack_list: Vec<Token>,
+    /// Since when something has been on that list.
+    acks_since: Option<Instant>,
     pub(super) run_list: VecDeque<Token>,
     /// Reused between calls; empty between calls.
     pub(super) actions: Vec<Action>,
@@ -181,6 +187,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             wheel: Wheel::new(now),
             hash: ahash::RandomState::with_seed(seed as usize),
             ack_list: Vec::new(),
+            acks_since: None,
             run_list: VecDeque::new(),
             actions: Vec::new(),
             answers: Vec::new(),
@@ -276,8 +283,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.read_frames(now)?;
         }
         self.run_flows(now);
-        self.flush_acknowledgments(false);
+        // A worker that never has to wait would keep them for ever.
+        let late = self.acks_since.is_some_and(|since| now.since(since) >= ACK_DELAY);
+        self.flush_acknowledgments(late);
         self.run_timers(now);
+        if !self.ack_list.is_empty() && self.acks_since.is_none() {
+            self.acks_since = Some(now);
+        }
         self.trim(now);
         Ok(())
     }
@@ -368,6 +380,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             waits
         });
         self.ack_list.append(&mut list);
+        if self.ack_list.is_empty() {
+            self.acks_since = None;
+        }
     }
 
     fn run_timers(&mut self, now: Instant) {

@@ -378,14 +378,14 @@ impl Connection {
 
     /// Whether that acknowledgment should not wait for data to carry it, not even for the moment
     /// until the worker is idle: it repeats one (the guest may have lost something), reports more
-    /// than a little data, or belongs to a connection that is opening or closing.
+    /// than a little data, or belongs to a connection that is opening or that both ends close. The
+    /// guest's FIN alone may wait: more often than not the host side closes in answer.
     pub fn ack_pressing(&self) -> bool {
         let unreported = self.last_ack.distance(self.receive.nxt);
         self.ack_owed
             && (unreported <= 0
                 || unreported > ACK_PATIENCE
-                || self.receive.fin != GuestFin::Open
-                || self.state != State::Established)
+                || !matches!(self.state, State::Established | State::CloseWait))
     }
 
     /// Sends the acknowledgment that is still owed at the end of a batch, if no data carried it.

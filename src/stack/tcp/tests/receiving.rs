@@ -377,8 +377,16 @@ fn the_acknowledgment_of_a_little_data_may_wait_for_the_answer() {
 }
 
 #[test]
-fn the_acknowledgment_of_a_repetition_a_fin_or_a_probe_does_not_wait() {
-    for segment in [data(0, 2), data(1, 0), Segment { flags: WITH_FIN, ..data(2, 5) }] {
+fn the_acknowledgment_of_a_fin_may_wait_for_ours() {
+    let mut talk = open();
+    talk.takes(Segment { flags: WITH_FIN, ..data(2, 5) });
+    assert!(talk.connection.ack_owed() && !talk.connection.ack_pressing());
+    talk.done.clear();
+}
+
+#[test]
+fn the_acknowledgment_of_a_repetition_or_a_probe_does_not_wait() {
+    for segment in [data(0, 2), data(1, 0)] {
         let mut talk = open();
         talk.takes(segment);
         assert!(talk.connection.ack_pressing(), "{segment:?}");
