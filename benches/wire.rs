@@ -31,6 +31,7 @@ const ADDRESSES: Addresses = Addresses {
 };
 
 const HEADER: TcpHeader = TcpHeader {
+    sack: [None; 3],
     seq: Seq(0xffff_fff0),
     ack: Some(Seq(77)),
     flags: Flags { syn: false, fin: false, rst: false, psh: true },

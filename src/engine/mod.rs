@@ -17,6 +17,7 @@ mod io;
 mod ledger;
 mod listing;
 mod outbox;
+mod parked;
 pub mod ports;
 mod published;
 pub mod tap;

@@ -13,6 +13,7 @@ use crate::stack::wire::{Addresses, Checksum, HEADROOM, MAX_PAYLOAD, Segment, Tc
 use super::buffers::{BURST, Backlog, Burst, RetransmitQueue};
 use super::io::Io;
 use super::ledger::Account;
+use super::parked::Parked;
 use super::ports::{FramePort, Readiness, SocketPort};
 
 /// Who talks to whom: the key of a TCP flow.
@@ -52,6 +53,8 @@ pub(super) struct TcpFlow<S: SocketPort> {
     first_send: bool,
     no_delay: bool,
     backlog: Backlog,
+    /// What waits for a gap before it to be closed.
+    parked: Parked,
     sent: RetransmitQueue,
     /// What [`Connection::promised`] was when it was last accounted for.
     promised: u32,
@@ -85,6 +88,7 @@ impl<S: SocketPort> TcpFlow<S> {
             first_send: true,
             no_delay: false,
             backlog: Backlog::default(),
+            parked: Parked::default(),
             sent: RetransmitQueue::default(),
             promised: 0,
             wheel_entry: None,
@@ -224,8 +228,11 @@ impl<S: SocketPort> TcpFlow<S> {
         io.promised -= self.promised as usize;
     }
 
-    /// Brings the sum of promises up to date.
-    pub(super) fn account<F: FramePort>(&mut self, io: &mut Io<F, S>) {
+    /// Brings the sum of promises up to date, and lets go of what nobody waits for.
+    pub(super) fn settle<F: FramePort>(&mut self, io: &mut Io<F, S>) {
+        if !self.machine.holds() {
+            self.parked.clear();
+        }
         let before = std::mem::replace(&mut self.promised, self.machine.promised());
         io.promised = io.promised + self.promised as usize - before as usize;
     }
@@ -365,7 +372,16 @@ impl<S: SocketPort> TcpFlow<S> {
                 Action::Emit(emit) => self.emit(&emit, io),
                 Action::Deliver { skip, len } => {
                     let bytes = &payload[skip as usize..(skip + len) as usize];
+                    self.parked.skip(bytes.len());
                     self.deliver(bytes, io, actions);
+                }
+                Action::Hold { skip, len, offset } => {
+                    let bytes = &payload[skip as usize..(skip + len) as usize];
+                    self.parked.put(offset as usize, bytes);
+                }
+                Action::DeliverHeld { len } => {
+                    let bytes = self.parked.take(len as usize);
+                    self.deliver(&bytes, io, actions);
                 }
                 Action::Release { len } => self.sent.release(len, &mut io.pool),
                 Action::ShutdownWrite => {
@@ -541,5 +557,6 @@ pub(super) fn tcp_header(emit: &Emit) -> TcpHeader {
         window_scale: emit.syn.and_then(|syn| syn.window_scale),
         sack_permitted: emit.syn.is_some_and(|syn| syn.sack_permitted),
         segment_size: emit.segment_size,
+        sack: emit.sack,
     }
 }

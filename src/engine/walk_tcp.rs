@@ -189,6 +189,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             window_scale: None,
             sack_permitted: false,
             segment_size: u16::MAX,
+            sack: [None; 3],
         };
         let addresses = Addresses {
             gateway_mac: self.io.gateway_mac,

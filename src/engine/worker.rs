@@ -509,7 +509,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let flow = self.tcp.get_mut(token)?;
         flow.machine.set_receive_limit(self.io.receive_limit());
         let result = act(flow, &mut self.io, &mut self.actions);
-        flow.account(&mut self.io);
+        flow.settle(&mut self.io);
         if flow.machine.is_closed() {
             if let Some((_, flow)) = self.tcp.remove(token) {
                 self.ledger.close(FlowTransport::Tcp, &flow.account, flow.answered);

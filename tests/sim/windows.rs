@@ -219,3 +219,43 @@ fn a_window_opens_again_when_the_host_has_taken_what_others_sent() {
     }
     assert!(guest.told(1000).window > 8192, "{:?}", guest.told(1000));
 }
+
+#[test]
+fn what_arrives_beyond_gaps_is_held_inside_the_promise_and_given_back() {
+    let mut guest = Guest::before_a_stalled_server();
+    for port in 1000..1100 {
+        guest.open(port);
+    }
+    // The second half of each window first, and far more than the window.
+    for port in 1000..1100 {
+        let window = u32::from(guest.told(port).window);
+        guest.send(port, window / 2, 1400.min(window - window / 2));
+        guest.send(port, 30_000, 1400);
+    }
+    assert_eq!(guest.bench.worker.held().backlog_bytes, 0);
+    guest.fill(|told| told.window.into());
+    guest.check_arrival();
+}
+
+#[test]
+fn a_lost_frame_is_told_by_each_that_follows_in_its_batch_and_repaired_by_one() {
+    let mut guest = Guest::before_a_stalled_server();
+    guest.open(1000);
+    let payload = |offset: u32| (offset..offset + 1000).map(|at| pattern(FROM_GUEST, at.into()));
+    let segment = |guest: &Guest, offset: u32| {
+        let payload = payload(offset).collect();
+        Tcp { seq: FIRST + offset, payload, ..guest.next(1000, ACK) }.frame(Ip::v4(TCP))
+    };
+    // The first of five is lost; the others come in one batch.
+    for offset in [1000, 2000, 3000, 4000] {
+        let frame = segment(&guest, offset);
+        guest.bench.tap.0.borrow_mut().inbound.push_back(frame);
+    }
+    let answers = guest.bench.turn();
+    guest.listen(&answers);
+    // RFC 5681 §3.2: three duplicates make a sender repeat what is missing.
+    assert_eq!((answers.len(), guest.told(1000).ack), (4, FIRST));
+    guest.send(1000, 0, 1000);
+    assert_eq!(guest.told(1000).ack, FIRST + 5000);
+    guest.check_arrival();
+}

@@ -215,15 +215,32 @@ impl Connection {
         }
         let Some(accepted) = self.receive.accept(segment.seq, segment.len) else {
             // A gap. RFC 5681 §4.2: a duplicate ACK at once, one for each segment.
+            let Segment { seq, len, flags, .. } = *segment;
+            let held = self.receive.hold(seq, len, flags.fin);
+            if let Some((skip, len)) = held {
+                let offset = self.receive.nxt.distance(seq + skip).cast_unsigned();
+                out.push(Action::Hold { skip, len, offset });
+            }
             self.flush(out);
-            return Err(DropReason::UnacceptableSegment);
+            let noted = flags.fin && self.receive.held.fin_is_at(seq + len);
+            let kept = held.is_some() || noted;
+            return if kept { Ok(()) } else { Err(DropReason::UnacceptableSegment) };
         };
+        let mut fin = segment.flags.fin && accepted.whole;
         if accepted.len > 0 {
             self.receive.take(accepted.len);
             out.push(Action::Deliver { skip: accepted.skip, len: accepted.len });
+            let len = self.receive.take_held();
+            if len > 0 {
+                out.push(Action::DeliverHeld { len });
+                // Data behind a FIN is nobody's FIN.
+                fin = false;
+            }
+            fin |= self.receive.held.fin_is_at(self.receive.nxt);
         }
-        if segment.flags.fin && accepted.whole {
+        if fin {
             self.receive.nxt += 1;
+            self.receive.held.clear();
             self.receive.fin = GuestFin::Received;
             match self.state {
                 State::Established => {

@@ -128,6 +128,11 @@ impl Connection {
         self.receive.promised()
     }
 
+    /// Whether bytes of the guest wait beyond a gap; if not, the edge has none to keep.
+    pub fn holds(&self) -> bool {
+        !self.receive.held.is_empty()
+    }
+
     /// Bytes sent to the guest that it has not acknowledged.
     pub fn in_flight(&self) -> u32 {
         self.transmit.in_flight()
@@ -359,6 +364,7 @@ impl Connection {
         self.state = State::Closed;
         self.timers.clear();
         self.ack_owed = false;
+        self.receive.held.clear();
     }
 
     /// Over by reset: what was not passed on is lost.
@@ -399,6 +405,7 @@ impl Connection {
         self.ack_owed = false;
         self.last_ack = self.receive.nxt;
         let window = self.receive.advertise(self.scaled);
+        let reports = self.sack_permitted && len == 0 && flags == Flags::default();
         out.push(Action::Emit(Emit {
             seq,
             ack: Some(self.receive.nxt),
@@ -408,6 +415,7 @@ impl Connection {
             // An MSS is at most 65,535.
             segment_size: self.transmit.mss as u16,
             syn: None,
+            sack: if reports { self.receive.held.blocks() } else { [None; 3] },
         }));
     }
 

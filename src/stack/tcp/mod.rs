@@ -19,10 +19,11 @@
 //!                                                           ▼          ▼   ▼         ▼
 //!                                                        LastAck    Closing ──▶  TimeWait
 //! ```
-//! Follows RFC 9293, RFC 7323 §2 (window scale), RFC 2018 (SACK, as a sender), RFC 6298 (RTO),
+//! Follows RFC 9293, RFC 7323 §2 (window scale), RFC 2018 (SACK, both ways), RFC 6298 (RTO),
 //! RFC 5961 §3–§5 (challenge ACKs). Departs:
 //! - no congestion control towards the guest: the link is memory, the host's kernel does the WAN;
-//! - no out-of-order queue and hence no SACK blocks of ours: a TAP keeps order;
+//! - SACK blocks of ours go with bare acknowledgments only: every segment beyond a gap causes one,
+//!   and an option on data would change the size of segments;
 //! - no timestamps: without reordering and with 2^31 bytes of window to spare PAWS protects nothing,
 //!   and the option would cost 12 bytes in each of many small segments;
 //! - urgent data is delivered in line (RFC 6093 §4), the pointer is not looked at;
@@ -35,6 +36,7 @@
 mod arrives;
 mod connection;
 mod deadlines;
+mod held;
 mod opening;
 mod receive;
 mod rtt;
@@ -47,7 +49,7 @@ mod tests;
 use std::time::Duration;
 
 use crate::base::Seq;
-use crate::stack::wire::Flags;
+use crate::stack::wire::{Flags, SackRanges};
 
 pub use connection::{Connection, State};
 
@@ -84,6 +86,22 @@ pub enum Action {
         /// Bytes to take.
         len: u32,
     },
+    /// Payload bytes `skip..skip + len` of the segment at hand lie beyond a gap: keep them, the
+    /// first of them `offset` bytes behind the next one that is expected.
+    Hold {
+        /// First byte of the payload to keep.
+        skip: u32,
+        /// Bytes to keep.
+        len: u32,
+        /// Bytes that are missing or kept in front of it.
+        offset: u32,
+    },
+    /// The gap before them is closed: the first `len` bytes that are kept go to the host socket, as
+    /// with [`Action::Deliver`].
+    DeliverHeld {
+        /// Bytes to deliver.
+        len: u32,
+    },
     /// The oldest `len` bytes of the retransmission queue are done with.
     Release {
         /// Bytes to free.
@@ -117,6 +135,8 @@ pub struct Emit {
     pub segment_size: u16,
     /// Options of our SYN or SYN-ACK.
     pub syn: Option<SynOptions>,
+    /// What arrived beyond a gap, in a segment without payload.
+    pub sack: SackRanges,
 }
 
 /// Options of our SYN, or of our SYN-ACK: then never more than the guest offered.

@@ -116,6 +116,7 @@ impl Connection {
                 len: 0,
                 segment_size: u16::MAX,
                 syn: None,
+                sack: [None; 3],
             }));
         }
         self.kill();
@@ -295,6 +296,7 @@ impl Connection {
                 window_scale: self.scaled.then(|| window_shift(self.options.receive_limit)),
                 sack_permitted: self.sack_permitted,
             }),
+            sack: [None; 3],
         }));
     }
 }
@@ -310,6 +312,7 @@ pub(super) fn reset_at(seq: Seq) -> Action {
         len: 0,
         segment_size: u16::MAX,
         syn: None,
+        sack: [None; 3],
     })
 }
 

@@ -5,8 +5,8 @@
 //!   ──────────┼───────── window ──────────┼──────────
 //!   acknowledged; of it the last `backlog` bytes wait for the host socket
 //! ```
-//! Nothing is kept out of order: the TAP does not reorder, and a gap is answered by a duplicate
-//! ACK (D2). The edge never moves left (RFC 9293 §3.8.6), so what was offered is always taken (D3).
+//! What arrives beyond a gap is kept by [`super::held`] and answered by a duplicate ACK. The edge
+//! never moves left (RFC 9293 §3.8.6), so what was offered is always taken (D3).
 //!
 //! A scaled window field counts in units of `1 << shift` bytes, so the edge can only be repeated
 //! exactly when `nxt` advances by whole units. Otherwise the field is rounded up, which lets the
@@ -19,6 +19,8 @@
 //! small and doubles whenever the guest uses more than half of it before we answer.
 
 use crate::base::Seq;
+
+use super::held::Held;
 
 /// How far the guest's FIN has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub(super) struct Receive {
     /// Shift of the window field (RFC 7323 §2).
     shift: u8,
     pub(super) fin: GuestFin,
+    /// What arrived beyond a gap, inside the window.
+    pub(super) held: Held,
 }
 
 /// What of a segment's payload is new and inside the window.
@@ -79,6 +83,7 @@ impl Receive {
             mss,
             shift,
             fin: GuestFin::Open,
+            held: Held::default(),
         }
     }
 
@@ -106,6 +111,24 @@ impl Receive {
         if self.open() < self.earned / 2 {
             self.earned = self.earned.saturating_mul(2).min(self.ceiling);
         }
+    }
+
+    /// Takes the bytes that a closed gap sets free: how many follow at once.
+    pub(super) fn take_held(&mut self) -> u32 {
+        let follow = self.held.advance(self.nxt);
+        self.take(follow);
+        follow
+    }
+
+    /// Keeps what a segment beyond a gap brings into the window: bytes of its payload to skip, and
+    /// to hold.
+    pub(super) fn hold(&mut self, seq: Seq, len: u32, fin: bool) -> Option<(u32, u32)> {
+        let end = seq + len;
+        if fin && end.at_or_before(self.edge) {
+            self.held.note_fin(end);
+        }
+        let (from, to) = self.held.insert(seq, end.earlier(self.edge))?;
+        Some((seq.distance(from).cast_unsigned(), from.distance(to).cast_unsigned()))
     }
 
     /// Bytes that the host socket has yet to take, and those that the guest may still send.

@@ -94,6 +94,7 @@ const OURS: Emit = Emit {
     len: 0,
     segment_size: GUEST_MSS,
     syn: None,
+    sack: [None; 3],
 };
 
 const OUR_SYN_ACK: Emit = Emit {

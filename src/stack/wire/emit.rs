@@ -16,7 +16,7 @@ use super::formats::{
     EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber,
     UdpPacket,
 };
-use super::segment::Flags;
+use super::segment::{Flags, SackRanges};
 use super::vnet::{Gso, VNET_HEADER_LEN, VnetHeader};
 use super::{ETHERNET_HEADER_LEN, protocol};
 
@@ -71,6 +71,8 @@ pub struct TcpHeader {
     pub sack_permitted: bool,
     /// Largest payload of one segment: more than that is left to segmentation offload.
     pub segment_size: u16,
+    /// SACK blocks (RFC 2018 §3), not in a SYN.
+    pub sack: SackRanges,
 }
 
 /// The UDP header fields of one datagram towards the guest come from [`Addresses`].
@@ -97,7 +99,14 @@ impl TcpHeader {
         let mss = if self.mss.is_some() { 4 } else { 0 };
         let scale = if self.window_scale.is_some() { 4 } else { 0 };
         let sack = if self.sack_permitted { 4 } else { 0 };
-        20 + mss + scale + sack
+        20 + mss + scale + sack + self.sack_len()
+    }
+
+    fn sack_len(&self) -> usize {
+        match self.sack.iter().flatten().count() {
+            0 => 0,
+            blocks => 4 + 8 * blocks,
+        }
     }
 
     /// Writes all headers in front of the `payload_len` bytes at [`HEADROOM`] of `buffer`.
@@ -151,7 +160,7 @@ impl TcpHeader {
         tcp.set_seq_number(TcpSeqNumber(self.seq.0.cast_signed()));
         tcp.set_ack_number(TcpSeqNumber(self.ack.unwrap_or_default().0.cast_signed()));
         tcp.clear_flags();
-        // At most 32 by `len`.
+        // At most 48 by `len`: a SYN has no blocks.
         tcp.set_header_len(header_len as u8);
         tcp.set_syn(self.flags.syn);
         tcp.set_fin(self.flags.fin);
@@ -170,7 +179,15 @@ impl TcpHeader {
             options = put(options, [1, 3, 3, shift]);
         }
         if self.sack_permitted {
-            put(options, [1, 1, 4, 2]);
+            options = put(options, [1, 1, 4, 2]);
+        }
+        if self.sack_len() > 0 {
+            // At most 26.
+            options = put(options, [1, 1, 5, (self.sack_len() - 2) as u8]);
+            for (left, right) in self.sack.iter().flatten() {
+                options = put(options, left.0.to_be_bytes());
+                options = put(options, right.0.to_be_bytes());
+            }
         }
     }
 }
@@ -355,6 +372,32 @@ mod tests {
             window_scale: Some(7),
             sack_permitted: true,
             segment_size: 1460,
+            sack: [None; 3],
+        }
+    }
+
+    #[test]
+    fn sack_blocks_read_back() {
+        let addresses = addresses("[fd74::100]:40000", "[2001:db8::7]:80");
+        let sack =
+            [Some((Seq(0xffff_fff0), Seq(9))), Some((Seq(30), Seq(50))), Some((Seq(70), Seq(71)))];
+        for blocks in 1..=3 {
+            let mut some = [None; 3];
+            some[..blocks].copy_from_slice(&sack[..blocks]);
+            let header = TcpHeader {
+                mss: None,
+                window_scale: None,
+                sack_permitted: false,
+                flags: Flags::default(),
+                sack: some,
+                ..syn_ack()
+            };
+            let mut buffer = [0u8; HEADROOM];
+            header.emit(&mut buffer, 0, &addresses, Checksum::Partial);
+            // RFC 2018 §3: kind, length and eight bytes for each block, here behind two NOPs.
+            let tcp_at = HEADROOM - (20 + 4 + 8 * blocks);
+            let (segment, len) = Segment::parse(&buffer[tcp_at..]).unwrap();
+            assert_eq!((segment.sack, segment.len, len), (some, 0, 24 + 8 * blocks));
         }
     }
 

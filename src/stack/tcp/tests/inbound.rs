@@ -13,6 +13,7 @@ fn without_ack(seq: Seq) -> Action {
         len: 0,
         segment_size: u16::MAX,
         syn: None,
+        sack: [None; 3],
     })
 }
 

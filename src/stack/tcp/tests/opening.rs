@@ -118,6 +118,7 @@ fn a_refused_connection_gets_a_reset_that_acknowledges_the_syn() {
         len: 0,
         segment_size: u16::MAX,
         syn: None,
+        sack: [None; 3],
     };
     talk.does(&[emit(reset)]);
     talk.is_over();
@@ -214,6 +215,7 @@ fn an_acknowledgment_of_something_else_is_answered_by_a_reset_with_its_number() 
             len: 0,
             segment_size: u16::MAX,
             syn: None,
+            sack: [None; 3],
         })]);
         talk.is_in(State::SynReceived);
     }

@@ -12,6 +12,8 @@
 //! - nothing is sent after the end, no deadline is left behind in the past, and whatever waits for
 //!   the guest has a timer.
 
+use std::collections::BTreeSet;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -137,6 +139,8 @@ struct Model {
     /// Bytes delivered to the host side, and how many of them the socket took.
     delivered: u32,
     took: u32,
+    /// What is held beyond a gap, by its place behind the next byte.
+    held: BTreeSet<u32>,
     /// Bytes read from the host, and released from the queue.
     sent: u32,
     released: u32,
@@ -162,6 +166,7 @@ impl Model {
             limit: options.receive_limit.min(65_535 << if scaled { 14 } else { 0 }),
             delivered: 0,
             took: 0,
+            held: BTreeSet::new(),
             sent: 0,
             released: 0,
             guest_fin: false,
@@ -322,7 +327,22 @@ impl Model {
                     assert_eq!(segment.seq + skip, next, "a gap or a repetition");
                     assert!(!self.guest_fin);
                     delivered += len;
-                    self.delivered += len;
+                    self.deliver(len);
+                }
+                Action::Hold { skip, len, offset } => {
+                    let segment = at_hand.expect("only with a segment");
+                    assert!(len > 0 && skip + len <= segment.len);
+                    assert_eq!(segment.seq + skip, next + offset);
+                    let edge = self.edge.expect("a window");
+                    assert!((next + offset + len).at_or_before(edge), "beyond the window");
+                    for at in offset..offset + len {
+                        assert!(at > 0 && self.held.insert(at), "held twice");
+                    }
+                }
+                Action::DeliverHeld { len } => {
+                    assert!(len > 0 && (0..len).all(|at| self.held.contains(&at)));
+                    delivered += len;
+                    self.deliver(len);
                 }
                 Action::Release { len } => {
                     self.released += len;
@@ -370,6 +390,12 @@ impl Model {
         }
     }
 
+    fn deliver(&mut self, len: u32) {
+        self.delivered += len;
+        let later = self.held.split_off(&len);
+        self.held = later.into_iter().map(|at| at - len).collect();
+    }
+
     fn check_emit(&mut self, emit: &Emit, at_hand: Option<&Segment>) {
         if emit.flags.rst {
             return assert_eq!(emit.len, 0);
@@ -390,6 +416,12 @@ impl Model {
             self.offered = emit.window.into();
             return;
         };
+        for &(left, right) in emit.sack.iter().flatten() {
+            assert!(emit.len == 0);
+            let (from, to) = (self.next().distance(left), self.next().distance(right));
+            assert!((from..to).all(|at| self.held.contains(&at.cast_unsigned())), "{emit:?}");
+            assert!(from < to && !self.held.contains(&to.cast_unsigned()));
+        }
         // The acknowledgment of the segment at hand counts its bytes and perhaps its FIN.
         let fin = at_hand.is_some_and(|segment| segment.flags.fin);
         let expected = self.next();

@@ -67,24 +67,142 @@ fn bytes_that_were_received_before_are_skipped() {
     talk.does(&[acknowledges(600, LIMIT)]);
 }
 
-#[test]
-fn a_gap_is_answered_at_once_for_each_segment() {
-    let mut talk = open();
-    for offset in [1002, 2002, 3002] {
-        assert_eq!(talk.guest(data(offset, 1000)), REFUSED);
-        talk.does(&[acknowledges(2, LIMIT)]);
+/// A duplicate ACK after the first two bytes, with these ranges beyond the gap.
+fn reports(ranges: &[(u32, u32)]) -> Action {
+    let mut sack = [None; 3];
+    for (slot, &(left, right)) in sack.iter_mut().zip(ranges) {
+        *slot = Some((G + left, G + right));
     }
-    talk.flush();
-    talk.takes(data(2, 1000));
-    talk.does(&[deliver(1000)]);
+    emit(Emit { ack: Some(G + 2), sack, ..OURS })
+}
+
+fn hold(len: u32, offset: u32) -> Action {
+    Action::Hold { skip: 0, len, offset }
 }
 
 #[test]
-fn a_fin_behind_a_gap_does_not_count() {
+fn a_gap_is_answered_at_once_for_each_segment_and_closed_by_what_is_missing() {
     let mut talk = open();
-    assert_eq!(talk.guest(Segment { flags: WITH_FIN, ..data(3, 10) }), REFUSED);
-    talk.does(&[acknowledges(2, LIMIT)]);
+    for round in 1..=3 {
+        talk.takes(data(2 + round * 1000, 1000));
+        // RFC 5681 §4.2, RFC 2018 §4.
+        talk.does(&[hold(1000, round * 1000), reports(&[(1002, 1002 + round * 1000)])]);
+    }
+    talk.flush();
+    talk.does(&[]);
+    talk.takes(data(2, 1000));
+    talk.does(&[deliver(1000), Action::DeliverHeld { len: 3000 }]);
+    talk.host_took(1000);
+    talk.host_took(3000);
+    talk.flush();
+    talk.does(&[acknowledges(4002, LIMIT)]);
+    assert!(!talk.connection.holds());
+}
+
+#[test]
+fn ranges_beyond_several_gaps_are_reported_latest_first_and_closed_one_by_one() {
+    let mut talk = open();
+    let mut expected = vec![];
+    for at in [1002, 3002, 5002, 7002] {
+        talk.takes(data(at, 500));
+        expected.insert(0, (at, at + 500));
+        talk.does(&[hold(500, at - 2), reports(&expected)]);
+    }
+    // What is there already changes nothing but the order.
+    assert_eq!(talk.guest(data(1002, 500)), REFUSED);
+    talk.does(&[reports(&[(1002, 1502), (7002, 7502), (5002, 5502)])]);
+    talk.takes(data(2, 1000));
+    talk.flush();
+    talk.does(&[
+        deliver(1000),
+        Action::DeliverHeld { len: 500 },
+        emit(Emit { ack: Some(G + 1502), window: ((LIMIT - 1500) / 2) as u16, ..reported() }),
+    ]);
+}
+
+/// The ranges that are left in the test above.
+fn reported() -> Emit {
+    let Action::Emit(emit) = reports(&[(7002, 7502), (5002, 5502), (3002, 3502)]) else {
+        unreachable!("a report is a segment")
+    };
+    emit
+}
+
+#[test]
+fn a_segment_that_reaches_over_what_is_held_closes_the_gap() {
+    let mut talk = open();
+    talk.takes(data(1002, 500));
+    talk.takes(data(3002, 500));
+    talk.done.clear();
+    talk.takes(data(2, 1200));
+    talk.does(&[deliver(1200), Action::DeliverHeld { len: 300 }]);
+    // One that covers it whole.
+    talk.takes(data(1502, 3000));
+    talk.does(&[deliver(3000)]);
+    assert!(!talk.connection.holds());
+    talk.flush();
+    talk.done.clear();
+}
+
+#[test]
+fn only_what_lies_in_the_window_is_held() {
+    let mut talk = open();
+    talk.takes(data(LIMIT - 8, 100));
+    talk.does(&[hold(10, LIMIT - 10), reports(&[(LIMIT - 8, LIMIT + 2)])]);
+    assert_eq!(talk.guest(data(LIMIT + 2, 100)), REFUSED);
+    talk.flush();
+    talk.does(&[reports(&[(LIMIT - 8, LIMIT + 2)])]);
+}
+
+#[test]
+fn a_guest_without_sack_gets_bare_duplicates() {
+    let mut talk = established_with(Segment { sack_permitted: false, ..SYN }, OPTIONS);
+    talk.takes(data(2, 10));
+    talk.does(&[hold(10, 2), emit(OURS)]);
+}
+
+#[test]
+fn data_towards_the_guest_carries_no_report() {
+    let mut talk = open();
+    talk.takes(data(1002, 500));
+    talk.done.clear();
+    talk.host_data(10);
+    talk.does(&[emit(Emit { ack: Some(G + 2), len: 10, flags: WITH_PSH, ..OURS })]);
+}
+
+#[test]
+fn a_fin_beyond_a_gap_counts_when_that_is_closed() {
+    let mut talk = open();
+    talk.takes(Segment { flags: WITH_FIN, ..data(12, 10) });
+    talk.does(&[hold(10, 10), reports(&[(12, 22)])]);
     talk.is_in(State::Established);
+    talk.takes(data(2, 10));
+    talk.does(&[deliver(10), Action::DeliverHeld { len: 10 }]);
+    talk.is_in(State::CloseWait);
+    talk.host_took(20);
+    talk.flush();
+    talk.does(&[Action::ShutdownWrite, acknowledges(23, LIMIT - 20)]);
+    // A bare one.
+    let mut talk = open();
+    talk.takes(Segment { flags: WITH_FIN, ..data(12, 0) });
+    talk.does(&[acknowledges(2, LIMIT)]);
+    talk.takes(data(2, 10));
+    talk.does(&[deliver(10)]);
+    talk.is_in(State::CloseWait);
+    talk.flush();
+    talk.done.clear();
+}
+
+#[test]
+fn a_fin_in_the_midst_of_what_is_held_is_nobodys() {
+    let mut talk = open();
+    talk.takes(data(12, 10));
+    talk.done.clear();
+    talk.takes(Segment { flags: WITH_FIN, ..data(2, 15) });
+    talk.does(&[deliver(15), Action::DeliverHeld { len: 5 }]);
+    talk.is_in(State::Established);
+    talk.flush();
+    talk.done.clear();
 }
 
 #[test]
@@ -322,9 +440,15 @@ fn a_window_of_a_gigabyte_is_offered_and_honoured() {
     let field = ((most - 1000) >> 14) as u16;
     talk.does(&[deliver(1000), emit(Emit { ack: Some(G + 1000), window: field, ..OURS })]);
     let edge = 1000 + (u32::from(field) << 14);
-    assert_eq!(talk.guest(data(edge - 1, 1)), REFUSED);
-    talk.does(&[emit(Emit { ack: Some(G + 1000), window: field, ..OURS })]);
     assert_eq!(talk.guest(data(edge, 1)), REFUSED);
+    talk.flush();
+    talk.does(&[emit(Emit { ack: Some(G + 1000), window: field, ..OURS })]);
+    talk.takes(data(edge - 1, 1));
+    let sack = [Some((G + edge - 1, G + edge)), None, None];
+    talk.does(&[
+        hold(1, edge - 1001),
+        emit(Emit { ack: Some(G + 1000), window: field, sack, ..OURS }),
+    ]);
     talk.takes(data(1000, 60_000));
     talk.does(&[deliver(60_000)]);
 }

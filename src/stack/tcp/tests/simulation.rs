@@ -12,7 +12,7 @@
 //! what the socket does not take.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -298,6 +298,8 @@ struct Edge {
     /// The retransmission queue.
     queue: VecDeque<u8>,
     backlog: VecDeque<u8>,
+    /// What lies beyond a gap, by its place behind the next byte.
+    held: BTreeMap<u32, u8>,
     actions: Vec<Action>,
     frames: Vec<Vec<u8>>,
     /// What the peer has sent so far, what of it was read, how it ends.
@@ -358,6 +360,7 @@ impl Edge {
             window_scale: None,
             sack_permitted: false,
             segment_size: u16::MAX,
+            sack: [None; 3],
         };
         let mut buffer = vec![0; HEADROOM];
         let at = header.emit(&mut buffer, 0, &ADDRESSES, Checksum::Full);
@@ -383,6 +386,19 @@ impl Edge {
                 Action::Emit(emit) => self.emit(&emit),
                 Action::Deliver { skip, len } => {
                     self.backlog.extend(&payload[skip as usize..(skip + len) as usize]);
+                    self.shift_held(len);
+                    self.drain();
+                }
+                Action::Hold { skip, len, offset } => {
+                    for at in 0..len {
+                        let again = self.held.insert(offset + at, payload[(skip + at) as usize]);
+                        assert_eq!(again, None, "held twice");
+                    }
+                }
+                Action::DeliverHeld { len } => {
+                    let bytes = (0..len).map(|at| self.held[&at]);
+                    self.backlog.extend(bytes.collect::<Vec<u8>>());
+                    self.shift_held(len);
                     self.drain();
                 }
                 Action::Release { len } => drop(self.queue.drain(..len as usize)),
@@ -399,6 +415,11 @@ impl Edge {
             }
         }
         self.actions.clear();
+    }
+
+    fn shift_held(&mut self, len: u32) {
+        let later = self.held.split_off(&len);
+        self.held = later.into_iter().map(|(at, byte)| (at - len, byte)).collect();
     }
 
     /// The host socket takes what it has room for.
@@ -494,6 +515,7 @@ impl Edge {
                 window_scale: emit.syn.and_then(|syn| syn.window_scale),
                 sack_permitted: emit.syn.is_some_and(|syn| syn.sack_permitted),
                 segment_size: emit.segment_size,
+                sack: emit.sack,
             };
             let mut buffer = vec![0; HEADROOM];
             if len > 0 {
@@ -554,6 +576,7 @@ impl World {
             iss: Seq(0) - random.between(0, 30_000) as u32,
             queue: VecDeque::new(),
             backlog: VecDeque::new(),
+            held: BTreeMap::new(),
             actions: vec![],
             frames: vec![],
             arrived: 0,
