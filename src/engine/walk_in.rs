@@ -125,7 +125,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             return self.io.host.reset(stream);
         };
         let guest_mac = self.services.mac_of(key.guest.ip()).unwrap_or(self.plan.guest_mac);
-        let options = self.tcp_options[usize::from(key.guest.is_ipv6())];
+        let mut options = self.tcp_options[usize::from(key.guest.is_ipv6())];
+        // Our SYN offers a window before the flow is asked what memory allows.
+        options.first_window = options.first_window.min(self.io.receive_limit());
         let forward = Some(rule.forward);
         let account = self.ledger.open(now, FlowTransport::Tcp, Direction::Inbound, forward);
         let iss = self.initial_sequence(now, &key);
