@@ -61,7 +61,8 @@
 //! - **Offloads are the data path** (D1): frames of up to 64 KiB at any MTU, towards a kernel with
 //!   "BIG TCP" of up to 256 KiB, with partial checksums; payload is neither summed nor copied by us.
 //! - **A flow is a translation** (D2): the host's kernel runs the connection to the world; towards
-//!   the guest there is no congestion to control and no reordering to repair.
+//!   the guest there is no congestion to control, and what the link loses is repaired in a round
+//!   trip.
 //! - **Backlog instead of loss** (D3): what the host socket does not take is kept, and the window
 //!   shrinks by it. Everything that a guest can make us hold has a limit ([`engine::Limits`]).
 //! - **Workers own their flows** (D5): nothing on the hot path is shared or locked. This version
