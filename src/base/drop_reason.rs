@@ -67,8 +67,6 @@ reasons! {
     UnacceptableSegment => "unacceptable_segment",
     /// The per-guest limit of flows is reached.
     FlowLimit => "flow_limit",
-    /// The per-guest limit of buffered bytes is reached.
-    BufferLimit => "buffer_limit",
     /// No file descriptor or host port left for a new flow.
     HostResources => "host_resources",
     /// The host's kernel refused the datagram.
