@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -13,7 +12,7 @@ use nix::unistd::Pid;
 use tapway::cli::complete;
 use tapway::cli::native::{self, Invocation, exit};
 use tapway::cli::show::{self, Instances, ShowError};
-use tapway::cli::{self, Action, Config, LogOptions};
+use tapway::cli::{self, Action, Config};
 use tapway::control::api::{self, Context, Places, Server};
 use tapway::control::lifecycle::{Guest, Outcome, Signals};
 use tapway::gate::forward::Forward;
@@ -87,7 +86,7 @@ fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
     let config = cli::resolve(draft, &facts)?;
 
     // What can be refused without a trace comes first.
-    start_log(&config.log)?;
+    setup::start_log(config.log.level, config.log.file.as_deref())?;
     let _name = NameLock::take(&config.name, config.identity.uid)?;
     let pcap = config.pcap.as_deref();
     let pcap = pcap.map(|path| open_output(path, "capture file", false)).transpose()?;
@@ -235,15 +234,6 @@ fn info(config: &Config, namespace: &str, command: &[OsString]) -> Info {
         uptime: Duration::ZERO,
         ports: 0,
     }
-}
-
-fn start_log(options: &LogOptions) -> Result<(), SetupError> {
-    let log = tracing_subscriber::fmt().with_max_level(options.level).with_target(false);
-    match &options.file {
-        Some(path) => log.with_writer(Mutex::new(open_output(path, "log file", true)?)).init(),
-        None => log.without_time().with_writer(io::stderr).init(),
-    }
-    Ok(())
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> Failure {

@@ -27,6 +27,7 @@ mod idmap;
 mod instance;
 mod link;
 pub mod listen;
+mod log;
 mod message;
 mod netlink;
 pub mod run;
@@ -39,6 +40,7 @@ pub use files::{HOST_NAMES, HostEntry, PrivateFiles, hosts, resolv_conf};
 pub use idmap::{IdRange, Identity};
 pub use instance::{InstanceName, NameLock, ParseInstanceNameError, open_output, probe_outbound};
 pub use link::LinkOptions;
+pub use log::start_log;
 pub use seal::{raise_descriptor_limit, seal};
 pub use tap::{
     IfName, MAX_QUEUES, ParseIfNameError, TUN_DEVICE, Tap, TapError, TapFeatures, VNET_HEADER_LEN,
