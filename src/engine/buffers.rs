@@ -28,6 +28,9 @@ pub(super) struct Pool {
     free: Vec<Slab>,
     /// Slabs that flows hold.
     in_use: usize,
+    /// Bytes that flows hold outside of slabs, which count as well: a peer that sends in small
+    /// pieces to a guest that acknowledges nothing would else fill the memory beside the pool.
+    copied: usize,
     limit: usize,
 }
 
@@ -37,12 +40,12 @@ const KEEP: usize = 64;
 impl Pool {
     /// A pool that lends at most `limit` slabs.
     pub(super) fn new(limit: usize) -> Self {
-        Pool { free: Vec::new(), in_use: 0, limit }
+        Pool { free: Vec::new(), in_use: 0, copied: 0, limit }
     }
 
     /// Lends a slab; `None` at the limit.
     pub(super) fn take(&mut self) -> Option<Slab> {
-        if self.in_use >= self.limit {
+        if self.is_exhausted() {
             return None;
         }
         self.in_use += 1;
@@ -61,9 +64,14 @@ impl Pool {
         self.in_use
     }
 
+    /// Bytes that were copied out of slabs and are held.
+    pub(super) fn copied(&self) -> usize {
+        self.copied
+    }
+
     /// Whether [`Pool::take`] would refuse.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.in_use >= self.limit
+        self.in_use + self.copied / SLAB_LEN >= self.limit
     }
 
     /// Whether [`Pool::trim`] would free something.
@@ -152,11 +160,19 @@ impl Burst {
 enum Chunk {
     /// Payload at [`HEADROOM`] of a slab.
     Slab { slab: Slab, len: usize },
-    /// A copy of a small payload.
-    Small(Box<[u8]>),
+    /// Copies of small payloads, one behind the other: at most [`SMALL`] bytes.
+    Small(Vec<u8>),
 }
 
 impl Chunk {
+    /// Gives back what the chunk holds of the pool.
+    fn free(self, pool: &mut Pool) {
+        match self {
+            Chunk::Slab { slab, .. } => pool.give_back(slab),
+            Chunk::Small(bytes) => pool.copied -= bytes.len(),
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
             Chunk::Slab { slab, len } => &slab[HEADROOM..HEADROOM + len],
@@ -166,6 +182,9 @@ impl Chunk {
 }
 
 /// What was sent to the guest and is not acknowledged, oldest first.
+///
+/// Two neighbours hold more than [`SMALL`] bytes together, so that what one frame sends again never
+/// lies in more pieces than one `writev` takes (`IOV_MAX`, 1,024).
 #[derive(Default)]
 pub(super) struct RetransmitQueue {
     chunks: VecDeque<Chunk>,
@@ -189,12 +208,16 @@ impl RetransmitQueue {
 
     /// Keeps the `len` payload bytes of `slab`.
     fn push(&mut self, slab: Slab, len: usize, pool: &mut Pool) {
-        if len <= SMALL {
-            self.chunks.push_back(Chunk::Small(slab[HEADROOM..HEADROOM + len].into()));
-            pool.give_back(slab);
-        } else {
-            self.chunks.push_back(Chunk::Slab { slab, len });
+        if len > SMALL {
+            return self.chunks.push_back(Chunk::Slab { slab, len });
         }
+        let payload = &slab[HEADROOM..HEADROOM + len];
+        match self.chunks.back_mut() {
+            Some(Chunk::Small(bytes)) if bytes.len() + len <= SMALL => bytes.extend(payload),
+            _ => self.chunks.push_back(Chunk::Small(payload.to_vec())),
+        }
+        pool.copied += len;
+        pool.give_back(slab);
     }
 
     /// Drops the oldest `len` bytes.
@@ -206,8 +229,8 @@ impl RetransmitQueue {
                 return;
             }
             self.acked -= first_len;
-            if let Some(Chunk::Slab { slab, .. }) = self.chunks.pop_front() {
-                pool.give_back(slab);
+            if let Some(first) = self.chunks.pop_front() {
+                first.free(pool);
             }
         }
         // Everything is acknowledged; the memory of the deque goes too.
@@ -234,13 +257,9 @@ impl RetransmitQueue {
         }
     }
 
-    /// Gives all slabs back.
+    /// Gives everything back.
     pub(super) fn clear(&mut self, pool: &mut Pool) {
-        for chunk in self.chunks.drain(..) {
-            if let Chunk::Slab { slab, .. } = chunk {
-                pool.give_back(slab);
-            }
-        }
+        self.chunks.drain(..).for_each(|chunk| chunk.free(pool));
         *self = RetransmitQueue::default();
     }
 }
@@ -308,6 +327,40 @@ mod tests {
         queue.release(6002, &mut pool);
         assert_eq!(pool.in_use, 0);
         assert_eq!(read(&queue, 0, 3), b"");
+    }
+
+    #[test]
+    fn many_small_payloads_lie_in_few_pieces() {
+        let mut pool = Pool::new(8);
+        let mut queue = RetransmitQueue::default();
+        for at in 0..3000_u32 {
+            sent(&mut pool, &mut queue, at as u8, 1);
+        }
+        queue.release(700, &mut pool);
+        let mut slices = vec![];
+        queue.slices(300, 2000, &mut slices);
+        assert!(slices.len() <= 2, "{} pieces", slices.len());
+        let whole: Vec<u8> = (1000..3000).map(|at| at as u8).collect();
+        assert_eq!(read(&queue, 300, 2000), whole);
+        queue.release(2300, &mut pool);
+        assert_eq!((pool.copied, pool.in_use), (0, 0));
+    }
+
+    #[test]
+    fn copies_of_small_payloads_count_against_the_limit() {
+        let mut pool = Pool::new(2);
+        let mut queue = RetransmitQueue::default();
+        let mut held = 0;
+        while !pool.is_exhausted() {
+            sent(&mut pool, &mut queue, b'x', 1000);
+            held += 1000;
+            assert!(held <= 2 * SLAB_LEN + 1000, "{held} bytes are held");
+        }
+        assert_eq!(pool.copied, held);
+        queue.release(held as u32 / 2, &mut pool);
+        assert!(!pool.is_exhausted());
+        queue.clear(&mut pool);
+        assert_eq!(pool.copied, 0);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub struct Limits {
     pub backlog_bytes: usize,
     /// Window of a connection under memory pressure.
     pub tight_window: u32,
-    /// Slabs of 64 KiB in retransmission queues.
+    /// Slabs of 64 KiB in retransmission queues, smaller copies included by their bytes.
     pub slabs: usize,
 }
 

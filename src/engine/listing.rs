@@ -119,7 +119,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             drops: DropTable::from(&counters.drops),
             tap: TapStats::default(),
             memory: MemoryStats {
-                unacknowledged_bytes: (held.slabs * SLAB_LEN) as u64,
+                unacknowledged_bytes: (held.slabs * SLAB_LEN + held.copied_bytes) as u64,
                 backlog_bytes: held.backlog_bytes as u64,
                 reassembly_bytes: held.reassembly_bytes as u64,
                 timers: held.timers as u64,

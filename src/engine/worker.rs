@@ -80,6 +80,8 @@ pub struct Options {
 pub struct Held {
     /// Slabs of 64 KiB in retransmission queues.
     pub slabs: usize,
+    /// Bytes in retransmission queues beside these.
+    pub copied_bytes: usize,
     /// Bytes from the guest that wait for host sockets.
     pub backlog_bytes: usize,
     /// These, and the windows that connections were offered.
@@ -227,6 +229,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     pub fn held(&self) -> Held {
         Held {
             slabs: self.io.pool.in_use(),
+            copied_bytes: self.io.pool.copied(),
             backlog_bytes: self.io.backlog_bytes,
             promised_bytes: self.io.promised,
             reassembly_bytes: self.reassembly.bytes(),
