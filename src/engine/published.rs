@@ -36,6 +36,9 @@ pub struct Withdrawal {
 pub(super) struct Listener<S: SocketPort> {
     pub(super) rule: Published,
     pub(super) socket: S::Listener,
+    /// When to accept again after that failed; there is one entry in the timer wheel for it.
+    pub(super) retry_at: Option<Instant>,
+    pub(super) on_run_list: bool,
 }
 
 /// A socket that receives datagrams of all clients.

@@ -63,7 +63,7 @@ pub(super) struct TcpFlow<S: SocketPort> {
     /// On the worker's list of flows that owe an acknowledgment.
     pub(super) on_ack_list: bool,
     /// On the worker's list of flows with more to read.
-    pub(super) on_run_list: bool,
+    pub(super) on_read_list: bool,
 }
 
 impl<S: SocketPort> TcpFlow<S> {
@@ -93,7 +93,7 @@ impl<S: SocketPort> TcpFlow<S> {
             promised: 0,
             wheel_entry: None,
             on_ack_list: false,
-            on_run_list: false,
+            on_read_list: false,
         }
     }
 

@@ -11,6 +11,8 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use crate::base::{DropReason, Instant};
 use crate::gate::forward::{Exposure, ForwardId, Transport};
 use crate::observe::{Direction, FlowTransport};
@@ -20,13 +22,13 @@ use super::ports::{Accepted, FramePort, SocketPort};
 use super::published::{DatagramPort, Listener, Published, Withdrawal};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::token::Token;
-use super::walk_tcp::lacks_resources;
 use super::worker::Worker;
 
 /// Clients accepted from one socket before others get their turn.
 const ACCEPT_BATCH: usize = 32;
 
-/// When to accept again after descriptors ran out. Clients wait in the socket's queue.
+/// When to accept again after that failed, mostly for lack of descriptors. Clients wait in the
+/// socket's queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Ports that are tried for a client whose own is taken by another flow.
@@ -41,7 +43,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let token = self.listeners.next_token();
         self.io.host.watch_listener(token, &socket)?;
         self.sockets_published += 1;
-        let listener = Listener { rule, socket };
+        let listener = Listener { rule, socket, retry_at: None, on_run_list: false };
         if self.listeners.insert(self.sockets_published, listener).is_none() {
             return Err(ErrorKind::StorageFull.into());
         }
@@ -105,15 +107,35 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             match self.io.host.accept(&listener.socket, self.tcp.next_token()) {
                 Ok(accepted) => self.open_inbound(now, rule, accepted),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) if lacks_resources(&error) => {
-                    return self.wheel.insert(now + ACCEPT_PAUSE, token);
-                }
-                // accept(2): errors of the network that the new connection came with.
-                Err(_) => {}
+                Err(error) if is_of_one_client(&error) => {}
+                Err(_) => return self.pause_accepting(now, token),
             }
         }
         // Edge-triggered: nobody tells again of those that are left.
-        self.run_list.push_back(token);
+        if let Some(listener) = self.listeners.get_mut(token)
+            && !listener.on_run_list
+        {
+            listener.on_run_list = true;
+            self.run_list.push_back(token);
+        }
+    }
+
+    /// Sees to it that a socket is tried again later, once for however many clients failed.
+    fn pause_accepting(&mut self, now: Instant, token: Token) {
+        let Some(listener) = self.listeners.get_mut(token) else { return };
+        if listener.retry_at.is_none() {
+            listener.retry_at = Some(now + ACCEPT_PAUSE);
+            self.wheel.insert(now + ACCEPT_PAUSE, token);
+        }
+    }
+
+    /// A pause is over.
+    pub(super) fn resume_accepting(&mut self, now: Instant, token: Token) {
+        let Some(listener) = self.listeners.get_mut(token) else { return };
+        // An entry of a listener that had the same token is none of ours.
+        if listener.retry_at.take_if(|at| *at <= now).is_some() {
+            self.accept(now, token);
+        }
     }
 
     /// A client is there: the guest gets a SYN from its address.
@@ -170,4 +192,24 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         // Below 65,536 by the remainder.
         (1024 + hash % (65_536 - 1024)) as u16
     }
+}
+
+/// Whether a failure of accept(2) is about the one client whose connection it takes off the queue:
+/// gone again, or errors of the network that it came with. What else there is lasts (no
+/// descriptors, a policy, a listener that somebody else has shut down), and would be met at once
+/// by the next attempt.
+fn is_of_one_client(error: &io::Error) -> bool {
+    let passing = [
+        Errno::ECONNABORTED,
+        Errno::EINTR,
+        Errno::ENETDOWN,
+        Errno::EPROTO,
+        Errno::ENOPROTOOPT,
+        Errno::EHOSTDOWN,
+        Errno::ENONET,
+        Errno::EHOSTUNREACH,
+        Errno::EOPNOTSUPP,
+        Errno::ENETUNREACH,
+    ];
+    error.raw_os_error().is_some_and(|code| passing.iter().any(|&errno| errno as i32 == code))
 }

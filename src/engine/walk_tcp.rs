@@ -211,7 +211,7 @@ fn was_forwarded(hop_limit: u8) -> bool {
 }
 
 /// Whether the host, not the target, is the reason: the guest may try again.
-pub(super) fn lacks_resources(error: &io::Error) -> bool {
+fn lacks_resources(error: &io::Error) -> bool {
     let lacking = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EAGAIN];
     error.raw_os_error().is_some_and(|code| lacking.iter().any(|&errno| errno as i32 == code))
 }

@@ -121,7 +121,10 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) ack_list: Vec<Token>,
     /// Since when something has been on that list.
     acks_since: Option<Instant>,
+    /// Sockets of clients and datagrams that have more, and TCP flows that have: these need slabs,
+    /// the others go on without.
     pub(super) run_list: VecDeque<Token>,
+    read_list: VecDeque<Token>,
     /// Reused between calls; empty between calls.
     pub(super) actions: Vec<Action>,
     pub(super) answers: Vec<Vec<u8>>,
@@ -191,6 +194,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             ack_list: Vec::new(),
             acks_since: None,
             run_list: VecDeque::new(),
+            read_list: VecDeque::new(),
             actions: Vec::new(),
             answers: Vec::new(),
             frame: vec![0; FRAME_LEN],
@@ -249,7 +253,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// How long [`SocketPort::wait`] may sleep; `None` is for ever.
     pub fn timeout(&self, now: Instant) -> Option<Duration> {
-        if !self.run_list.is_empty() && !self.io.pool.is_exhausted() {
+        let can_read = !self.read_list.is_empty() && !self.io.pool.is_exhausted();
+        if can_read || !self.run_list.is_empty() {
             return Some(Duration::ZERO);
         }
         let next = [self.wheel.next(), self.trim_at].into_iter().flatten().min()?;
@@ -334,19 +339,21 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     fn run_flows(&mut self, now: Instant) {
         for _ in 0..self.run_list.len() {
-            if self.io.pool.is_exhausted() {
-                return;
-            }
-            let Some(token) = self.run_list.pop_front() else { return };
+            let Some(token) = self.run_list.pop_front() else { break };
             match token.kind {
-                Kind::Listener => self.accept(now, token),
+                Kind::Listener => {
+                    if let Some(listener) = self.listeners.get_mut(token) {
+                        listener.on_run_list = false;
+                        self.accept(now, token);
+                    }
+                }
                 Kind::DatagramPort => {
                     if let Some(port) = self.datagram_ports.get_mut(token) {
                         port.on_run_list = false;
                         self.receive_from_clients(now, token);
                     }
                 }
-                Kind::Udp | Kind::Echo => {
+                _ => {
                     let table =
                         if token.kind == Kind::Udp { &mut self.udp } else { &mut self.echo };
                     if let Some(flow) = table.get_mut(token) {
@@ -354,13 +361,17 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                         self.receive(now, token);
                     }
                 }
-                _ => {
-                    self.with_tcp(token, |flow, io, actions| {
-                        flow.on_run_list = false;
-                        flow.read(now, io, actions);
-                    });
-                }
             }
+        }
+        for _ in 0..self.read_list.len() {
+            if self.io.pool.is_exhausted() {
+                return;
+            }
+            let Some(token) = self.read_list.pop_front() else { return };
+            self.with_tcp(token, |flow, io, actions| {
+                flow.on_read_list = false;
+                flow.read(now, io, actions);
+            });
         }
     }
 
@@ -404,7 +415,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Kind::Housekeeping => self.keep_house(now),
                 Kind::Udp | Kind::Echo => self.on_mapping_deadline(now, token),
                 Kind::Session => self.on_session_deadline(now, token),
-                Kind::Listener => self.accept(now, token),
+                Kind::Listener => self.resume_accepting(now, token),
                 Kind::Tap | Kind::Commands | Kind::DatagramPort => {}
             }
         }
@@ -446,9 +457,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             session.wheel_entry = None;
             self.settle_session(token);
         }
-        // Those that wait for descriptors lost their entry.
-        let tokens: Vec<Token> = self.listeners.iter().map(|(token, ..)| token).collect();
-        self.run_list.extend(tokens);
+        for (token, _, listener) in self.listeners.iter() {
+            if let Some(at) = listener.retry_at {
+                self.wheel.insert(at, token);
+            }
+        }
     }
 
     /// Timers of the services.
@@ -524,9 +537,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             flow.on_ack_list = true;
             self.ack_list.push(token);
         }
-        if flow.wants_read() && !flow.on_run_list {
-            flow.on_run_list = true;
-            self.run_list.push_back(token);
+        if flow.wants_read() && !flow.on_read_list {
+            flow.on_read_list = true;
+            self.read_list.push_back(token);
         }
         if let Some(deadline) = flow.machine.next_deadline()
             && flow.wheel_entry.is_none_or(|entry| deadline < entry)

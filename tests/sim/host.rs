@@ -177,8 +177,16 @@ impl Host {
         let Some(state) = self.listeners.get_mut(&listener) else { return };
         state.queue.push_back(Client { address: address.parse().ok(), port, script });
         if let Some(token) = state.token {
-            let readiness = Readiness { readable: true, ..Readiness::default() };
-            self.pending.push(Event { token, readiness });
+            self.tell_readable(token);
+        }
+    }
+
+    /// As epoll does, once for all that became readable since the engine last asked.
+    fn tell_readable(&mut self, token: Token) {
+        let readiness = Readiness { readable: true, ..Readiness::default() };
+        let event = Event { token, readiness };
+        if !self.pending.contains(&event) {
+            self.pending.push(event);
         }
     }
 
@@ -194,11 +202,12 @@ impl Host {
 
     /// Gives a datagram from `source` to every datagram socket.
     pub fn inject(&mut self, source: SocketAddr, payload: &[u8]) {
+        let mut tokens = vec![];
         for socket in self.datagrams.values_mut() {
             socket.queue.push_back(Waiting { source, payload: payload.to_vec() });
-            let readiness = Readiness { readable: true, ..Readiness::default() };
-            self.pending.push(Event { token: socket.token, readiness });
+            tokens.push(socket.token);
         }
+        tokens.into_iter().for_each(|token| self.tell_readable(token));
     }
 
     /// Resets every stream from its far end.

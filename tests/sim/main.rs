@@ -9,6 +9,7 @@
 #![expect(unreachable_pub, reason = "everything here is for this test alone")]
 
 mod bench;
+mod crowds;
 mod datagrams;
 mod ends;
 mod frames;

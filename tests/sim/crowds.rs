@@ -1,0 +1,94 @@
+//! Clients of published ports in numbers, and when the host or the guest has run out of something.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use nix::errno::Errno;
+use tapway::base::Instant;
+use tapway::engine::{Limits, Published};
+use tapway::gate::forward::{ForwardId, Transport};
+
+use crate::bench::{Bench, small_limits};
+use crate::frames::{ACK, Ip, SYN, TCP, Tcp};
+use crate::peer::Script;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn rule(guest_port: u16, transport: Transport) -> Published {
+    let forward = ForwardId(guest_port.into());
+    Published { forward, transport, guest_address: None, guest_port }
+}
+
+/// Publishes the guest's TCP port 80; the listener's name.
+fn publish(bench: &mut Bench) -> u64 {
+    let (socket, listener) = bench.host.listener();
+    bench.worker.publish_stream(rule(80, Transport::Tcp), socket).unwrap();
+    listener
+}
+
+/// Publishes a UDP port of the guest; the socket's name.
+fn publish_datagrams(bench: &mut Bench, guest_port: u16) -> u64 {
+    let (socket, port) = bench.host.datagram_port();
+    bench.worker.publish_datagrams(rule(guest_port, Transport::Udp), socket).unwrap();
+    port
+}
+
+/// Lets clients connect, each from a port of its own.
+fn clients(bench: &mut Bench, listener: u64, ports: Range<u16>) {
+    for port in ports {
+        let address = format!("192.0.2.7:{port}");
+        let script = Script { waits_for_end: true, ..Script::default() };
+        bench.host.0.borrow_mut().client(listener, &address, 80, script);
+    }
+}
+
+/// Has a guest that acknowledges nothing take every slab.
+fn exhaust_pool(bench: &mut Bench) {
+    bench.host.0.borrow_mut().serve(9000, Script { sends: 1 << 20, ..Script::default() });
+    let ports = (40_000, 9000);
+    bench.feed(&Tcp { ports, ..Tcp::new(SYN) }.frame(Ip::v4(TCP)));
+    let frames = bench.pass(1_000_000);
+    let syn_ack = frames.last().unwrap();
+    let seq = u32::from_be_bytes(syn_ack[38..42].try_into().unwrap());
+    let ack = Tcp { ports, seq: 1001, ack: seq.wrapping_add(1), ..Tcp::new(ACK) };
+    bench.feed(&ack.frame(Ip::v4(TCP)));
+    bench.pass(1_000_000);
+    assert_eq!(bench.worker.held().slabs, 1);
+}
+
+#[test]
+fn a_guest_that_holds_every_slab_keeps_nobody_else_waiting() {
+    let mut bench = Bench::new(true, Limits { slabs: 1, ..small_limits() });
+    let listener = publish(&mut bench);
+    publish_datagrams(&mut bench, 53);
+    exhaust_pool(&mut bench);
+    clients(&mut bench, listener, 2000..2100);
+    for port in 0..90 {
+        bench.host.0.borrow_mut().inject(SocketAddr::from(([192, 0, 2, 8], 3000 + port)), b"hi");
+    }
+    bench.pass(10_000_000);
+    assert_eq!(bench.worker.flow_count(), 1 + 100 + 90);
+    assert_eq!(bench.worker.held().slabs, 1, "still exhausted");
+}
+
+#[test]
+fn a_listener_that_fails_is_tried_again_at_a_pace_and_by_one_timer() {
+    for errno in [Errno::EMFILE, Errno::EPERM] {
+        let mut bench = Bench::new(true, small_limits());
+        let listener = publish(&mut bench);
+        bench.turn();
+        let before = bench.worker.held().timers;
+        bench.host.0.borrow_mut().exhausted = Some(errno);
+        for port in 2000..2050 {
+            clients(&mut bench, listener, port..port + 1);
+            bench.turn();
+            let timeout = bench.worker.timeout(Instant::from_nanos(bench.now));
+            assert!(timeout.is_some_and(|timeout| !timeout.is_zero()), "{errno}: it spins");
+            bench.now += 10_000_000;
+        }
+        assert_eq!(bench.worker.held().timers, before + 1, "{errno}");
+        bench.host.0.borrow_mut().exhausted = None;
+        bench.pass(SECOND);
+        assert_eq!(bench.worker.flow_count(), 50, "{errno}");
+    }
+}
