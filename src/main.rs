@@ -198,16 +198,17 @@ fn port_options(config: &Config, at_start: AtStart) -> PortOptions {
     }
 }
 
-/// Opens the control socket. Without one there is still a network.
+/// Opens the control socket. Without one there is still a network, and `doctor` tells why, so that is
+/// no reason to disturb everybody.
 fn open_control_socket(config: &Config) -> Option<Server> {
     let context =
         Context { parse_spec: cli::parse_rules, guest: config.plan.v4.map(|v4| v4.guest) };
     let directory = Places::of_this_user().create();
     let directory = directory
-        .map_err(|error| tracing::warn!("there is no control socket: {}", chain(&error)))
+        .map_err(|error| tracing::info!("there is no control socket: {}", chain(&error)))
         .ok()?;
     Server::bind(directory, &config.name.to_string(), context)
-        .map_err(|error| tracing::warn!("there is no control socket: {}", chain(&error)))
+        .map_err(|error| tracing::info!("there is no control socket: {}", chain(&error)))
         .ok()
 }
 
