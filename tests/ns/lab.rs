@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -52,6 +52,8 @@ impl Lab {
             ip netns exec {h} sysctl -qw net.ipv4.ping_group_range='0 2147483647'"
         ));
         lab.write("resolv.conf", "nameserver 192.0.2.2\nsearch lab.test\n");
+        std::fs::DirBuilder::new().mode(0o700).create(lab.runtime()).unwrap();
+        std::os::unix::fs::chown(lab.runtime(), Some(NOBODY_SPECIAL), None).unwrap();
         lab
     }
 
@@ -73,6 +75,14 @@ impl Lab {
 
     /// tapway in `host`, as an ordinary user, with the lab's `resolv.conf` for the host's.
     pub(crate) fn tapway(&self, arguments: &[&str]) -> Command {
+        let mut command = self.as_user(&["timeout", "--kill-after=5", PATIENCE]);
+        command.arg(binary()).args(arguments);
+        command
+    }
+
+    /// The beginning of a command in `host` that becomes, by way of `starter`, a program of an
+    /// ordinary user. Without a starter that forks, the process is the program's own.
+    pub(crate) fn as_user(&self, starter: &[&str]) -> Command {
         let mut command = self.enter(&self.host, "unshare");
         let id = NOBODY_SPECIAL.to_string();
         command
@@ -80,14 +90,18 @@ impl Lab {
             .arg("mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"")
             .arg("sh")
             .arg(self.directory.path().join("resolv.conf"))
-            .args(["timeout", "--kill-after=5", PATIENCE, "setpriv"])
-            .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
-            .arg(binary())
-            .args(arguments)
+            .args(starter)
+            .args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"])
             .env("LC_ALL", "C")
             .env("HOME", "/tmp")
+            .env("XDG_RUNTIME_DIR", self.runtime())
             .stdin(Stdio::null());
         command
+    }
+
+    /// The user's own directory for sockets.
+    pub(crate) fn runtime(&self) -> PathBuf {
+        self.directory.path().join("runtime")
     }
 
     /// Runs a bash script as the guest's command.
@@ -111,9 +125,9 @@ impl Lab {
         ran.stdout
     }
 
-    /// Makes a socket in `outside`.
-    fn outside<T: Send>(&self, make: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(format!("/run/netns/{}", self.outside)).unwrap();
+    /// Makes a socket in a namespace, where it stays.
+    pub(crate) fn within<T: Send>(&self, namespace: &str, make: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/run/netns/{namespace}")).unwrap();
         thread::scope(|scope| {
             let maker = scope.spawn(move || {
                 setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
@@ -124,11 +138,11 @@ impl Lab {
     }
 
     pub(crate) fn listener(&self, port: u16) -> TcpListener {
-        self.outside(|| TcpListener::bind(("::", port)).unwrap())
+        self.within(&self.outside, || TcpListener::bind(("::", port)).unwrap())
     }
 
     pub(crate) fn udp(&self, address: &str) -> UdpSocket {
-        let socket = self.outside(|| UdpSocket::bind(address).unwrap());
+        let socket = self.within(&self.outside, || UdpSocket::bind(address).unwrap());
         socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         socket
     }

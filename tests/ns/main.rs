@@ -4,7 +4,10 @@
 
 mod dns;
 mod icmp;
+mod instance;
 mod lab;
+mod ports;
+mod ports_udp;
 #[path = "../support/mod.rs"]
 mod support;
 mod tcp;

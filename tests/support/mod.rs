@@ -131,13 +131,24 @@ pub(crate) fn inside(options: &[&str], script: &str) -> String {
 pub(crate) struct Background {
     child: Child,
     stdout: Option<BufReader<std::process::ChildStdout>>,
+    log: Option<PathBuf>,
 }
 
 impl Background {
     pub(crate) fn start(command: &mut Command) -> Background {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Background::spawn(command.stderr(Stdio::piped()), None)
+    }
+
+    /// Starts a program whose standard error goes to the file `log`, where it can be read meanwhile.
+    pub(crate) fn start_logged(command: &mut Command, log: &Path) -> Background {
+        let file = fs::File::create(log).unwrap();
+        Background::spawn(command.stderr(file), Some(log.to_owned()))
+    }
+
+    fn spawn(command: &mut Command, log: Option<PathBuf>) -> Background {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = child.stdout.take().map(BufReader::new);
-        Background { child, stdout }
+        Background { child, stdout, log }
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -186,8 +197,12 @@ impl Background {
         panic!("never: {what}");
     }
 
-    fn errors(&mut self) -> String {
+    /// What it has written to its log, or to standard error until its end.
+    pub(crate) fn errors(&mut self) -> String {
         let mut text = String::new();
+        if let Some(log) = &self.log {
+            return fs::read_to_string(log).unwrap();
+        }
         if let Some(mut stderr) = self.child.stderr.take() {
             let _ = stderr.read_to_string(&mut text);
         }
