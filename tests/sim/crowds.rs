@@ -8,7 +8,7 @@ use tapway::base::Instant;
 use tapway::engine::{Limits, Published};
 use tapway::gate::forward::{ForwardId, Transport};
 
-use crate::bench::{Bench, small_limits};
+use crate::bench::{Bench, most_promised, small_limits};
 use crate::frames::{ACK, Ip, SYN, TCP, Tcp};
 use crate::peer::Script;
 
@@ -69,6 +69,18 @@ fn a_guest_that_holds_every_slab_keeps_nobody_else_waiting() {
     bench.pass(10_000_000);
     assert_eq!(bench.worker.flow_count(), 1 + 100 + 90);
     assert_eq!(bench.worker.held().slabs, 1, "still exhausted");
+}
+
+#[test]
+fn what_connections_from_outside_are_promised_is_bounded_as_the_guests_own_is() {
+    let limits = small_limits();
+    let mut bench = Bench::new(true, limits);
+    let listener = publish(&mut bench);
+    // The guest never answers: what its SYN offered it is all that each connection has.
+    clients(&mut bench, listener, 2000..2000 + limits.tcp_flows as u16);
+    bench.pass(10_000_000);
+    let promised = bench.worker.held().promised_bytes;
+    assert!(promised <= most_promised(&limits), "{promised} bytes are promised");
 }
 
 #[test]
