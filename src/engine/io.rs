@@ -48,6 +48,14 @@ pub struct Limits {
     pub slabs: usize,
 }
 
+impl Limits {
+    /// TCP connections that may begin outside: a quarter of all is left for the guest's own, so
+    /// that clients, who cost a flood nothing, cannot cut the guest off from the world.
+    pub fn inbound_tcp_flows(&self) -> usize {
+        self.tcp_flows - self.tcp_flows / 4
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits {

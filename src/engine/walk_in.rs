@@ -141,7 +141,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// A client is there: the guest gets a SYN from its address.
     fn open_inbound(&mut self, now: Instant, rule: Published, accepted: Accepted<S::Stream>) {
         let Accepted { stream, client } = accepted;
-        let Some(key) = self.inbound_key(rule, client).filter(|_| !self.tcp.is_full()) else {
+        let full = self.tcp.is_full() || self.inbound_tcp >= self.io.limits.inbound_tcp_flows();
+        let Some(key) = self.inbound_key(rule, client).filter(|_| !full) else {
             self.ledger.refuse(FlowTransport::Tcp);
             self.io.drop_frame(DropReason::FlowLimit);
             return self.io.host.reset(stream);
@@ -156,6 +157,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let machine = Connection::to_guest(now, iss, options, &mut self.actions);
         let flow = TcpFlow::new(key, guest_mac, machine, stream, account);
         if let Some(token) = self.tcp.insert(key, flow) {
+            self.inbound_tcp += 1;
             self.with_tcp(token, |flow, io, actions| flow.begin(io, actions));
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::base::{DropReason, Instant};
 use crate::gate::AddressPlan;
-use crate::observe::FlowTransport;
+use crate::observe::{Direction, FlowTransport};
 use crate::stack::ip::reassembly::Reassembly;
 use crate::stack::services::Services;
 use crate::stack::tcp::{Action, Options as TcpOptions};
@@ -100,6 +100,8 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) tcp_options: [TcpOptions; 2],
     pub(super) services: Services,
     pub(super) tcp: FlowTable<TcpKey, TcpFlow<S>>,
+    /// How many of these began outside.
+    pub(super) inbound_tcp: usize,
     pub(super) reassembly: Reassembly,
     pub(super) dns_queries: PendingQueries,
     pub(super) udp: FlowTable<MappingKey, DatagramFlow<S>>,
@@ -175,6 +177,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             tcp_options,
             services: Services::new(plan.clone(), now),
             tcp: FlowTable::new(Kind::Tcp, limits.tcp_flows),
+            inbound_tcp: 0,
             udp: FlowTable::new(Kind::Udp, limits.udp_flows),
             echo: FlowTable::new(Kind::Echo, limits.echo_flows),
             listeners: FlowTable::new(Kind::Listener, MAX_PUBLISHED),
@@ -528,6 +531,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         flow.settle(&mut self.io);
         if flow.machine.is_closed() {
             if let Some((_, flow)) = self.tcp.remove(token) {
+                self.inbound_tcp -= usize::from(flow.account.direction == Direction::Inbound);
                 self.ledger.close(FlowTransport::Tcp, &flow.account, flow.answered);
                 flow.release(&mut self.io);
             }

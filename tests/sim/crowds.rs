@@ -10,7 +10,7 @@ use tapway::gate::forward::{ForwardId, Transport};
 
 use crate::bench::{Bench, most_promised, small_limits};
 use crate::frames::{ACK, Ip, SYN, TCP, Tcp};
-use crate::peer::Script;
+use crate::peer::{End, Script};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -77,10 +77,36 @@ fn what_connections_from_outside_are_promised_is_bounded_as_the_guests_own_is() 
     let mut bench = Bench::new(true, limits);
     let listener = publish(&mut bench);
     // The guest never answers: what its SYN offered it is all that each connection has.
-    clients(&mut bench, listener, 2000..2000 + limits.tcp_flows as u16);
-    bench.pass(10_000_000);
+    clients(&mut bench, listener, 2000..2000 + limits.inbound_tcp_flows() as u16);
+    bench.pass(SECOND / 10);
     let promised = bench.worker.held().promised_bytes;
     assert!(promised <= most_promised(&limits), "{promised} bytes are promised");
+}
+
+#[test]
+fn clients_do_not_fill_the_table_up_to_the_guests_own_connections() {
+    let limits = small_limits();
+    let mut bench = Bench::new(true, limits);
+    let listener = publish(&mut bench);
+    let all = limits.tcp_flows as u16;
+    clients(&mut bench, listener, 2000..2000 + all);
+    bench.pass(SECOND / 10);
+    let inbound = limits.inbound_tcp_flows();
+    assert_eq!(bench.worker.flow_count(), inbound);
+    let reset = |bench: &Bench| {
+        let seen = bench.host.0.borrow().seen(80);
+        seen.iter().filter(|seen| seen.end == Some(End::Reset)).count()
+    };
+    // Who is too many hears of it at once, the others when the guest's silence has lasted.
+    assert_eq!(reset(&bench), limits.tcp_flows - inbound);
+    bench.host.0.borrow_mut().serve(81, Script::default());
+    bench.feed(&Tcp { ports: (40_000, 81), ..Tcp::new(SYN) }.frame(Ip::v4(TCP)));
+    assert_eq!(bench.worker.flow_count(), inbound + 1);
+    bench.pass(130 * SECOND);
+    assert_eq!((bench.worker.flow_count(), reset(&bench)), (0, limits.tcp_flows));
+    clients(&mut bench, listener, 2000..2000 + all);
+    bench.pass(SECOND / 10);
+    assert_eq!(bench.worker.flow_count(), inbound);
 }
 
 #[test]
