@@ -6,7 +6,7 @@
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::SocketAddr;
 
-use crate::base::{DropReason, Instant, Mac};
+use crate::base::{DropReason, Instant, Mac, Seq};
 use crate::stack::tcp::{Action, Connection, Emit, State};
 use crate::stack::wire::{Addresses, Checksum, HEADROOM, MAX_PAYLOAD, Segment, TcpHeader};
 
@@ -201,6 +201,17 @@ impl<S: SocketPort> TcpFlow<S> {
         actions: &mut Vec<Action>,
     ) {
         self.machine.on_path_mtu(now, mss, actions);
+        self.perform(&[], io, actions);
+    }
+
+    /// The guest says that the segment that began at `quoted` cannot be delivered there.
+    pub(super) fn on_unreachable<F: FramePort>(
+        &mut self,
+        quoted: Seq,
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        self.machine.on_unreachable(quoted, actions);
         self.perform(&[], io, actions);
     }
 

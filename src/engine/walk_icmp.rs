@@ -7,7 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use crate::base::{DropReason, Instant, Mac};
 use crate::gate::Destination;
 use crate::observe::{Direction, FlowTransport};
-use crate::stack::icmp::error::{Problem, Report, error_packet, path_mtu};
+use crate::stack::icmp::error::{
+    Problem, Report, TcpUnreachable, error_packet, path_mtu, tcp_unreachable,
+};
 use crate::stack::icmp::{echo, error};
 use crate::stack::ip::Packet;
 use crate::stack::ip::fragment::fragment;
@@ -37,6 +39,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let ipv6 = packet.source.is_ipv6();
         if let Some(news) = path_mtu(packet.payload, ipv6) {
             return self.on_path_mtu(now, &news);
+        }
+        if let Some(TcpUnreachable { peer, guest, seq }) = tcp_unreachable(packet.payload, ipv6) {
+            let Some(token) = self.tcp.find(&TcpKey { guest, peer }) else {
+                return Err(DropReason::UnhandledIcmp);
+            };
+            self.with_tcp(token, |flow, io, actions| flow.on_unreachable(seq, io, actions));
+            return Ok(());
         }
         let ident = echo::request_ident(packet.payload, ipv6)?;
         let address = match destination {

@@ -9,7 +9,7 @@ use tapway::engine::{Limits, Published};
 use tapway::gate::forward::{ForwardId, Transport};
 
 use crate::bench::{Bench, most_promised, small_limits};
-use crate::frames::{ACK, Ip, SYN, TCP, Tcp};
+use crate::frames::{ACK, ICMP, Ip, SYN, TCP, Tcp, icmp_frame};
 use crate::peer::{End, Script};
 
 const SECOND: u64 = 1_000_000_000;
@@ -107,6 +107,21 @@ fn clients_do_not_fill_the_table_up_to_the_guests_own_connections() {
     clients(&mut bench, listener, 2000..2000 + all);
     bench.pass(SECOND / 10);
     assert_eq!(bench.worker.flow_count(), inbound);
+}
+
+#[test]
+fn a_guest_whose_filter_rejects_has_the_client_reset_at_once() {
+    let mut bench = Bench::new(false, small_limits());
+    let listener = publish(&mut bench);
+    clients(&mut bench, listener, 2000..2001);
+    let frames = bench.turn();
+    let [syn] = &frames[..] else { panic!("{} frames", frames.len()) };
+    // "Port unreachable", as netfilter's REJECT says by default.
+    let body = [&[0; 4], &syn[14..42]].concat();
+    bench.feed(&icmp_frame(Ip::v4(ICMP), 3, 3, &body));
+    assert_eq!(bench.worker.flow_count(), 0);
+    assert_eq!(bench.host.0.borrow().seen(80)[0].end, Some(End::Reset));
+    assert_eq!(bench.drops(), []);
 }
 
 #[test]

@@ -191,7 +191,7 @@ fn original(guest: IpAddr, peer: IpAddr, protocol: u8, transport: &[u8]) -> Opti
     packet(&header, transport, transport.len())
 }
 
-/// An error of the guest's about one of our packets that matters to us.
+/// An error of the guest's that says that one of our packets was too big for a path behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathMtu {
     /// The new path MTU in bytes.
@@ -224,6 +224,36 @@ pub fn path_mtu(message: &[u8], ipv6: bool) -> Option<PathMtu> {
         protocol,
         peer: SocketAddr::new(peer, peer_port),
         guest: SocketAddr::new(guest, guest_port),
+    })
+}
+
+/// An error of the guest's that says that one of our TCP segments cannot reach its target there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpUnreachable {
+    /// Source of the segment: the flow's peer.
+    pub peer: SocketAddr,
+    /// Its target: the guest's side of the flow.
+    pub guest: SocketAddr,
+    /// Its sequence number.
+    pub seq: Seq,
+}
+
+/// Reads "destination unreachable" about a TCP segment in an ICMP `message` from the guest: what a
+/// packet filter there says in place of a reset, or a router towards a network behind it. `None`
+/// for every other message.
+pub fn tcp_unreachable(message: &[u8], ipv6: bool) -> Option<TcpUnreachable> {
+    let (header, quoted) = message.split_first_chunk::<8>()?;
+    let unreachable = match ipv6 {
+        // Code 4 is about the size of the packet.
+        false => header[0] == UNREACHABLE && header[1] != 4,
+        true => header[0] == UNREACHABLE_V6,
+    };
+    let (peer, guest, protocol::TCP, transport) = quoted_header(quoted, ipv6)? else { return None };
+    let [from_high, from_low, to_high, to_low, seq @ ..] = transport.first_chunk::<8>()?;
+    unreachable.then_some(TcpUnreachable {
+        peer: SocketAddr::new(peer, u16::from_be_bytes([*from_high, *from_low])),
+        guest: SocketAddr::new(guest, u16::from_be_bytes([*to_high, *to_low])),
+        seq: Seq(u32::from_be_bytes(*seq)),
     })
 }
 
@@ -343,11 +373,39 @@ mod tests {
         assert_eq!(path_mtu(&message, false), None);
     }
 
+    #[test]
+    fn an_unreachable_report_names_the_segment() {
+        for (peer, guest, kind, codes, others) in [
+            // Port, and RFC 1812 §5.2.7.1's "administratively prohibited"; not "too big".
+            ("192.0.2.7:443", guest(), 3, [3, 13], [(3, 4), (11, 0)]),
+            // Port, and RFC 4443 §3.1's "administratively prohibited".
+            ("[2001:db8::7]:443", guest6(), 1, [4, 1], [(2, 0), (3, 0)]),
+        ] {
+            let (peer, ipv6) = (peer.parse().unwrap(), guest.is_ipv6());
+            let ours = original_tcp(peer, guest, Seq(0xfedc_ba98)).unwrap();
+            let quoted = if ipv6 { &ours[..] } else { &ours[..28] };
+            let read = |kind, code, quoted: &[u8]| {
+                let message = [&[kind, code, 0, 0, 0, 0, 0, 0], quoted].concat();
+                tcp_unreachable(&message, ipv6)
+            };
+            for code in codes {
+                let seq = Seq(0xfedc_ba98);
+                assert_eq!(read(kind, code, quoted), Some(TcpUnreachable { peer, guest, seq }));
+            }
+            for (kind, code) in others {
+                assert_eq!(read(kind, code, quoted), None);
+            }
+            assert_eq!(read(kind, codes[0], &quoted[..27]), None, "cut too short");
+            let datagram = original_udp(peer, guest, b"12345678").unwrap();
+            assert_eq!(read(kind, codes[0], &datagram), None);
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(0u8.., 0..200)) {
-            let _ = path_mtu(&bytes, false);
-            let _ = path_mtu(&bytes, true);
+            let _ = (path_mtu(&bytes, false), tcp_unreachable(&bytes, false));
+            let _ = (path_mtu(&bytes, true), tcp_unreachable(&bytes, true));
             let source = "10.0.2.2".parse().unwrap();
             let _ = error_packet(source, Report { kind: 3, code: 1, info: 0 }, &bytes);
         }
