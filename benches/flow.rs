@@ -173,8 +173,8 @@ impl SocketPort for Host {
         Err(ErrorKind::WouldBlock.into())
     }
 
-    fn at_end(&mut self, _: &()) -> bool {
-        false
+    fn at_end(&mut self, _: &()) -> io::Result<bool> {
+        Ok(false)
     }
 
     fn take_error(&mut self, _: &()) -> Option<io::Error> {

@@ -190,8 +190,8 @@ impl SocketPort for HostSockets {
         }
     }
 
-    fn at_end(&mut self, stream: &Socket) -> bool {
-        matches!(stream.peek(&mut [MaybeUninit::uninit()]), Ok(0))
+    fn at_end(&mut self, stream: &Socket) -> io::Result<bool> {
+        stream.peek(&mut [MaybeUninit::uninit()]).map(|len| len == 0)
     }
 
     fn take_error(&mut self, stream: &Socket) -> Option<io::Error> {
@@ -354,5 +354,62 @@ fn apply_marks(socket: &Socket, target: SocketAddr, marks: Marks) -> io::Result<
     } else {
         socket.set_tclass_v6(dscp)?;
         socket.set_unicast_hops_v6(hops)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::super::token::Kind;
+    use super::*;
+
+    /// A connection: our end, and the peer's.
+    fn connection(host: &HostSockets) -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let token = Token { kind: Kind::Tcp, generation: 0, index: 0 };
+        host.register(&ours, token).unwrap();
+        (ours.into(), peer)
+    }
+
+    fn host() -> HostSockets {
+        let dns = DnsLink { connect: Box::new(|| None), ask: Box::new(|_, _| false) };
+        HostSockets::new(Outbound::default(), dns).unwrap()
+    }
+
+    /// Waits until the peer's end of the connection is seen.
+    fn wait_for_end(host: &mut HostSockets) {
+        let mut events = vec![];
+        for _ in 0..100 {
+            host.wait(Some(Duration::from_millis(200)), &mut events).unwrap();
+            if events.iter().any(|event| event.readiness.closed) {
+                return;
+            }
+        }
+        panic!("the end was not seen");
+    }
+
+    #[test]
+    fn the_end_is_told_from_bytes_and_from_a_reset() {
+        let mut host = host();
+        let (ours, mut peer) = connection(&host);
+        peer.write_all(b"x").unwrap();
+        drop(peer);
+        wait_for_end(&mut host);
+        assert!(!host.at_end(&ours).unwrap());
+        assert_eq!(host.recv(&ours, &mut [IoSliceMut::new(&mut [0; 9])]).unwrap(), 1);
+        assert!(host.at_end(&ours).unwrap());
+
+        let (ours, peer) = connection(&host);
+        SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        wait_for_end(&mut host);
+        let error = host.at_end(&ours).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET));
+        // The kernel tells it once: who asks now sees an ordinary end.
+        assert!(host.at_end(&ours).unwrap());
     }
 }

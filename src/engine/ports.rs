@@ -98,8 +98,9 @@ pub trait SocketPort {
     /// Reads into `parts`, in order; bytes read, 0 at EOF.
     fn recv(&mut self, stream: &Self::Stream, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize>;
 
-    /// Whether there is nothing left to read but EOF.
-    fn at_end(&mut self, stream: &Self::Stream) -> bool;
+    /// Whether there is nothing left to read but EOF. As with [`SocketPort::recv`], an error of
+    /// the connection is told once, here or there.
+    fn at_end(&mut self, stream: &Self::Stream) -> io::Result<bool>;
 
     /// The error that is pending on the socket, if there is one.
     fn take_error(&mut self, stream: &Self::Stream) -> Option<io::Error>;

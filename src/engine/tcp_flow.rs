@@ -47,6 +47,9 @@ pub(super) struct TcpFlow<S: SocketPort> {
     pub(super) answered: bool,
     /// EOF stands behind the bytes that are readable.
     closed: bool,
+    /// The host socket has failed, which the guest hears of when it has acknowledged what was sent:
+    /// a reset is good at exactly the byte that it expects (RFC 5961 §3.2).
+    failed: bool,
     /// Slabs for the next read: more while reads fill what they are given.
     appetite: usize,
     /// What was sent to the host so far, and whether its kernel was told not to hold back.
@@ -84,6 +87,7 @@ impl<S: SocketPort> TcpFlow<S> {
             writable: false,
             answered: false,
             closed: false,
+            failed: false,
             appetite: 1,
             first_send: true,
             no_delay: false,
@@ -111,7 +115,11 @@ impl<S: SocketPort> TcpFlow<S> {
 
     /// Whether there is something to read that the guest's window lets through.
     pub(super) fn wants_read(&self) -> bool {
-        self.readable && self.stream.is_some() && self.machine.send_capacity() > 0
+        let may_be_told = match self.failed {
+            true => self.machine.in_flight() == 0,
+            false => self.machine.send_capacity() > 0,
+        };
+        self.readable && self.stream.is_some() && may_be_told
     }
 
     /// A segment of this flow arrived, with its payload.
@@ -269,16 +277,30 @@ impl<S: SocketPort> TcpFlow<S> {
     ) {
         for _ in 0..READ_BUDGET {
             let Some(stream) = &self.stream else { return };
+            if self.failed {
+                if self.machine.in_flight() == 0 {
+                    self.machine.on_host_reset(actions);
+                    self.perform(&[], io, actions);
+                }
+                return;
+            }
             let capacity = self.machine.send_capacity() as usize;
             if capacity == 0 {
                 let untold = self.closed && self.readable && !self.machine.host_read_ended();
-                if !untold || !io.host.at_end(stream) {
-                    return self.machine.on_host_waiting(now, self.readable);
+                match untold.then(|| io.host.at_end(stream)) {
+                    // EOF and resets need no window.
+                    Some(Ok(true)) => {
+                        self.readable = false;
+                        self.machine.on_host_eof(now, actions);
+                        self.perform(&[], io, actions);
+                    }
+                    Some(Err(error)) if is_final(&error) => {
+                        self.failed = true;
+                        continue;
+                    }
+                    Some(_) | None => self.machine.on_host_waiting(now, self.readable),
                 }
-                // EOF needs no window.
-                self.readable = false;
-                self.machine.on_host_eof(now, actions);
-                return self.perform(&[], io, actions);
+                return;
             }
             let wanted = capacity.min(self.appetite * MAX_PAYLOAD);
             let Some(mut burst) = Burst::take(&mut io.pool, wanted) else { return };
@@ -334,18 +356,14 @@ impl<S: SocketPort> TcpFlow<S> {
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
     ) {
-        match error.kind() {
-            ErrorKind::WouldBlock => {
-                self.readable = false;
-                self.machine.on_host_waiting(now, false);
-            }
-            // `readable` stays, so the worker comes back.
-            ErrorKind::Interrupted => {}
-            _ => {
-                self.machine.on_host_reset(actions);
-                self.perform(&[], io, actions);
-            }
+        if is_final(error) {
+            self.machine.on_host_reset(actions);
+            self.perform(&[], io, actions);
+        } else if error.kind() == ErrorKind::WouldBlock {
+            self.readable = false;
+            self.machine.on_host_waiting(now, false);
         }
+        // After an interruption `readable` stays, so the worker comes back.
     }
 
     /// Sends what [`Connection::on_host_data`] asked for straight from the slabs it was read into.
@@ -497,7 +515,7 @@ impl<S: SocketPort> TcpFlow<S> {
 
     /// Whether a failed send ended the connection. An interrupted or full one does not.
     fn send_failed(&mut self, error: &io::Error, actions: &mut Vec<Action>) -> bool {
-        if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
+        if !is_final(error) {
             return false;
         }
         self.machine.on_host_reset(actions);
@@ -512,6 +530,11 @@ impl<S: SocketPort> TcpFlow<S> {
             guest: self.key.guest,
         }
     }
+}
+
+/// Whether the connection is over by this error of its socket.
+fn is_final(error: &io::Error) -> bool {
+    !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 /// Sends a burst as one frame beyond 64 KiB. `false` if the kernel has no memory in pieces of a

@@ -1,7 +1,7 @@
 //! The end of the host's bytes, before a guest whose window has no room.
 
 use crate::bench::{Bench, small_limits};
-use crate::frames::{ACK, FIN, Ip, SYN, TCP, Tcp};
+use crate::frames::{ACK, FIN, Ip, RST, SYN, TCP, Tcp};
 use crate::peer::Script;
 
 const MILLI: u64 = 1_000_000;
@@ -12,6 +12,7 @@ struct Seen {
     iss: u32,
     bytes: u32,
     fin_at: Option<u64>,
+    reset: bool,
 }
 
 struct Guest {
@@ -63,6 +64,7 @@ impl Guest {
             if len > 0 {
                 self.seen.bytes = self.seen.bytes.max(end);
             }
+            self.seen.reset |= frame[47] & RST != 0;
             if frame[47] & FIN != 0 {
                 assert_eq!(end, self.seen.bytes, "a FIN before the end");
                 self.seen.fin_at.get_or_insert(self.bench.now);
@@ -131,4 +133,19 @@ fn bytes_that_wait_before_a_closed_window_keep_the_fin_back() {
     guest.acknowledge(1000, 1000);
     assert_eq!(guest.seen.bytes, 1500);
     assert!(guest.seen.fin_at.is_some(), "{:?}", guest.seen);
+}
+
+#[test]
+fn a_reset_before_a_closed_window_is_no_end() {
+    let script = Script { sends: 1000, chunk: 1000, waits_for_end: true, ..Script::default() };
+    let mut guest = Guest::connected(script, 1000);
+    guest.pass(20 * MILLI);
+    guest.acknowledge(1000, 0);
+    assert_eq!((guest.seen.bytes, guest.seen.reset), (1000, false));
+    guest.bench.host.0.borrow_mut().reset_all();
+    guest.pass(20 * MILLI);
+    guest.acknowledge(1000, 1000);
+    guest.pass(20 * MILLI);
+    assert_eq!((guest.seen.reset, guest.seen.fin_at), (true, None));
+    assert_eq!(guest.bench.worker.flow_count(), 0);
 }

@@ -475,10 +475,17 @@ impl SocketPort for HostPort {
         Ok(len)
     }
 
-    fn at_end(&mut self, stream: &Stream) -> bool {
-        let host = self.0.borrow();
-        let Some(state) = host.streams.get(&stream.id) else { return false };
-        state.error.is_none() && state.inbox.is_empty() && (state.inbox_ended || state.reset)
+    fn at_end(&mut self, stream: &Stream) -> io::Result<bool> {
+        let mut host = self.0.borrow_mut();
+        let state = host.streams.get_mut(&stream.id).ok_or(Errno::EBADF)?;
+        if !state.inbox.is_empty() {
+            return Ok(false);
+        }
+        if let Some(errno) = state.error.take() {
+            return Err(errno.into());
+        }
+        let ended = state.inbox_ended || state.reset;
+        if ended { Ok(true) } else { Err(ErrorKind::WouldBlock.into()) }
     }
 
     fn take_error(&mut self, stream: &Stream) -> Option<io::Error> {
