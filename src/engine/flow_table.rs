@@ -10,6 +10,9 @@ use super::token::{Kind, Token};
 
 const NONE: u32 = u32::MAX;
 
+/// The bits of a token's generation.
+const GENERATIONS: u32 = 0xff_ffff;
+
 struct Place<K, F> {
     generation: u32,
     /// Neighbours in the order of use, while occupied.
@@ -27,6 +30,8 @@ pub struct FlowTable<K, F> {
     by_key: HashMap<K, u32, ahash::RandomState>,
     oldest: u32,
     newest: u32,
+    /// Of a place that is used for the first time.
+    first_generation: u32,
 }
 
 impl<K: Copy + Eq + Hash, F> FlowTable<K, F> {
@@ -40,6 +45,7 @@ impl<K: Copy + Eq + Hash, F> FlowTable<K, F> {
             by_key: HashMap::default(),
             oldest: NONE,
             newest: NONE,
+            first_generation: 0,
         }
     }
 
@@ -74,7 +80,11 @@ impl<K: Copy + Eq + Hash, F> FlowTable<K, F> {
         match self.free.last() {
             Some(&index) => self.token(index),
             // Bounded by `limit`, itself far below 2^32.
-            None => Token { kind: self.kind, generation: 0, index: self.places.len() as u32 },
+            None => Token {
+                kind: self.kind,
+                generation: self.first_generation,
+                index: self.places.len() as u32,
+            },
         }
     }
 
@@ -85,7 +95,8 @@ impl<K: Copy + Eq + Hash, F> FlowTable<K, F> {
         }
         let token = self.next_token();
         if self.free.pop().is_none() {
-            self.places.push(Place { generation: 0, older: NONE, newer: NONE, content: None });
+            let generation = token.generation;
+            self.places.push(Place { generation, older: NONE, newer: NONE, content: None });
         }
         self.places[token.index as usize].content = Some((key, flow));
         self.by_key.insert(key, token.index);
@@ -126,7 +137,7 @@ impl<K: Copy + Eq + Hash, F> FlowTable<K, F> {
         self.unlink(token.index);
         let place = &mut self.places[token.index as usize];
         let content = place.content.take()?;
-        place.generation = (place.generation + 1) & 0xff_ffff;
+        place.generation = (place.generation + 1) & GENERATIONS;
         self.by_key.remove(&content.0);
         self.free.push(token.index);
         self.shrink();
@@ -136,8 +147,9 @@ impl<K: Copy + Eq + Hash, F> FlowTable<K, F> {
     /// Gives memory back after a burst: the index map and the free places of an empty table.
     fn shrink(&mut self) {
         if self.by_key.is_empty() && self.places.len() > 1024 {
-            // Generations start anew, so late events of old flows must not be possible: their
-            // descriptors are closed, and epoll forgets closed descriptors.
+            // Events of old flows that epoll gave out with this turn's are still to come.
+            let latest = self.places.iter().map(|place| place.generation).max();
+            self.first_generation = latest.map_or(0, |latest| (latest + 1) & GENERATIONS);
             self.places = Vec::new();
             self.free = Vec::new();
             self.by_key.shrink_to_fit();
@@ -212,6 +224,17 @@ mod tests {
         assert_eq!(table.get(first), None);
         assert_eq!(table.get(second), Some(&"second"));
         assert_eq!(table.find(&7), Some(second));
+    }
+
+    #[test]
+    fn a_late_token_does_not_reach_a_flow_of_a_table_that_gave_its_memory_back() {
+        let mut table = FlowTable::new(Kind::Tcp, 5000);
+        let old: Vec<Token> = (0..2000).map(|key| table.insert(key, "old").unwrap()).collect();
+        assert!(old.iter().all(|&token| table.remove(token).is_some()));
+        assert!(table.places.is_empty());
+        let new: Vec<Token> = (0..2000).map(|key| table.insert(key, "new").unwrap()).collect();
+        assert!(old.iter().all(|&token| table.get(token).is_none()));
+        assert!(new.iter().all(|&token| table.get(token) == Some(&"new")));
     }
 
     #[test]
