@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use super::plan::AddressPlan;
+use super::plan::{AddressPlan, Destination};
 
 /// The two ends of an inbound flow on the guest link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,27 +40,11 @@ impl AddressPlan {
         Some(Inbound { guest, client })
     }
 
-    /// Whether packets from `guest` to `client` come to us.
+    /// Whether packets from `guest` to `client` come to us, and would be forwarded.
     fn can_answer(&self, client: IpAddr, guest: IpAddr) -> bool {
-        let good = match (client, guest) {
-            (IpAddr::V4(client), IpAddr::V4(_)) => {
-                self.v4.as_ref().is_some_and(|v4| !v4.contains(client))
-                    && !client.is_loopback()
-                    && !client.is_unspecified()
-                    && !client.is_multicast()
-                    && !client.is_broadcast()
-            }
-            (IpAddr::V6(client), IpAddr::V6(_)) => {
-                self.v6.as_ref().is_some_and(|v6| !v6.contains(client))
-                    && !client.is_loopback()
-                    && !client.is_unspecified()
-                    && !client.is_multicast()
-                    && !client.is_unicast_link_local()
-            }
-            _ => false,
-        };
-        // An address that stands for the host's loopback is somebody else to the guest.
-        good && !self.host_loopback.contains(&client)
+        // An address that stands for the host's loopback is somebody else to the guest: it does
+        // not lead to itself.
+        client.is_ipv4() == guest.is_ipv4() && self.destination(client) == Destination::Host(client)
     }
 }
 
@@ -88,7 +72,10 @@ mod tests {
 
     #[test]
     fn clients_that_the_guest_could_not_answer_are_seen_as_the_gateway() {
-        for client in ["", "127.0.0.1", "127.9.9.9", "10.0.2.100", "10.0.2.77", "10.0.2.9"] {
+        // Networks do use 240.0.0.0/4, which RFC 1112 §4 reserves and the guest cannot address.
+        let clients =
+            ["127.0.0.1", "127.9.9.9", "10.0.2.100", "10.0.2.77", "10.0.2.9", "240.0.0.9"];
+        for client in clients.into_iter().chain([""]) {
             let gateway = ("10.0.2.2".to_owned(), "10.0.2.100".to_owned());
             assert_eq!(ends(client, ""), Some(gateway), "{client}");
         }
