@@ -6,6 +6,7 @@ mod dns;
 mod icmp;
 mod instance;
 mod lab;
+mod listening;
 mod ports;
 mod ports_udp;
 #[path = "../support/mod.rs"]
