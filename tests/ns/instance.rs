@@ -2,7 +2,9 @@
 
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -40,6 +42,34 @@ while True:
         else:
             _, peer = s.recvfrom(65536); s.sendto(told(key.data, peer), peer)
 ";
+
+/// A server for the guest that sends back at port 7 what it gets, on any number of connections.
+const ECHO: &str = "import asyncio
+async def echo(reader, writer):
+    while data := await reader.read(1 << 20): writer.write(data); await writer.drain()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(echo, None, 7)
+    print('up', flush=True); await server.serve_forever()
+asyncio.run(main())
+";
+
+/// Starts tapway with a guest that echoes at port 7.
+pub(crate) fn echo(lab: &Lab, name: &str, options: &[&str]) -> Instance {
+    let path = lab.write("echo.py", ECHO);
+    let mut instance = lab.start(name, options, &format!("exec python3 {}", path.display()));
+    assert_eq!(instance.line(), "up");
+    instance
+}
+
+/// Raises a flag when it is dropped, so that a thread that waits for it ends when a test fails.
+pub(crate) struct EndWith<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for EndWith<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// One tapway.
 pub(crate) struct Instance {
@@ -153,6 +183,11 @@ print(s.recv(100).decode(), end='')";
     pub(crate) fn ask_json(&self, lab: &Lab, verb: &[&str], rest: &[&str]) -> Vec<Value> {
         let text = self.ask(lab, verb, &[rest, &["--json"]].concat());
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The path of the control socket.
+    pub(crate) fn socket(&self, lab: &Lab) -> PathBuf {
+        lab.runtime().join("tapway").join(format!("{}.sock", self.name))
     }
 
     /// Waits until a client of the outside is not refused at `address`.

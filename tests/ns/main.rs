@@ -2,6 +2,7 @@
 //!
 //! Needs root, to make the namespaces; tapway itself runs as an ordinary user.
 
+mod control;
 mod dns;
 mod icmp;
 mod instance;
