@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tapway::control::api::{MAX_CLIENTS, MAX_REQUEST};
 use tapway::sys::clock;
 
-use crate::instance::{EndWith, Instance, PATIENCE, echo};
+use crate::instance::{EndWith, Instance, PATIENCE, echo, rally};
 use crate::lab::Lab;
 use crate::support::{NOBODY_SPECIAL, Ran};
 
@@ -203,24 +203,10 @@ fn hostile_clients_disturb_neither_traffic_nor_others() {
     let mut guest = echo(&lab, "web", &["-p", "8007:7"]);
     let socket = guest.socket(&lab);
     let connect = || TcpStream::connect("192.0.2.1:8007").unwrap();
-    let mut stream = lab.within(&lab.outside, connect);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let stream = lab.within(&lab.outside, connect);
     let (over, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     let slowest = std::thread::scope(|scope| {
-        let traffic = scope.spawn(|| {
-            let mut slowest = Duration::ZERO;
-            let mut buffer = vec![0; 65_536];
-            while !over.load(Ordering::Relaxed) {
-                let round = rounds.fetch_add(1, Ordering::Relaxed);
-                let sent: Vec<u8> = (0..65_536).map(|at: u64| (at * 31 + round) as u8).collect();
-                let began = clock::now();
-                stream.write_all(&sent).unwrap();
-                stream.read_exact(&mut buffer).unwrap();
-                slowest = slowest.max(clock::now() - began);
-                assert!(buffer == sent, "round {round} returns changed");
-            }
-            slowest
-        });
+        let traffic = scope.spawn(|| rally(stream, &over, &rounds));
         let end = EndWith(&over);
         // Others of the silent have been sent away by then, and their places taken.
         let mut kept = VecDeque::new();
@@ -243,7 +229,6 @@ fn hostile_clients_disturb_neither_traffic_nor_others() {
     eprintln!("{rounds:?} rounds of 64 KiB meanwhile, the slowest in {slowest:?}");
     assert!(slowest < SOON, "{slowest:?}");
     assert_eq!(guest.tapway.errors(), "");
-    stream.shutdown(Shutdown::Both).unwrap();
 }
 
 #[test]

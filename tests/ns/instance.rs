@@ -1,15 +1,16 @@
 //! A tapway that runs in the lab's `host`, and its clients.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
+use tapway::sys::clock;
 
 use crate::lab::Lab;
 use crate::support::{Background, Ran, binary, user};
@@ -60,6 +61,25 @@ pub(crate) fn echo(lab: &Lab, name: &str, options: &[&str]) -> Instance {
     let mut instance = lab.start(name, options, &format!("exec python3 {}", path.display()));
     assert_eq!(instance.line(), "up");
     instance
+}
+
+/// Sends pieces of 64 KiB through an [`echo`] and back until `over`, counting them in `rounds`; no
+/// byte may be lost, changed or out of place. The time that the slowest took.
+pub(crate) fn rally(mut stream: TcpStream, over: &AtomicBool, rounds: &AtomicU64) -> Duration {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    let mut slowest = Duration::ZERO;
+    let mut buffer = vec![0; 65_536];
+    while !over.load(Ordering::Relaxed) {
+        let round = rounds.fetch_add(1, Ordering::Relaxed);
+        let sent: Vec<u8> = (0..65_536).map(|at: u64| (at * 31 + round) as u8).collect();
+        let began = clock::now();
+        stream.write_all(&sent).unwrap();
+        stream.read_exact(&mut buffer).unwrap();
+        slowest = slowest.max(clock::now() - began);
+        assert!(buffer == sent, "round {round} returns changed");
+    }
+    slowest
 }
 
 /// Raises a flag when it is dropped, so that a thread that waits for it ends when a test fails.

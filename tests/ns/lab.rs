@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::support::{NOBODY_SPECIAL, Ran, as_root, binary, scratch};
+use crate::support::{NOBODY_SPECIAL, PATH, Ran, as_root, binary, scratch};
 
 /// Seconds that one guest may take, however loaded the machine is.
 const PATIENCE: &str = "120";
@@ -94,6 +94,7 @@ impl Lab {
             .args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"])
             .env("LC_ALL", "C")
             .env("HOME", "/tmp")
+            .env("PATH", PATH)
             .env("XDG_RUNTIME_DIR", self.runtime())
             .stdin(Stdio::null());
         command

@@ -2,8 +2,10 @@
 //!
 //! Needs root, to make the namespaces; tapway itself runs as an ordinary user.
 
+mod churn;
 mod control;
 mod dns;
+mod endings;
 mod icmp;
 mod instance;
 mod lab;

@@ -22,6 +22,9 @@ use tapway::sys::process::pidfd_open;
 /// An id that no machine is likely to give to anybody.
 pub(crate) const NOBODY_SPECIAL: u32 = 54_321;
 
+/// Where an ordinary user finds programs.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Milliseconds that nothing here may take, however loaded the machine is.
 pub(crate) const PATIENCE: u16 = 20_000;
 
@@ -80,7 +83,7 @@ pub(crate) fn user(program: impl AsRef<std::ffi::OsStr>) -> Command {
     }
     command
         .env("LC_ALL", "C")
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", PATH)
         .env("HOME", "/tmp")
         .current_dir("/")
         .stdin(Stdio::null());
