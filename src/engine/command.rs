@@ -81,7 +81,7 @@ impl<F: FramePort> Worker<F, HostSockets> {
                 }
             }
             Command::Withdraw(withdrawals, reply) => {
-                self.withdraw(&withdrawals);
+                self.withdraw(now, &withdrawals);
                 reply.send(());
             }
             Command::Flows(query, reply) => reply.send(self.list_flows(now, &query)),

@@ -27,12 +27,26 @@ use super::worker::Worker;
 /// Clients accepted from one socket before others get their turn.
 const ACCEPT_BATCH: usize = 32;
 
+/// Clients accepted from a socket before it is closed: as many as its queue holds
+/// ([`crate::setup::listen`]).
+const LAST_BATCH: usize = 4096;
+
 /// When to accept again after that failed, mostly for lack of descriptors. Clients wait in the
 /// socket's queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Ports that are tried for a client whose own is taken by another flow.
 pub(super) const PORT_ATTEMPTS: u32 = 16;
+
+/// What is known of the queue of a listening socket.
+enum Queue {
+    /// Nobody waits.
+    Empty,
+    /// Some wait who cannot be accepted now.
+    Stuck,
+    /// Others may wait.
+    Unknown,
+}
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// Accepts clients of a listening stream socket from now on.
@@ -74,9 +88,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.ledger.add_forward(id);
     }
 
-    /// Closes the host sockets of published ports and the ways of exposed ones. Connections go on;
-    /// clients of UDP ports are gone with the socket.
-    pub fn withdraw(&mut self, withdrawals: &[Withdrawal]) {
+    /// Closes the host sockets of published ports and the ways of exposed ones. Connections go on,
+    /// those that wait to be accepted included; clients of UDP ports are gone with the socket.
+    pub fn withdraw(&mut self, now: Instant, withdrawals: &[Withdrawal]) {
         let closed: HashSet<(ForwardId, Option<u16>)> =
             withdrawals.iter().map(|what| (what.forward, what.guest_port)).collect();
         let whole = |id| closed.contains(&(id, None));
@@ -89,7 +103,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             listeners.chain(ports).filter(|(_, rule)| closes(rule)).collect();
         for (token, rule) in closing {
             match rule.transport {
-                Transport::Tcp => drop(self.listeners.remove(token)),
+                Transport::Tcp => {
+                    // To close the socket would reset who is in its queue.
+                    self.take_clients(now, token, LAST_BATCH);
+                    self.listeners.remove(token);
+                }
                 Transport::Udp => self.close_datagram_port(token),
             }
         }
@@ -101,23 +119,34 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// Takes clients from a listening socket until there are no more or others are due.
     pub(super) fn accept(&mut self, now: Instant, token: Token) {
-        for _ in 0..ACCEPT_BATCH {
-            let Some(listener) = self.listeners.get(token) else { return };
+        match self.take_clients(now, token, ACCEPT_BATCH) {
+            Queue::Empty => {}
+            Queue::Stuck => self.pause_accepting(now, token),
+            // Edge-triggered: nobody tells again of those that are left.
+            Queue::Unknown => {
+                if let Some(listener) = self.listeners.get_mut(token)
+                    && !listener.on_run_list
+                {
+                    listener.on_run_list = true;
+                    self.run_list.push_back(token);
+                }
+            }
+        }
+    }
+
+    /// Takes at most so many clients from a listening socket; what is left in its queue.
+    fn take_clients(&mut self, now: Instant, token: Token, most: usize) -> Queue {
+        for _ in 0..most {
+            let Some(listener) = self.listeners.get(token) else { return Queue::Empty };
             let rule = listener.rule;
             match self.io.host.accept(&listener.socket, self.tcp.next_token()) {
                 Ok(accepted) => self.open_inbound(now, rule, accepted),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Queue::Empty,
                 Err(error) if is_of_one_client(&error) => {}
-                Err(_) => return self.pause_accepting(now, token),
+                Err(_) => return Queue::Stuck,
             }
         }
-        // Edge-triggered: nobody tells again of those that are left.
-        if let Some(listener) = self.listeners.get_mut(token)
-            && !listener.on_run_list
-        {
-            listener.on_run_list = true;
-            self.run_list.push_back(token);
-        }
+        Queue::Unknown
     }
 
     /// Sees to it that a socket is tried again later, once for however many clients failed.

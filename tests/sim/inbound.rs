@@ -135,11 +135,23 @@ fn withdrawing_a_port_leaves_its_connections_alone() {
         world.guest.listen(Application { sends: 20_000, ..random_application(&mut rng, target) });
         world.host.0.borrow_mut().client(listener, "192.0.2.7:5000", 80, script);
         assert!(world.run_until(900_000_000_000, |world| world.guest.remote(0).is_some()));
-        world.worker.withdraw(&[WHOLE]);
+        world.worker.withdraw(Instant::from_nanos(world.now), &[WHOLE]);
         complete(&mut world);
         finish(&mut world);
         assert!(world.worker.stats(Instant::from_nanos(world.now)).forwards.is_empty());
     });
+}
+
+#[test]
+fn a_client_in_the_queue_of_a_port_that_is_withdrawn_is_served() {
+    let mut world = World::new(crate::world::Setting::calm(7));
+    let listener = publish(&mut world, 80);
+    world.guest.listen(Application { sends: 10, ..at_port(80) });
+    let script = Script { sends: 20, ..Script::default() };
+    world.host.0.borrow_mut().client(listener, "192.0.2.7:5000", 80, script);
+    world.worker.withdraw(Instant::from_nanos(world.now), &[WHOLE]);
+    complete(&mut world);
+    finish(&mut world);
 }
 
 #[test]
@@ -209,7 +221,7 @@ fn clients_of_a_udp_port_are_bounded_and_gone_when_it_is_withdrawn() {
         assert_eq!(bench.turn().len(), 1);
     }
     assert_eq!(bench.worker.flow_count(), 4);
-    bench.worker.withdraw(&[WHOLE]);
+    bench.worker.withdraw(Instant::from_nanos(bench.now), &[WHOLE]);
     assert_eq!((bench.worker.flow_count(), bench.host.0.borrow().open_sockets()), (0, 0));
     // What the guest answers now is an ordinary datagram.
     bench.feed(&udp_frame(Ip::v4(UDP), 53, 1019, b"late"));
@@ -232,7 +244,7 @@ fn exposed_ports_of_the_gateway_lead_to_the_host_and_others_nowhere() {
     assert_eq!((seen.to_string(), guest.port()), ("10.0.2.2:5353".to_owned(), 4000));
     let refused = bench.feed(&udp_frame(gateway, 4000, 5354, b"anyone?"));
     assert_eq!(refused[0][23], 1, "an ICMP error");
-    bench.worker.withdraw(&[WHOLE]);
+    bench.worker.withdraw(Instant::from_nanos(bench.now), &[WHOLE]);
     let refused = bench.feed(&udp_frame(gateway, 4000, 5353, b"anyone?"));
     assert_eq!(refused[0][23], 1, "an ICMP error");
 }
