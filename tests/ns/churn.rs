@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tapway::sys::clock;
 
@@ -58,6 +59,15 @@ fn request(socket: &Path, execute: &str, arguments: Value) -> Value {
     answer["return"]["forwards"].take()
 }
 
+/// A word to the echo and back.
+fn call_and_answer(stream: &mut TcpStream) {
+    let mut answer = [0; 5];
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"hello").unwrap();
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+}
+
 /// Descriptors that tapway has open.
 fn descriptors(guest: &Instance) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", guest.tapway.pid())).unwrap().count()
@@ -90,6 +100,7 @@ fn a_thousand_changes_lose_no_connection() {
             let added = request(&socket, "add_forward", json!({ "spec": spec }));
             if cycle % KEPT == 0 {
                 kept.push(connect(8100));
+                call_and_answer(kept.last_mut().unwrap());
             }
             assert!(!inbound.is_finished(), "after {cycle} changes");
             let removed = request(&socket, "remove_forward", json!({"id": added[0]["id"]}));
@@ -110,19 +121,35 @@ fn a_thousand_changes_lose_no_connection() {
     assert!(count.parse::<u64>().unwrap() > 0 && rounds.load(Ordering::Relaxed) > 0);
     // Clients of ports that are gone are served as before.
     assert_eq!(kept.len(), CYCLES / KEPT);
-    for stream in &mut kept {
-        let mut answer = [0; 5];
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(b"still").unwrap();
-        stream.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"still");
-    }
+    kept.iter_mut().for_each(call_and_answer);
     assert_eq!(guest.ask(&lab, &["port", "list"], &[]).lines().count(), 2);
     drop((kept, outbound));
     let pid = guest.tapway.pid();
     let now = || std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
     guest.tapway.until("no descriptor is left", || now() <= before);
     assert_eq!(guest.tapway.errors(), "");
+}
+
+#[test]
+fn who_waits_at_a_port_that_is_removed_is_served() {
+    let lab = Lab::new();
+    let mut guest = echo(&lab, "web", &["-p", "8007:7"]);
+    // The kernel completes handshakes by itself; the removal comes before any is accepted.
+    guest.tapway.signal(Signal::SIGSTOP);
+    let connect = || TcpStream::connect("192.0.2.1:8007").unwrap();
+    let mut clients: Vec<_> = (0..50).map(|_| lab.within(&lab.outside, connect)).collect();
+    let waiting = "ss -Hltn sport = :8007 | awk '{ n += $2 } END { print n }'";
+    guest.tapway.until("all wait", || lab.sh_in(&lab.host, waiting).trim() == "50");
+    let socket = guest.socket(&lab);
+    std::thread::scope(|scope| {
+        scope.spawn(|| request(&socket, "remove_forward", json!({"id": 1})));
+        guest.tapway.until("the request waits", || {
+            let queue = "ss -Hlx | grep -F web.sock | awk '{ print $3 }'";
+            lab.sh_in(&lab.host, queue).trim() == "1"
+        });
+        guest.tapway.signal(Signal::SIGCONT);
+    });
+    clients.iter_mut().for_each(call_and_answer);
 }
 
 #[test]
@@ -167,7 +194,7 @@ fn a_restart_finds_its_port_free() {
             let ran: Ran = guest.stop();
             assert_eq!(ran.stderr, "");
         } else {
-            guest.tapway.signal(nix::sys::signal::Signal::SIGKILL);
+            guest.tapway.signal(Signal::SIGKILL);
             guest.tapway.end();
         }
     }
