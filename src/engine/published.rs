@@ -45,6 +45,8 @@ pub(super) struct Listener<S: SocketPort> {
 pub(super) struct DatagramPort<S: SocketPort> {
     pub(super) rule: Published,
     pub(super) socket: S::Datagram,
+    /// Clients that talk to it.
+    pub(super) sessions: usize,
     /// Whether the socket is set to forbid fragmentation.
     pub(super) dont_fragment: bool,
     pub(super) on_run_list: bool,

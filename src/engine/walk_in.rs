@@ -74,7 +74,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let token = self.datagram_ports.next_token();
         self.io.host.watch_datagrams(token, &socket)?;
         self.sockets_published += 1;
-        let port = DatagramPort { rule, socket, dont_fragment: false, on_run_list: false };
+        let (sessions, dont_fragment, on_run_list) = (0, false, false);
+        let port = DatagramPort { rule, socket, sessions, dont_fragment, on_run_list };
         if self.datagram_ports.insert(self.sockets_published, port).is_none() {
             return Err(ErrorKind::StorageFull.into());
         }
@@ -101,16 +102,17 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let ports = self.datagram_ports.iter().map(|(token, _, port)| (token, port.rule));
         let closing: Vec<(Token, Published)> =
             listeners.chain(ports).filter(|(_, rule)| closes(rule)).collect();
-        for (token, rule) in closing {
+        for &(token, rule) in &closing {
             match rule.transport {
                 Transport::Tcp => {
                     // To close the socket would reset who is in its queue.
                     self.take_clients(now, token, LAST_BATCH);
                     self.listeners.remove(token);
                 }
-                Transport::Udp => self.close_datagram_port(token),
+                Transport::Udp => drop(self.datagram_ports.remove(token)),
             }
         }
+        self.end_orphaned_sessions();
         self.exposures.remove(whole);
         for &(id, _) in closed.iter().filter(|(_, port)| port.is_none()) {
             self.ledger.remove_forward(id);

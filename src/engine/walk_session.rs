@@ -20,6 +20,9 @@ use super::worker::Worker;
 /// Batches received from one socket before others get their turn.
 const BATCH_BUDGET: usize = 4;
 
+/// Sessions of others that are passed over to find one that gives way.
+const PASSED_OVER: usize = 64;
+
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// A published UDP socket reports readiness.
     pub(super) fn on_port_readiness(&mut self, now: Instant, token: Token, readiness: Readiness) {
@@ -115,12 +118,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             .ok_or(DropReason::MartianDestination)?;
         let guest = SocketAddr::new(ends.guest, rule.guest_port);
         let mut free = None;
+        // Whoever has an earlier port may be gone meanwhile: a client keeps the one that it has.
         for attempt in 0..PORT_ATTEMPTS {
             let seen = self.client_port(Some(client), guest, attempt);
             let key = SessionKey { guest, client: SocketAddr::new(ends.client, seen) };
             let Some(token) = self.sessions.find(&key) else {
-                free = Some(key);
-                break;
+                free = free.or(Some(key));
+                continue;
             };
             let known = self.sessions.get(token);
             if known.is_some_and(|known| known.port == port && known.client == client) {
@@ -128,10 +132,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
         }
         let key = free.ok_or(DropReason::FlowLimit)?;
-        if self.sessions.is_full()
-            && let Some(oldest) = self.sessions.oldest()
-        {
-            self.end_session(oldest);
+        if self.sessions.is_full() {
+            self.make_room_for_session(port);
         }
         let forward = Some(rule.forward);
         let account = self.ledger.open(now, FlowTransport::Udp, Direction::Inbound, forward);
@@ -144,7 +146,27 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             wheel_entry: None,
         };
         let token = self.sessions.insert(key, session).ok_or(DropReason::FlowLimit)?;
+        if let Some(port) = self.datagram_ports.get_mut(port) {
+            port.sessions += 1;
+        }
         Ok((token, key))
+    }
+
+    /// Ends the session that was unused for longest. A socket that has most of all sessions, as in
+    /// a flood of made-up clients, gives up one of its own, and those of others count as used.
+    fn make_room_for_session(&mut self, port: Token) {
+        let own = self.datagram_ports.get(port).map_or(0, |port| port.sessions);
+        let patience = if 2 * own > self.sessions.len() { PASSED_OVER } else { 0 };
+        for _ in 0..patience {
+            let Some(oldest) = self.sessions.oldest() else { return };
+            if self.sessions.get(oldest).is_some_and(|session| session.port == port) {
+                break;
+            }
+            self.sessions.touch(oldest);
+        }
+        if let Some(oldest) = self.sessions.oldest() {
+            self.end_session(oldest);
+        }
     }
 
     /// The session in which the guest's endpoint `guest` answers `client`.
@@ -224,15 +246,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    /// Closes a published UDP socket; its clients' sessions end with it.
-    pub(super) fn close_datagram_port(&mut self, token: Token) {
-        if self.datagram_ports.remove(token).is_none() {
-            return;
-        }
+    /// Ends the sessions of published sockets that are closed.
+    pub(super) fn end_orphaned_sessions(&mut self) {
+        let ports = &self.datagram_ports;
         let sessions: Vec<Token> = self
             .sessions
             .iter()
-            .filter(|(.., session)| session.port == token)
+            .filter(|(.., session)| ports.get(session.port).is_none())
             .map(|(session, ..)| session)
             .collect();
         for session in sessions {
@@ -242,6 +262,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     fn end_session(&mut self, token: Token) {
         if let Some((_, session)) = self.sessions.remove(token) {
+            if let Some(port) = self.datagram_ports.get_mut(session.port) {
+                port.sessions -= 1;
+            }
             self.ledger.close(FlowTransport::Udp, &session.account, session.replied);
         }
     }

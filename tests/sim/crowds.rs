@@ -1,6 +1,6 @@
 //! Clients of published ports in numbers, and when the host or the guest has run out of something.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use nix::errno::Errno;
@@ -9,7 +9,7 @@ use tapway::engine::{Limits, Published};
 use tapway::gate::forward::{ForwardId, Transport};
 
 use crate::bench::{Bench, most_promised, small_limits};
-use crate::frames::{ACK, ICMP, Ip, SYN, TCP, Tcp, icmp_frame};
+use crate::frames::{ACK, ICMP, Ip, SYN, TCP, Tcp, UDP, icmp_frame, udp_frame};
 use crate::peer::{End, Script};
 
 const SECOND: u64 = 1_000_000_000;
@@ -122,6 +122,52 @@ fn a_guest_whose_filter_rejects_has_the_client_reset_at_once() {
     assert_eq!(bench.worker.flow_count(), 0);
     assert_eq!(bench.host.0.borrow().seen(80)[0].end, Some(End::Reset));
     assert_eq!(bench.drops(), []);
+}
+
+/// A datagram from a client of the published socket alone.
+fn datagram(bench: &mut Bench, port: u64, client: SocketAddr) -> Vec<Vec<u8>> {
+    bench.host.0.borrow_mut().inject_into(port, client, b"question");
+    bench.turn()
+}
+
+#[test]
+fn a_flood_of_clients_at_one_udp_port_does_not_evict_those_of_another() {
+    let limits = small_limits();
+    let mut bench = Bench::new(false, limits);
+    let (quiet, flooded) = (publish_datagrams(&mut bench, 53), publish_datagrams(&mut bench, 54));
+    let friends = (0..limits.udp_flows as u8 / 4).map(|n| SocketAddr::from(([192, 0, 2, n], 99)));
+    for friend in friends.clone() {
+        datagram(&mut bench, quiet, friend);
+    }
+    for number in 0..5000_u16 {
+        let [high, low] = number.to_be_bytes();
+        datagram(&mut bench, flooded, SocketAddr::from(([198, 18, high, low], 99)));
+    }
+    assert_eq!(bench.worker.flow_count(), limits.udp_flows);
+    for friend in friends {
+        let IpAddr::V4(address) = friend.ip() else { panic!("IPv4") };
+        let ip = Ip::v4(UDP).to(address);
+        bench.feed(&udp_frame(ip, 53, friend.port(), b"answer"));
+    }
+    assert_eq!(bench.host.0.borrow().answers(quiet).len(), limits.udp_flows / 4);
+}
+
+#[test]
+fn a_client_of_a_udp_port_keeps_the_port_that_the_guest_knows() {
+    let mut bench = Bench::new(false, small_limits());
+    let port = publish_datagrams(&mut bench, 53);
+    // Both are seen as the gateway, and only one of them can have port 5000 there.
+    let [first, second]: [SocketAddr; 2] =
+        ["127.0.0.1:5000", "127.0.0.2:5000"].map(|client| client.parse().unwrap());
+    let seen = |frames: &[Vec<u8>]| u16::from_be_bytes([frames[0][34], frames[0][35]]);
+    assert_eq!(seen(&datagram(&mut bench, port, first)), 5000);
+    let other = seen(&datagram(&mut bench, port, second));
+    assert_ne!(other, 5000);
+    bench.pass(100 * SECOND);
+    assert_eq!(seen(&datagram(&mut bench, port, second)), other);
+    bench.pass(100 * SECOND);
+    assert_eq!(bench.worker.flow_count(), 1, "the first is forgotten");
+    assert_eq!(seen(&datagram(&mut bench, port, second)), other);
 }
 
 #[test]

@@ -210,6 +210,14 @@ impl Host {
         tokens.into_iter().for_each(|token| self.tell_readable(token));
     }
 
+    /// Gives a datagram from `source` to the published socket `id`.
+    pub fn inject_into(&mut self, id: u64, source: SocketAddr, payload: &[u8]) {
+        let Some(socket) = self.datagrams.get_mut(&id) else { return };
+        socket.queue.push_back(Waiting { source, payload: payload.to_vec() });
+        let token = socket.token;
+        self.tell_readable(token);
+    }
+
     /// Resets every stream from its far end.
     pub fn reset_all(&mut self) {
         for stream in self.streams.values_mut().filter(|stream| !stream.closed) {
