@@ -1,15 +1,24 @@
 //! Sequences of operations, not bytes: a guest that nearly speaks TCP, UDP and ICMP, a host whose
-//! sockets do what they like, and a clock that jumps. Whatever happens, the engine stays within
-//! its limits, and when everything is over it holds nothing.
+//! sockets do what they like, ports that come and go with their clients, and a clock that jumps.
+//! Whatever happens, the engine stays within its limits, its counters agree with each other and
+//! with the link, and when everything is over it holds nothing.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use nix::errno::Errno;
 use proptest::prelude::*;
+use tapway::base::Instant;
+use tapway::engine::{Published, Withdrawal};
+use tapway::gate::forward::{Exposure, ForwardId, HostService, PortRange, Transport};
+use tapway::observe::FlowQuery;
 
 use crate::bench::{Bench, most_promised, small_limits};
-use crate::frames::{ACK, FIN, ICMP, Ip, PSH, RST, SYN, TCP, Tcp, UDP, icmp_frame, udp_frame};
+use crate::frames::{
+    ACK, FIN, ICMP, Ip, PSH, RST, SERVER4, SYN, TCP, Tcp, UDP, icmp_frame, udp_frame,
+};
 use crate::peer::Script;
+use crate::world::{GATEWAY4, GUEST4};
 
 const HOUR: u64 = 3600 * 1_000_000_000;
 
@@ -34,7 +43,24 @@ enum Operation {
     Datagram {
         port: u16,
         target: u16,
+        to_gateway: bool,
         len: u16,
+    },
+    /// Opens a port, or closes it if it is open.
+    TogglePort {
+        port: usize,
+    },
+    /// Somebody connects to a published port; with `known` as the peer of one of the connections.
+    Client {
+        known: bool,
+        client: usize,
+    },
+    /// Somebody sends to a published UDP port, and the guest perhaps answers.
+    DatagramClient {
+        port: usize,
+        client: usize,
+        len: u16,
+        answered: bool,
     },
     Ping {
         ident: u16,
@@ -87,7 +113,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     ];
     let len = prop_oneof![3 => Just(0u16), 3 => 0u16..100, 1 => 0u16..1460];
     let segment = (
-        0usize..6,
+        0..CONNECTIONS,
         flags,
         len,
         offset(),
@@ -100,11 +126,21 @@ fn operation() -> impl Strategy<Value = Operation> {
         });
     prop_oneof![
         8 => segment,
-        8 => (0usize..6, 0u16..1460).prop_map(|(connection, len)| Operation::Behave { connection, len }),
-        2 => (1u16..300, 1u16..60, 0u16..1400)
-            .prop_map(|(port, target, len)| Operation::Datagram { port, target, len }),
+        8 => (0..CONNECTIONS, 0u16..1460)
+            .prop_map(|(connection, len)| Operation::Behave { connection, len }),
+        2 => (1u16..300, 1u16..60, any::<bool>(), 0u16..1400).prop_map(
+            |(port, target, to_gateway, len)| Operation::Datagram { port, target, to_gateway, len }
+        ),
+        2 => (0..PORTS.len()).prop_map(|port| Operation::TogglePort { port }),
+        4 => (any::<bool>(), 0usize..6)
+            .prop_map(|(known, client)| Operation::Client { known, client }),
+        3 => (0..PORTS.len(), 0usize..6, 0u16..3000, any::<bool>()).prop_map(
+            |(port, client, len, answered)| {
+                Operation::DatagramClient { port, client, len, answered }
+            }
+        ),
         1 => (0u16..40, 0u16..1000).prop_map(|(ident, len)| Operation::Ping { ident, len }),
-        1 => (0usize..6, any::<u16>())
+        1 => (0..CONNECTIONS, any::<u16>())
             .prop_map(|(connection, mtu)| Operation::PathMtu { connection, mtu }),
         1 => (0u16..3, 0u16..200, any::<bool>(), 1u16..40).prop_map(|(ident, offset, more, len)| {
             Operation::Fragment { ident, offset: offset * 8, more, len: len * 8 }
@@ -124,20 +160,68 @@ struct Known {
     next: u32,
     /// Next byte expected from the engine; `None` before its SYN.
     expected: Option<u32>,
+    /// The engine began, and the guest has not answered.
+    unanswered: bool,
 }
 
 struct Guest {
     bench: Bench,
     known: BTreeMap<usize, Known>,
     last: Vec<u8>,
+    /// What is open of [`PORTS`], by number: the forward, and the host's socket.
+    open: BTreeMap<usize, (ForwardId, u64)>,
+    forwards: u64,
 }
 
 /// Servers by connection: source, echo, slow reader, refuser, one that never answers, resetter.
 const SERVERS: [u16; 6] = [80, 7, 9, 81, 82, 83];
 
-fn ports(connection: usize) -> (u16, u16) {
-    (50_000 + connection as u16, SERVERS[connection])
+/// Connections: to these, two to exposed ports of the gateway, and four from clients.
+const CONNECTIONS: usize = 12;
+
+/// Guest and peer port of a connection, and the peer's address.
+fn ends(connection: usize) -> ((u16, u16), Ipv4Addr) {
+    let number = connection as u16;
+    match connection {
+        0..6 => ((50_000 + number, SERVERS[connection]), SERVER4),
+        6..8 => ((50_000 + number, 7000 + number), GATEWAY4),
+        _ => ((8080, 60_000 + number), SERVER4),
+    }
 }
+
+fn ip_to(connection: usize) -> Ip {
+    Ip::v4(TCP).to(ends(connection).1)
+}
+
+/// A port that can be open.
+#[derive(Clone, Copy)]
+enum Port {
+    /// Two host ports may lead to one port of the guest.
+    Published(Transport, u16),
+    /// Leads to the port of the host.
+    Exposed(Transport, u16, u16),
+}
+
+const PORTS: [Port; 8] = [
+    Port::Published(Transport::Tcp, 8080),
+    Port::Published(Transport::Tcp, 8080),
+    Port::Published(Transport::Udp, 53),
+    Port::Published(Transport::Udp, 53),
+    Port::Published(Transport::Udp, 54),
+    Port::Exposed(Transport::Tcp, 7006, 80),
+    Port::Exposed(Transport::Tcp, 7007, 7),
+    Port::Exposed(Transport::Udp, 9, 9),
+];
+
+/// Clients that know no connection; the last is behind a Unix socket.
+const CLIENTS: [&str; 6] = [
+    "192.0.2.8:6000",
+    "198.51.100.8:6000",
+    "127.0.0.1:6000",
+    "127.0.0.2:6000",
+    "[2001:db8::8]:6000",
+    "",
+];
 
 impl Guest {
     fn new(vnet_header: bool) -> Guest {
@@ -156,7 +240,8 @@ impl Guest {
             );
             host.serve(83, Script { sends: 500, resets_after: Some(700), ..Script::default() });
         }
-        Guest { bench, known: BTreeMap::new(), last: vec![] }
+        let (known, open) = (BTreeMap::new(), BTreeMap::new());
+        Guest { bench, known, last: vec![], open, forwards: 0 }
     }
 
     fn feed(&mut self, frame: Vec<u8>) {
@@ -169,14 +254,19 @@ impl Guest {
     fn listen(&mut self, frames: &[Vec<u8>]) {
         for frame in frames.iter().filter(|frame| frame.len() >= 54 && frame[23] == TCP) {
             let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
-            let port = u16::from_be_bytes([frame[36], frame[37]]);
-            let connection = usize::from(port.wrapping_sub(50_000));
+            let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+            let peer = Ipv4Addr::from(word(26));
+            let is_meant = |&connection: &usize| {
+                frame[12] == 8 && ends(connection) == ((port(36), port(34)), peer)
+            };
+            let Some(connection) = (0..CONNECTIONS).find(is_meant) else { continue };
             let flags = frame[47];
             let header = 34 + usize::from(frame[46] >> 4) * 4;
             let len = frame.len() - header;
             let known = self.known.entry(connection).or_default();
             if flags & SYN != 0 {
                 known.expected = Some(word(38).wrapping_add(1));
+                known.unanswered = flags & ACK == 0;
             } else if flags & RST == 0 && known.expected == Some(word(38)) {
                 let end = word(38).wrapping_add(len as u32 + u32::from(flags & FIN));
                 known.expected = Some(end);
@@ -198,7 +288,7 @@ impl Guest {
                     options.extend(ack.wrapping_add_signed(right).to_be_bytes());
                 }
                 let segment = Tcp {
-                    ports: ports(connection),
+                    ports: ends(connection).0,
                     seq: known.next.wrapping_add_signed(seq_off),
                     ack: ack.wrapping_add_signed(ack_off),
                     flags,
@@ -211,19 +301,58 @@ impl Guest {
                         u32::from(len) + u32::from(flags & SYN != 0) + u32::from(flags & FIN);
                     self.known.entry(connection).or_default().next = known.next.wrapping_add(used);
                 }
-                self.feed(segment.frame(Ip::v4(TCP)));
+                self.feed(segment.frame(ip_to(connection)));
             }
             Operation::Behave { connection, len } => self.behave(connection, len),
-            Operation::Datagram { port, target, len } => {
-                self.feed(udp_frame(Ip::v4(UDP), port, target, &vec![1; usize::from(len)]));
+            Operation::Datagram { port, target, to_gateway, len } => {
+                let ip = Ip::v4(UDP).to(if to_gateway { GATEWAY4 } else { SERVER4 });
+                self.feed(udp_frame(ip, port, target, &vec![1; usize::from(len)]));
+            }
+            Operation::TogglePort { port } => self.toggle(port),
+            Operation::Client { known, client } => {
+                let address = match known {
+                    true => format!("192.0.2.7:{}", 60_008 + client % 4),
+                    false => CLIENTS[client].to_owned(),
+                };
+                let server = SERVERS[client];
+                let mut host = self.bench.host.0.borrow_mut();
+                let script = match server {
+                    81 | 82 => Script { sends: 10, ..Script::default() },
+                    _ => host.script(server),
+                };
+                for at in [0, 1] {
+                    if let Some((_, listener)) = self.open.get(&at) {
+                        host.client(*listener, &address, 1000 + server, script.clone());
+                    }
+                }
+            }
+            Operation::DatagramClient { port, client, len, answered } => {
+                let (Port::Published(Transport::Udp, guest_port), Some((_, socket))) =
+                    (PORTS[port], self.open.get(&port))
+                else {
+                    return;
+                };
+                let client: SocketAddr = CLIENTS[client.min(3)].parse().unwrap();
+                let payload = vec![5; usize::from(len)];
+                self.bench.host.0.borrow_mut().inject_into(*socket, client, &payload);
+                let frames = self.bench.turn();
+                self.listen(&frames);
+                if answered {
+                    let seen = match client.ip() {
+                        IpAddr::V4(address) if !address.is_loopback() => address,
+                        _ => GATEWAY4,
+                    };
+                    let ip = Ip::v4(UDP).to(seen);
+                    self.feed(udp_frame(ip, guest_port, client.port(), b"answer"));
+                }
             }
             Operation::Ping { ident, len } => {
                 let body = [&ident.to_be_bytes()[..], &[0, 1], &vec![7; usize::from(len)]].concat();
                 self.feed(icmp_frame(Ip::v4(ICMP), 8, 0, &body));
             }
             Operation::PathMtu { connection, mtu } => {
-                let (guest_port, server_port) = ports(connection);
-                let back = Ip::between(crate::frames::SERVER4, crate::world::GUEST4, TCP);
+                let ((guest_port, server_port), peer) = ends(connection);
+                let back = Ip::between(peer, GUEST4, TCP);
                 let quoted = Tcp { ports: (server_port, guest_port), ..Tcp::new(ACK) };
                 let mut body = vec![0, 0];
                 body.extend(mtu.to_be_bytes());
@@ -238,8 +367,8 @@ impl Guest {
                 let mut frame = self.last.clone();
                 if let Some(byte) = frame.get_mut(at) {
                     *byte = value;
+                    self.feed(frame);
                 }
-                self.feed(frame);
             }
             Operation::Wait { millis } => {
                 let frames = self.bench.pass(millis * 1_000_000);
@@ -256,36 +385,102 @@ impl Guest {
         }
     }
 
+    fn toggle(&mut self, at: usize) {
+        let worker = &mut self.bench.worker;
+        if let Some((forward, _)) = self.open.remove(&at) {
+            return worker.withdraw(&[Withdrawal { forward, guest_port: None }]);
+        }
+        self.forwards += 1;
+        let forward = ForwardId(self.forwards);
+        let socket = match PORTS[at] {
+            Port::Published(transport, guest_port) => {
+                let rule = Published { forward, transport, guest_address: None, guest_port };
+                match transport {
+                    Transport::Tcp => {
+                        let (listener, socket) = self.bench.host.listener();
+                        worker.publish_stream(rule, listener).unwrap();
+                        socket
+                    }
+                    Transport::Udp => {
+                        // The control thread could not open one now.
+                        if self.bench.host.0.borrow().exhausted.is_some() {
+                            return;
+                        }
+                        let (port, socket) = self.bench.host.datagram_port();
+                        worker.publish_datagrams(rule, port).unwrap();
+                        socket
+                    }
+                }
+            }
+            Port::Exposed(transport, port, host_port) => {
+                let ports = PortRange::single(host_port);
+                let service = HostService::Ports { address: None, ports };
+                let ports = PortRange::single(port);
+                worker.expose(forward, Exposure { transport, ports, service });
+                0
+            }
+        };
+        self.open.insert(at, (forward, socket));
+    }
+
     fn behave(&mut self, connection: usize, len: u16) {
         let known = *self.known.entry(connection).or_default();
-        let Some(expected) = known.expected else {
-            let segment = Tcp { ports: ports(connection), seq: known.next, ..Tcp::new(SYN) };
-            self.known.entry(connection).or_default().next = known.next.wrapping_add(1);
-            self.feed(segment.frame(Ip::v4(TCP)));
+        let ports = ends(connection).0;
+        let expected = known.expected.unwrap_or(0);
+        if known.expected.is_none() || known.unanswered {
+            let flags = if known.unanswered { SYN | ACK } else { SYN };
+            let segment = Tcp { ports, seq: known.next, ack: expected, ..Tcp::new(flags) };
+            let known = self.known.entry(connection).or_default();
+            known.next = known.next.wrapping_add(1);
+            known.unanswered = false;
+            self.feed(segment.frame(ip_to(connection)));
             let frames = self.bench.pass(1_000_000);
             return self.listen(&frames);
-        };
+        }
         let segment = Tcp {
-            ports: ports(connection),
+            ports,
             seq: known.next,
             ack: expected,
             payload: vec![0x42; usize::from(len)],
             ..Tcp::new(ACK)
         };
         self.known.entry(connection).or_default().next = known.next.wrapping_add(len.into());
-        self.feed(segment.frame(Ip::v4(TCP)));
+        self.feed(segment.frame(ip_to(connection)));
     }
 
-    fn check_limits(&self) {
+    fn check_limits(&mut self) {
         let limits = small_limits();
         let held = self.bench.worker.held();
-        let flows = limits.tcp_flows + limits.udp_flows + limits.echo_flows;
+        let flows = limits.tcp_flows + 2 * limits.udp_flows + limits.echo_flows;
         assert!(self.bench.worker.flow_count() <= flows);
-        assert!(held.slabs <= limits.slabs, "{held:?}");
+        assert!(held.slabs + held.copied_bytes / 66_000 <= limits.slabs, "{held:?}");
         assert!(held.promised_bytes <= most_promised(&limits), "{held:?}");
         assert!(held.backlog_bytes <= held.promised_bytes, "{held:?}");
         assert!(held.reassembly_bytes <= 1 << 20, "{held:?}");
         assert!(held.timers < 10_000, "{held:?}");
+        self.check_counters();
+    }
+
+    /// What is counted in more than one place has to be the same.
+    fn check_counters(&mut self) {
+        let now = Instant::from_nanos(self.bench.now);
+        let Bench { worker, tap, host, .. } = &mut self.bench;
+        let flows = worker.flow_count();
+        let page = worker.list_flows(now, &FlowQuery::default());
+        assert_eq!(page.flows.len(), flows);
+        let stats = worker.stats(now);
+        let [tcp, udp, icmp] = [stats.tcp, stats.udp, stats.icmp];
+        assert_eq!(tcp.open + udp.open + icmp.open, flows as u64);
+        let forwards: Vec<ForwardId> = stats.forwards.iter().map(|forward| forward.id).collect();
+        let mut open: Vec<ForwardId> = self.open.values().map(|(forward, _)| *forward).collect();
+        open.sort_unstable();
+        assert_eq!(forwards, open);
+        let through: u64 = stats.forwards.iter().map(|forward| forward.connections).sum();
+        assert!(through <= tcp.opened + udp.opened, "{stats:?}");
+        let ports = self.open.keys().filter(|&&at| at > 1).count();
+        assert!(host.0.borrow().open_sockets() <= flows + ports, "a socket without a flow");
+        assert_eq!(worker.counters().frames_from_guest, tap.0.borrow().read);
+        assert_eq!(worker.counters().frames_to_guest, tap.0.borrow().written);
     }
 }
 
@@ -297,6 +492,7 @@ proptest! {
         operations in proptest::collection::vec(operation(), 1..120),
         vnet_header in any::<bool>(),
         host_resets in any::<bool>(),
+        withdrawn_first in any::<bool>(),
     ) {
         let mut guest = Guest::new(vnet_header);
         for operation in &operations {
@@ -307,12 +503,21 @@ proptest! {
         if host_resets {
             guest.bench.host.0.borrow_mut().reset_all();
         }
+        let open: Vec<usize> = guest.open.keys().copied().collect();
+        if withdrawn_first {
+            open.iter().for_each(|&port| guest.toggle(port));
+        }
         // The guest is silent from now on: retransmissions, probes and idle times run out.
         guest.bench.pass(4 * HOUR);
+        guest.check_counters();
+        if !withdrawn_first {
+            open.iter().for_each(|&port| guest.toggle(port));
+        }
         let worker = &guest.bench.worker;
         let held = worker.held();
         prop_assert_eq!(worker.flow_count(), 0);
         prop_assert_eq!((held.slabs, held.promised_bytes, held.reassembly_bytes), (0, 0, 0));
+        prop_assert_eq!((held.copied_bytes, held.backlog_bytes), (0, 0));
         prop_assert_eq!(guest.bench.host.0.borrow().open_sockets(), 0);
     }
 }
