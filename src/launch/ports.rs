@@ -39,8 +39,8 @@ struct PublishedPort {
     /// As it is: a port that was left to the kernel is filled in.
     forward: Forward,
     auto: bool,
-    /// Removed with the port.
-    _file: Option<SocketFile>,
+    /// Of an open Unix socket; dropping it removes the file.
+    file: Option<SocketFile>,
 }
 
 /// An exposed port or range.
@@ -291,14 +291,14 @@ impl Ports {
         let id = self.next_id();
         let Opened { forward, sockets, file, .. } = opened;
         self.hand_over(id, &forward, sockets);
-        self.published.insert(id, PublishedPort { rule, forward, auto, _file: file });
+        self.published.insert(id, PublishedPort { rule, forward, auto, file });
         id
     }
 
     fn enter_waiting(&mut self, forward: Forward) -> ForwardId {
         let id = self.next_id();
         let rule = forward.clone();
-        self.published.insert(id, PublishedPort { rule, forward, auto: false, _file: None });
+        self.published.insert(id, PublishedPort { rule, forward, auto: false, file: None });
         id
     }
 
@@ -369,6 +369,13 @@ impl Ports {
                 guest_port: Some(port.guest_port),
             });
             self.withdraw(what).await;
+            for port in &changes.close {
+                // Before the next one is made: it could be taken for that one, whose inode may
+                // have the same number.
+                if let Some(known) = self.published.get_mut(&port.forward) {
+                    known.file = None;
+                }
+            }
         }
         for port in changes.open {
             let Some(known) = self.published.get_mut(&port.forward) else { continue };
@@ -377,7 +384,7 @@ impl Ports {
                 Ok(opened) => {
                     if known.forward.guest_ports.count() == 1 {
                         known.forward.listen = opened.forward.listen.clone();
-                        known._file = opened.file;
+                        known.file = opened.file;
                     }
                     self.hand_over(port.forward, &forward, opened.sockets);
                 }
@@ -486,3 +493,6 @@ fn failure(error: &ListenError) -> Failure {
     };
     Failure { code, desc: chain(error), hint: error.hint() }
 }
+
+#[cfg(test)]
+mod tests;
