@@ -25,8 +25,9 @@ use crate::sys::sock_diag::{Diag, Listening, Table};
 /// The pause between two rounds. A host listener is to follow its server within 200 ms.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// The pause is at least so many times as long as the round before it took.
-const RESTRAINT: u32 = 10;
+/// The pause is at least so many times as long as the round before it took. Whoever acts on what
+/// is found keeps to the same measure.
+pub const RESTRAINT: u32 = 10;
 
 /// What listens in one namespace, for many to look at.
 #[derive(Debug)]

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 
 use crate::control::api::{Call, ErrorCode, Failure, Reply as Answer, Request, Rule, Server};
-use crate::control::listening::Watch;
+use crate::control::listening::{RESTRAINT, Watch};
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Reply};
 use crate::gate::AddressPlan;
@@ -94,6 +95,8 @@ pub(super) async fn serve(
     let act = async {
         let mut guest_table = None;
         let mut host_table = instance.ports.follows_host().then(|| host_watch.subscribe());
+        // Servers that come and go by thousands take a tenth of this thread's time.
+        let mut due = Instant::now();
         loop {
             match (&guest_watch, instance.ports.follows_guest()) {
                 (Some(watch), true) => {
@@ -112,8 +115,16 @@ pub(super) async fn serve(
                         instance.ports.follow_guest(&table).await;
                     }
                 }
-                table = next_table(&mut guest_table) => instance.ports.follow_guest(&table).await,
-                table = next_table(&mut host_table) => instance.ports.follow_host(&table).await,
+                table = next_table(&mut guest_table, due) => {
+                    let began = Instant::now();
+                    instance.ports.follow_guest(&table).await;
+                    due = Instant::now() + began.elapsed() * RESTRAINT;
+                }
+                table = next_table(&mut host_table, due) => {
+                    let began = Instant::now();
+                    instance.ports.follow_host(&table).await;
+                    due = Instant::now() + began.elapsed() * RESTRAINT;
+                }
             }
         }
     };
@@ -125,8 +136,12 @@ pub(super) async fn serve(
     }
 }
 
-/// What listens, when it has changed; never without a subscription.
-async fn next_table(receiver: &mut Option<watch::Receiver<Option<PortTable>>>) -> PortTable {
+/// What listens, when it has changed, but not before `due`; never without a subscription.
+async fn next_table(
+    receiver: &mut Option<watch::Receiver<Option<PortTable>>>,
+    due: Instant,
+) -> PortTable {
+    sleep_until(due).await;
     loop {
         let Some(receiver) = receiver else { return std::future::pending().await };
         if receiver.changed().await.is_err() {

@@ -11,6 +11,7 @@
 
 mod instance;
 mod ports;
+mod refusals;
 
 use std::fs::File;
 use std::io::{self, Seek, Write};

@@ -19,6 +19,8 @@ use crate::observe::PortRecord;
 use crate::setup::chain;
 use crate::setup::listen::{self, AtStart, ListenError, Opened, SocketFile};
 
+use super::refusals::Refusals;
+
 /// What leads from one side to the other at the start.
 #[derive(Debug, Default)]
 pub struct PortOptions {
@@ -342,6 +344,7 @@ impl Ports {
         if !closing.is_empty() {
             self.close(&closing).await;
         }
+        let mut refusals = Refusals::default();
         for port in changes.open {
             let forward = port.forward();
             match listen::open(&forward) {
@@ -351,11 +354,12 @@ impl Ports {
                 }
                 Err(error) => {
                     if self.following.refused(port) {
-                        tracing::warn!("not published: {}", chain(&error));
+                        refusals.add(&error);
                     }
                 }
             }
         }
+        refusals.tell();
     }
 
     /// The forwards that are open only while the guest listens.
@@ -377,6 +381,7 @@ impl Ports {
                 }
             }
         }
+        let mut refusals = Refusals::default();
         for port in changes.open {
             let Some(known) = self.published.get_mut(&port.forward) else { continue };
             let forward = single(&known.forward, port.guest_port);
@@ -390,11 +395,12 @@ impl Ports {
                 }
                 Err(error) => {
                     if self.conditional.refused(port) {
-                        tracing::warn!("not published: {}", chain(&error));
+                        refusals.add(&error);
                     }
                 }
             }
         }
+        refusals.tell();
     }
 
     /// Opens and closes what depends on `host`, what listens at the host's loopback now.
