@@ -386,9 +386,10 @@ impl Guest {
     }
 
     fn toggle(&mut self, at: usize) {
+        let now = Instant::from_nanos(self.bench.now);
         let worker = &mut self.bench.worker;
         if let Some((forward, _)) = self.open.remove(&at) {
-            return worker.withdraw(&[Withdrawal { forward, guest_port: None }]);
+            return worker.withdraw(now, &[Withdrawal { forward, guest_port: None }]);
         }
         self.forwards += 1;
         let forward = ForwardId(self.forwards);
