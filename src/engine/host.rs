@@ -124,6 +124,7 @@ impl HostSockets {
     fn register(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
         let flags = EpollFlags::EPOLLIN
             | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLPRI
             | EpollFlags::EPOLLRDHUP
             | EpollFlags::EPOLLET;
         Ok(self.epoll.add(fd, EpollEvent::new(flags, token.to_bits()))?)
@@ -138,6 +139,7 @@ impl SocketPort for HostSockets {
     fn connect(&mut self, token: Token, target: SocketAddr, marks: Marks) -> io::Result<Socket> {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
+        socket.set_out_of_band_inline(true)?;
         apply_marks(&socket, target, marks)?;
         if target.is_ipv6() && marks.hop_limit < PROBE_HOPS {
             // If it fails, the guest hears of the failure from the gateway.
@@ -156,6 +158,7 @@ impl SocketPort for HostSockets {
     fn connect_unix(&mut self, token: Token, path: &Path) -> io::Result<Socket> {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::UNIX, kind, None)?;
+        socket.set_out_of_band_inline(true)?;
         // It connects at once or not at all: EAGAIN says that the queue of the listener is full.
         socket.connect(&SockAddr::unix(path)?)?;
         self.register(&socket, token)?;
@@ -239,6 +242,7 @@ impl SocketPort for HostSockets {
 
     fn accept(&mut self, listener: &Socket, token: Token) -> io::Result<Accepted<Socket>> {
         let (stream, client) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
+        stream.set_out_of_band_inline(true)?;
         self.register(&stream, token)?;
         Ok(Accepted { stream, client: client.as_socket().map(canonical) })
     }
@@ -338,6 +342,7 @@ fn readiness(flags: EpollFlags) -> Readiness {
         writable: flags.contains(EpollFlags::EPOLLOUT),
         closed,
         failed,
+        urgent: flags.contains(EpollFlags::EPOLLPRI),
     }
 }
 
@@ -364,15 +369,24 @@ mod tests {
     use super::super::token::Kind;
     use super::*;
 
-    /// A connection: our end, and the peer's.
-    fn connection(host: &HostSockets) -> (Socket, TcpStream) {
+    const TOKEN: Token = Token { kind: Kind::Tcp, generation: 0, index: 0 };
+
+    /// A connection to a server: our end, and the peer's.
+    fn connection(host: &mut HostSockets) -> (Socket, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (peer, _) = listener.accept().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let token = Token { kind: Kind::Tcp, generation: 0, index: 0 };
-        host.register(&ours, token).unwrap();
-        (ours.into(), peer)
+        let server = listener.local_addr().unwrap();
+        let ours = host.connect(TOKEN, server, Marks::DEFAULT).unwrap();
+        (ours, listener.accept().unwrap().0)
+    }
+
+    /// A connection of a client: our end, and the peer's.
+    fn client(host: &mut HostSockets) -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let listener = Socket::from(listener);
+        let token = Token { kind: Kind::Listener, ..TOKEN };
+        host.watch_listener(token, &listener).unwrap();
+        (host.accept(&listener, TOKEN).unwrap().stream, peer)
     }
 
     fn host() -> HostSockets {
@@ -380,33 +394,58 @@ mod tests {
         HostSockets::new(Outbound::default(), dns).unwrap()
     }
 
-    /// Waits until the peer's end of the connection is seen.
-    fn wait_for_end(host: &mut HostSockets) {
+    /// Waits until readiness is told for which `meant` holds.
+    fn wait_until(host: &mut HostSockets, meant: impl Fn(Readiness) -> bool) {
         let mut events = vec![];
         for _ in 0..100 {
             host.wait(Some(Duration::from_millis(200)), &mut events).unwrap();
-            if events.iter().any(|event| event.readiness.closed) {
+            if events.iter().any(|event| event.token == TOKEN && meant(event.readiness)) {
                 return;
             }
         }
-        panic!("the end was not seen");
+        panic!("it is not told");
+    }
+
+    #[test]
+    fn urgent_data_comes_in_line_and_is_announced() {
+        for inbound in [false, true] {
+            let mut host = host();
+            let ends = if inbound { client(&mut host) } else { connection(&mut host) };
+            let (ours, mut peer) = ends;
+            peer.write_all(b"abc").unwrap();
+            SockRef::from(&peer).send_out_of_band(b"!").unwrap();
+            peer.write_all(b"def").unwrap();
+            wait_until(&mut host, |readiness| readiness.urgent);
+            let mut bytes = Vec::<u8>::new();
+            for _ in 0..100 {
+                let mut part = [0; 100];
+                match host.recv(&ours, &mut [IoSliceMut::new(&mut part)]) {
+                    Ok(len) => bytes.extend(&part[..len]),
+                    Err(_) => wait_until(&mut host, |readiness| readiness.readable),
+                }
+                if bytes.len() == 7 {
+                    break;
+                }
+            }
+            assert_eq!(bytes, b"abc!def");
+        }
     }
 
     #[test]
     fn the_end_is_told_from_bytes_and_from_a_reset() {
         let mut host = host();
-        let (ours, mut peer) = connection(&host);
+        let (ours, mut peer) = connection(&mut host);
         peer.write_all(b"x").unwrap();
         drop(peer);
-        wait_for_end(&mut host);
+        wait_until(&mut host, |readiness| readiness.closed);
         assert!(!host.at_end(&ours).unwrap());
         assert_eq!(host.recv(&ours, &mut [IoSliceMut::new(&mut [0; 9])]).unwrap(), 1);
         assert!(host.at_end(&ours).unwrap());
 
-        let (ours, peer) = connection(&host);
+        let (ours, peer) = connection(&mut host);
         SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
         drop(peer);
-        wait_for_end(&mut host);
+        wait_until(&mut host, |readiness| readiness.closed);
         let error = host.at_end(&ours).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET));
         // The kernel tells it once: who asks now sees an ordinary end.

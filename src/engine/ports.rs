@@ -33,6 +33,9 @@ pub struct Readiness {
     pub closed: bool,
     /// The socket failed, or both directions are closed.
     pub failed: bool,
+    /// Urgent data is among the bytes: a read stops in front of it (tcp(7)), so a short one does not
+    /// tell that the socket is empty.
+    pub urgent: bool,
 }
 
 /// One event of [`SocketPort::wait`].
@@ -95,7 +98,7 @@ pub trait SocketPort {
     /// Sends what the socket takes of `parts`, in order; bytes taken.
     fn send(&mut self, stream: &Self::Stream, parts: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Reads into `parts`, in order; bytes read, 0 at EOF.
+    /// Reads into `parts`, in order, urgent data in line; bytes read, 0 at EOF.
     fn recv(&mut self, stream: &Self::Stream, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize>;
 
     /// Whether there is nothing left to read but EOF. As with [`SocketPort::recv`], an error of

@@ -47,6 +47,8 @@ pub(super) struct TcpFlow<S: SocketPort> {
     pub(super) answered: bool,
     /// EOF stands behind the bytes that are readable.
     closed: bool,
+    /// Urgent data may stand behind a short read, and other bytes behind that.
+    urgent: bool,
     /// The host socket has failed, which the guest hears of when it has acknowledged what was sent:
     /// a reset is good at exactly the byte that it expects (RFC 5961 §3.2).
     failed: bool,
@@ -87,6 +89,7 @@ impl<S: SocketPort> TcpFlow<S> {
             writable: false,
             answered: false,
             closed: false,
+            urgent: false,
             failed: false,
             appetite: 1,
             first_send: true,
@@ -168,6 +171,7 @@ impl<S: SocketPort> TcpFlow<S> {
         }
         self.readable |= ready.readable;
         self.closed |= ready.closed;
+        self.urgent |= ready.urgent;
         if ready.writable {
             self.writable = true;
             if connecting {
@@ -329,8 +333,9 @@ impl<S: SocketPort> TcpFlow<S> {
                     }
                     let full = burst.is_full();
                     self.appetite = if full { (2 * self.appetite).min(BURST) } else { 1 };
-                    // A short read has emptied the socket (epoll(7)), unless EOF is behind it.
-                    self.readable = full || self.closed;
+                    // A short read has emptied the socket (epoll(7)), unless EOF is behind it or
+                    // it stopped in front of urgent data.
+                    self.readable = full || self.closed || self.urgent;
                     self.machine.on_host_data(now, burst.len() as u32, !self.readable, actions);
                     self.emit_new(now, burst, io, actions);
                     if let Some(error) = failure {
@@ -361,6 +366,7 @@ impl<S: SocketPort> TcpFlow<S> {
             self.perform(&[], io, actions);
         } else if error.kind() == ErrorKind::WouldBlock {
             self.readable = false;
+            self.urgent = false;
             self.machine.on_host_waiting(now, false);
         }
         // After an interruption `readable` stays, so the worker comes back.

@@ -149,3 +149,11 @@ fn a_reset_before_a_closed_window_is_no_end() {
     assert_eq!((guest.seen.reset, guest.seen.fin_at), (true, None));
     assert_eq!(guest.bench.worker.flow_count(), 0);
 }
+
+#[test]
+fn bytes_behind_urgent_ones_do_not_wait_for_more() {
+    let script = Script { sends: 1000, chunk: 1000, waits_for_end: true, ..Script::default() };
+    let mut guest = Guest::connected(Script { urgent_at: Some(300), ..script }, 20_000);
+    guest.pass(20 * MILLI);
+    assert_eq!(guest.seen.bytes, 1000);
+}

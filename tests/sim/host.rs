@@ -474,7 +474,8 @@ impl SocketPort for HostPort {
             return if ended { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
         }
         let room: usize = parts.iter().map(|part| part.len()).sum();
-        let len = room.min(state.inbox.len());
+        let before = state.before_urgent().filter(|&len| len > 0).unwrap_or(usize::MAX);
+        let len = room.min(state.inbox.len()).min(before);
         state.wake();
         let slots = parts.iter_mut().flat_map(|part| part.iter_mut());
         for (slot, byte) in slots.zip(state.inbox.drain(..len)) {

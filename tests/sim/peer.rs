@@ -38,6 +38,8 @@ pub struct Script {
     pub buffer: usize,
     /// The peer resets after receiving this many bytes.
     pub resets_after: Option<u64>,
+    /// The byte at this place is urgent: a read stops in front of it.
+    pub urgent_at: Option<u64>,
 }
 
 impl Default for Script {
@@ -54,6 +56,7 @@ impl Default for Script {
             reads_from: 0,
             buffer: 65_536,
             resets_after: None,
+            urgent_at: None,
         }
     }
 }
@@ -110,7 +113,15 @@ impl StreamState {
             writable: dead || (self.connected && self.outbox.len() < self.script.buffer),
             closed: dead || self.inbox_ended,
             failed: dead || (self.inbox_ended && self.outbox_ended),
+            urgent: self.before_urgent().is_some(),
         }
+    }
+
+    /// Bytes in front of the urgent one, if that waits to be read.
+    pub fn before_urgent(&self) -> Option<usize> {
+        let first = self.seen.sent - self.inbox.len() as u64;
+        let at = self.script.urgent_at.filter(|at| (first..self.seen.sent).contains(at))?;
+        Some((at - first) as usize)
     }
 
     /// The engine or the last step left something to do.
