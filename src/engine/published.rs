@@ -69,6 +69,8 @@ pub(super) struct Session {
     /// The address of the host that it had addressed, from which the answers come.
     pub(super) local: Option<IpAddr>,
     pub(super) replied: bool,
+    /// MTU towards the guest, if it told of a smaller one than the link's.
+    pub(super) path_mtu: Option<usize>,
     /// The earliest entry in the timer wheel.
     pub(super) wheel_entry: Option<Instant>,
 }

@@ -134,7 +134,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
             protocol::UDP => {
                 // The path is the guest's own, whichever of its mappings the packet came by.
-                let mut known = false;
+                let session = self.find_session(news.guest, news.peer);
+                let session = session.and_then(|token| self.sessions.get_mut(token));
+                let mut known = session.is_some();
+                if let Some(session) = session {
+                    session.path_mtu = Some(news.mtu as usize);
+                }
                 for route in [Route::Outside, Route::Loopback, Route::Exposed(news.peer.port())] {
                     let key = MappingKey { guest: news.guest, route };
                     let Some(token) = self.udp.find(&key) else { continue };

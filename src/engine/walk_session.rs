@@ -82,6 +82,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         session.local = received.local;
         session.account.last_use = now;
         session.account.traffic.count_to_guest(received.len);
+        let mtu = usize::from(self.plan.mtu);
+        let mtu = session.path_mtu.map_or(mtu, |path| path.min(mtu));
         self.sessions.touch(token);
         self.settle_session(token);
         let guest_mac = self.services.mac_of(key.guest.ip()).unwrap_or(self.plan.guest_mac);
@@ -98,7 +100,6 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             dont_fragment: true,
             segment_size: None,
         };
-        let mtu = usize::from(self.plan.mtu);
         self.send_datagram(bytes, received.len, &addresses, &header, mtu);
         Ok(())
     }
@@ -143,6 +144,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             client,
             local: received.local,
             replied: false,
+            path_mtu: None,
             wheel_entry: None,
         };
         let token = self.sessions.insert(key, session).ok_or(DropReason::FlowLimit)?;

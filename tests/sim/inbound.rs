@@ -11,7 +11,7 @@ use tapway::observe::{Direction, FlowQuery, FlowState};
 use smoltcp::socket::tcp::State;
 
 use crate::bench::{Bench, small_limits};
-use crate::frames::{Ip, UDP, udp_frame};
+use crate::frames::{ICMP, Ip, UDP, icmp_frame, udp_frame};
 use crate::guest::Application;
 use crate::peer::{End, Script};
 use crate::rng::Rng;
@@ -226,6 +226,24 @@ fn clients_of_a_udp_port_are_bounded_and_gone_when_it_is_withdrawn() {
     // What the guest answers now is an ordinary datagram.
     bench.feed(&udp_frame(Ip::v4(UDP), 53, 1019, b"late"));
     assert_eq!(bench.worker.flow_count(), 1);
+}
+
+#[test]
+fn a_smaller_mtu_behind_the_guest_holds_for_clients_of_a_udp_port() {
+    let mut bench = Bench::new(false, small_limits());
+    publish_datagrams(&mut bench);
+    let client: SocketAddr = "192.0.2.7:5000".parse().unwrap();
+    bench.host.0.borrow_mut().inject(client, &[1; 900]);
+    let frames = bench.turn();
+    let [whole] = &frames[..] else { panic!("{} frames", frames.len()) };
+    // "Fragmentation needed", MTU 600, quoting that.
+    let body = [&[0, 0, 2, 88], &whole[14..42]].concat();
+    bench.feed(&icmp_frame(Ip::v4(ICMP), 3, 4, &body));
+    bench.host.0.borrow_mut().inject(client, &[1; 900]);
+    let frames = bench.turn();
+    assert_eq!(frames.len(), 2, "fragments");
+    assert!(frames.iter().all(|frame| frame.len() <= 14 + 600));
+    assert_eq!(bench.drops(), []);
 }
 
 #[test]
