@@ -267,7 +267,7 @@ impl Ports {
     async fn close(&mut self, ids: &[ForwardId]) {
         for id in ids {
             if let Some(port) = self.published.remove(id) {
-                enter_host_ports(&mut self.just_closed, &port.forward);
+                enter_loopback_ports(&mut self.just_closed, &port.forward);
             }
             self.exposed.remove(id);
         }
@@ -407,7 +407,7 @@ impl Ports {
     pub(super) async fn follow_host(&mut self, host: &PortTable) {
         let mut ours = std::mem::take(&mut self.just_closed);
         for port in self.published.values() {
-            enter_host_ports(&mut ours, &port.forward);
+            enter_loopback_ports(&mut ours, &port.forward);
         }
         let mut taken = PortTable::default();
         for port in self.exposed.values().filter(|port| !port.auto) {
@@ -465,6 +465,15 @@ fn enter_host_ports(table: &mut PortTable, forward: &Forward) {
         if address.is_none_or(|address| Family::of(address) == family) {
             table.of_mut(forward.transport, family).insert_range(*ports);
         }
+    }
+}
+
+/// As [`enter_host_ports`], if the host's loopback is among the addresses of `forward`. At another
+/// address it is in nobody's way there.
+fn enter_loopback_ports(table: &mut PortTable, forward: &Forward) {
+    let Listen::Ports { address, .. } = &forward.listen else { return };
+    if address.is_none_or(|address| address.is_unspecified() || address.is_loopback()) {
+        enter_host_ports(table, forward);
     }
 }
 

@@ -81,3 +81,25 @@ fn a_unix_socket_comes_and_goes_with_its_server_time_and_again() {
         }
     });
 }
+
+#[test]
+fn a_port_published_elsewhere_hides_no_service_of_the_hosts_loopback() {
+    let hides = |address: Option<&str>| {
+        let forward = Forward {
+            transport: Transport::Tcp,
+            listen: Listen::Ports {
+                address: address.map(|text| text.parse().unwrap()),
+                interface: None,
+                ports: PortRange::single(8080),
+            },
+            guest_address: None,
+            guest_ports: PortRange::single(80),
+            when_listening: false,
+        };
+        let mut ours = PortTable::default();
+        enter_loopback_ports(&mut ours, &forward);
+        ours.of(Transport::Tcp, Family::V4).contains(8080)
+    };
+    assert!(hides(None) && hides(Some("0.0.0.0")) && hides(Some("127.0.0.1")));
+    assert!(!hides(Some("192.0.2.5")) && !hides(Some("::")));
+}
