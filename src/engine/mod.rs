@@ -24,6 +24,7 @@ pub mod tap;
 mod tcp_flow;
 pub mod thread;
 pub mod token;
+mod upkeep;
 mod walk_back;
 mod walk_dns;
 mod walk_icmp;
