@@ -35,7 +35,10 @@ fn slirp4netns_clients_are_answered_to_the_byte() {
     let teller = lab.start_teller("web", &[], "tcp:80 udp:80");
     let path = teller.socket(&lab);
     let ask = |request: &str| socat(&lab, &path, request.as_bytes());
-    let tcp = r#"{"execute": "add_hostfwd", "arguments": {"proto": "tcp", "host_addr": "0.0.0.0", "host_port": 8080, "guest_addr": "10.0.2.100", "guest_port": 80}}"#;
+    let tcp = concat!(
+        r#"{"execute": "add_hostfwd", "arguments": {"proto": "tcp", "host_addr": "0.0.0.0", "#,
+        r#""host_port": 8080, "guest_addr": "10.0.2.100", "guest_port": 80}}"#
+    );
     // As podman writes it: compact, an empty guest address, a line feed.
     let udp = concat!(
         r#"{"execute":"add_hostfwd","arguments":{"proto":"udp","host_addr":"","#,

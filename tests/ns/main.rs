@@ -11,6 +11,7 @@ mod instance;
 mod lab;
 mod listening;
 mod ports;
+mod ports_tcp;
 mod ports_udp;
 #[path = "../support/mod.rs"]
 mod support;

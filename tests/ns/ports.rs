@@ -74,8 +74,8 @@ fn pythons_server_logs_the_clients_address() {
     let lab = Lab::new();
     lab.write("index.html", "hello from python");
     let script = format!(
-        "cd {}; python3 -um http.server --bind 0.0.0.0 8000 2>access.log & \
-         python3 -um http.server --bind :: 8001 2>access6.log & wait",
+        "cd {}; setpriv --pdeathsig KILL python3 -um http.server --bind 0.0.0.0 8000 2>access.log &
+        exec python3 -um http.server --bind :: 8001 2>access6.log",
         lab.directory.path().display()
     );
     let options = ["-p", "8080:8000", "-p", "[::]:8081:8001", "--publish-when-listening"];

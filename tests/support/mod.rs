@@ -158,10 +158,16 @@ impl Background {
         Pid::from_raw(self.child.id().try_into().unwrap())
     }
 
-    /// The next line that it prints.
+    /// The next line that it prints, within [`PATIENCE`].
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
-        self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
+        let stdout = self.stdout.as_mut().unwrap();
+        if stdout.buffer().is_empty() {
+            let mut ready = [PollFd::new(stdout.get_ref().as_fd(), PollFlags::POLLIN)];
+            let ready = poll(&mut ready, PollTimeout::from(PATIENCE)).unwrap();
+            assert!(ready > 0, "it prints nothing");
+        }
+        stdout.read_line(&mut line).unwrap();
         assert!(line.ends_with('\n'), "it ended without a line: {:?}", self.errors());
         line.trim_end().to_owned()
     }
