@@ -116,7 +116,7 @@ impl Lab {
     fn places(&self) -> Places {
         let base = self.scratch.path();
         let uid = nix::unistd::geteuid().as_raw();
-        Places::new(uid, Some(base.to_owned()), &base.join("none"), &base.join("none"))
+        Places::new(uid, uid, Some(base.to_owned()), &base.join("none"), &base.join("none"))
     }
 
     fn socket(&self, name: &str) -> PathBuf {

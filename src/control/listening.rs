@@ -25,6 +25,9 @@ use crate::sys::sock_diag::{Diag, Listening, Table};
 /// The pause between two rounds. A host listener is to follow its server within 200 ms.
 const PERIOD: Duration = Duration::from_millis(100);
 
+/// The pause after a failed round.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// The pause is at least so many times as long as the round before it took. Whoever acts on what
 /// is found keeps to the same measure.
 pub const RESTRAINT: u32 = 10;
@@ -59,7 +62,7 @@ impl Watch {
     }
 
     /// Asks by the socket `diag` of [`crate::sys::sock_diag::open`] while there are subscribers.
-    /// Returns only when that fails.
+    /// Returns only when the kernel cannot tell at all.
     ///
     /// # Errors
     /// `ENOENT` where the kernel has no `CONFIG_INET_DIAG` or `CONFIG_INET_UDP_DIAG`.
@@ -70,7 +73,13 @@ impl Watch {
                 let began = clock::now();
                 let table = match look(&mut diag, &self.reach).await {
                     Ok(table) => table,
-                    Err(e) => return e,
+                    // The kernel was short of memory, or the answer did not fit: later, then.
+                    Err(error) if is_passing(&error) => {
+                        tracing::debug!(%error, "it is not known what listens");
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                    Err(error) => return error,
                 };
                 self.table.send_if_modified(|known| {
                     let news = known.as_ref() != Some(&table);
@@ -84,6 +93,12 @@ impl Watch {
             self.wanted.notified().await;
         }
     }
+}
+
+/// Whether another round may fare better.
+fn is_passing(error: &io::Error) -> bool {
+    let passing = [libc::ENOBUFS, libc::ENOMEM, libc::EINTR, libc::EAGAIN, libc::EBUSY];
+    error.raw_os_error().is_some_and(|code| passing.contains(&code))
 }
 
 /// What listens at this moment where clients at `reach` are heard, in all four tables.

@@ -74,20 +74,32 @@ impl Places {
     /// Those of the user that this process runs as. Reads `XDG_RUNTIME_DIR`.
     pub fn of_this_user() -> Places {
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        Places::new(geteuid().as_raw(), runtime, Path::new("/run/user"), Path::new("/tmp"))
+        let uid = geteuid().as_raw();
+        let outer = fs::read_to_string("/proc/self/uid_map").ok();
+        let outer = outer.and_then(|map| outer_uid(&map, uid)).unwrap_or(uid);
+        Places::new(uid, outer, runtime, Path::new("/run/user"), Path::new("/tmp"))
     }
 
-    /// Those of `uid`: below `runtime`, if it is absolute as its specification demands; below
-    /// `UID` in `run_user`; in `temporary`.
-    pub fn new(uid: u32, runtime: Option<PathBuf>, run_user: &Path, temporary: &Path) -> Places {
+    /// Those of `uid`, who is `outer` outside of the user namespace: below `runtime`, if it is
+    /// absolute as its specification demands; below `OUTER` in `run_user`; in `temporary`.
+    ///
+    /// Paths are named by the outer id, so that somebody who is root in a namespace of their own has
+    /// the same directory there and does not collide with root's.
+    pub fn new(
+        uid: u32,
+        outer: u32,
+        runtime: Option<PathBuf>,
+        run_user: &Path,
+        temporary: &Path,
+    ) -> Places {
         let own = |base: PathBuf| {
             let path = base.join("tapway");
             Candidate { base: Some(base), path }
         };
         let runtime = runtime.filter(|path| path.is_absolute()).map(own);
-        let fallback = temporary.join(format!("tapway-{uid}"));
+        let fallback = temporary.join(format!("tapway-{outer}"));
         let mut candidates: Vec<Candidate> = runtime.into_iter().collect();
-        candidates.push(own(run_user.join(uid.to_string())));
+        candidates.push(own(run_user.join(outer.to_string())));
         candidates.push(Candidate { base: None, path: fallback });
         Places { uid, candidates }
     }
@@ -207,6 +219,17 @@ pub(super) fn same_file(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
+/// The id outside that `uid` has by `map` (user_namespaces(7): inside, outside, length).
+fn outer_uid(map: &str, uid: u32) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut words = line.split_whitespace().map(str::parse::<u32>);
+        let (inside, outside, length) =
+            (words.next()?.ok()?, words.next()?.ok()?, words.next()?.ok()?);
+        let offset = uid.checked_sub(inside).filter(|offset| *offset < length)?;
+        outside.checked_add(offset)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -216,7 +239,7 @@ mod tests {
     fn places(scratch: &Path, runtime: Option<&str>) -> Places {
         let uid = geteuid().as_raw();
         let runtime = runtime.map(|name| scratch.join(name));
-        Places::new(uid, runtime, &scratch.join("run"), &scratch.join("tmp"))
+        Places::new(uid, uid, runtime, &scratch.join("run"), &scratch.join("tmp"))
     }
 
     #[test]
@@ -252,16 +275,28 @@ mod tests {
         fs::set_permissions(&own, fs::Permissions::from_mode(0o710)).unwrap();
         let error = places(at, None).create().unwrap_err();
         assert!(error.to_string().contains("chmod 700"), "{error}");
-        let another = Places::new(geteuid().as_raw() + 1, None, &at.join("run"), &at.join("tmp"));
+        let other = geteuid().as_raw() + 1;
+        let another = Places::new(other, other, None, &at.join("run"), &at.join("tmp"));
         let theirs = at.join(format!("tmp/tapway-{}", geteuid().as_raw() + 1));
         fs::create_dir(&theirs).unwrap();
         assert!(matches!(another.create(), Err(DirectoryError::Foreign { .. })));
     }
 
     #[test]
+    fn paths_are_named_by_the_id_outside() {
+        assert_eq!(outer_uid("         0       1000          1\n", 0), Some(1000));
+        let map = "0 1000 1\n1 300000 65536\n";
+        assert_eq!((outer_uid(map, 5), outer_uid(map, 65_537)), (Some(300_004), None));
+        assert_eq!(outer_uid("0 0 4294967295\n", 1000), Some(1000));
+        let places = Places::new(0, 1000, None, Path::new("/r"), Path::new("/t"));
+        let paths: Vec<_> = places.candidates.iter().map(|candidate| &candidate.path).collect();
+        assert_eq!(paths, [Path::new("/r/1000/tapway"), Path::new("/t/tapway-1000")]);
+    }
+
+    #[test]
     fn a_relative_runtime_directory_does_not_count() {
         let uid = geteuid().as_raw();
-        let places = Places::new(uid, Some("run".into()), Path::new("/r"), Path::new("/t"));
+        let places = Places::new(uid, uid, Some("run".into()), Path::new("/r"), Path::new("/t"));
         assert_eq!(places.candidates.len(), 2);
     }
 }

@@ -4,7 +4,7 @@ use std::fs::{self, Metadata, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{
@@ -26,6 +26,9 @@ pub enum BindError {
     /// Something else has the file's name.
     #[error("{} is in the way of the control socket and is no socket: remove it", .0.display())]
     InTheWay(PathBuf),
+    /// An instance in another network namespace has the name.
+    #[error("another instance of this name serves {}", .0.display())]
+    InUse(PathBuf),
     /// A system call.
     #[error("make the control socket {}", .path.display())]
     Io {
@@ -47,7 +50,7 @@ pub(super) struct SocketFile {
 }
 
 /// Binds and listens. The caller holds the lock on `name`, so that a socket file of that name is
-/// stale.
+/// stale, unless somebody answers: the lock holds in one network namespace only (unix(7)).
 pub(super) fn open(
     directory: Directory,
     name: &str,
@@ -57,6 +60,9 @@ pub(super) fn open(
     match fs::symlink_metadata(&path) {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(BindError::InTheWay(path.clone()));
+        }
+        Ok(_) if is_served(&address(&directory, name)) => {
+            return Err(BindError::InUse(path.clone()));
         }
         Ok(_) => fs::remove_file(&path).map_err(fail)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -74,6 +80,11 @@ pub(super) fn open(
     let backlog = Backlog::new(BACKLOG).map_err(|error| fail(error.into()))?;
     listen(&made, backlog).map_err(|error| fail(error.into()))?;
     Ok((UnixListener::from(made), file))
+}
+
+/// Whether somebody listens at the socket.
+fn is_served(path: &Path) -> bool {
+    UnixStream::connect(path).is_ok()
 }
 
 /// Binds with mode 0600 from the first moment on: the kernel gives the file the mode of the socket,

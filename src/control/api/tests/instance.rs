@@ -156,7 +156,13 @@ pub(super) struct Instance {
 
 pub(super) fn places(scratch: &TempDir) -> Places {
     let base = scratch.path();
-    Places::new(geteuid().as_raw(), Some(base.to_owned()), &base.join("run"), &base.join("tmp"))
+    Places::new(
+        geteuid().as_raw(),
+        geteuid().as_raw(),
+        Some(base.to_owned()),
+        &base.join("run"),
+        &base.join("tmp"),
+    )
 }
 
 impl Instance {

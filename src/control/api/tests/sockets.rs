@@ -176,7 +176,7 @@ fn a_directory_may_be_deeper_than_an_address_is_long() {
     let deep = scratch.path().join("d".repeat(60)).join("e".repeat(60));
     fs::create_dir_all(&deep).unwrap();
     let uid = nix::unistd::geteuid().as_raw();
-    let places = Places::new(uid, Some(deep), scratch.path(), scratch.path());
+    let places = Places::new(uid, uid, Some(deep), scratch.path(), scratch.path());
     let server = Server::bind(places.create().unwrap(), "web", context()).unwrap();
     assert!(server.path().exists());
     // Connected, but nobody serves: the server has not been run.
