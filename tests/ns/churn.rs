@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tapway::sys::clock;
 
@@ -130,12 +131,23 @@ fn a_thousand_changes_lose_no_connection() {
     assert_eq!(guest.tapway.errors(), "");
 }
 
+/// Whether no thread of a process runs: state T in proc(5).
+fn is_stopped(pid: Pid) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.map(Result::unwrap).all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.starts_with('T')
+    })
+}
+
 #[test]
 fn who_waits_at_a_port_that_is_removed_is_served() {
     let lab = Lab::new();
     let mut guest = echo(&lab, "web", &["-p", "8007:7"]);
     // The kernel completes handshakes by itself; the removal comes before any is accepted.
     guest.tapway.signal(Signal::SIGSTOP);
+    let tapway = guest.tapway.pid();
+    guest.tapway.until("all threads have stopped", || is_stopped(tapway));
     let connect = || TcpStream::connect("192.0.2.1:8007").unwrap();
     let mut clients: Vec<_> = (0..50).map(|_| lab.within(&lab.outside, connect)).collect();
     let waiting = "ss -Hltn sport = :8007 | awk '{ n += $2 } END { print n }'";
