@@ -116,7 +116,9 @@ impl<S: SocketPort> TcpFlow<S> {
         // After an interruption `readable` stays, so the worker comes back.
     }
 
-    /// Sends what [`Connection::on_host_data`] asked for straight from the slabs it was read into.
+    /// Sends what [`on_host_data`] asked for straight from the slabs it was read into.
+    ///
+    /// [`on_host_data`]: crate::stack::tcp::Connection::on_host_data
     pub(super) fn emit_new<F: FramePort>(
         &mut self,
         now: Instant,
