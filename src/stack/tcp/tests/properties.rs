@@ -157,7 +157,7 @@ impl Model {
     fn new(syn: Segment, options: Options, inbound: bool) -> Model {
         let scale = (0..14).find(|s| options.receive_limit >> s <= 65_535).unwrap_or(14);
         let scaled = syn.window_scale.is_some();
-        Model {
+        let mut model = Model {
             talk: if inbound { Talk::to_guest(options) } else { Talk::with(syn, options) },
             syn,
             first: G,
@@ -176,7 +176,10 @@ impl Model {
             shut: 0,
             ended: 0,
             closed_by_guest: false,
-        }
+        };
+        // Our SYN, which makes the first offer.
+        model.check_actions(model.connection().state(), None);
+        model
     }
 
     fn connection(&self) -> &Connection {
@@ -523,5 +526,24 @@ proptest! {
         for op in &ops {
             model.apply(op);
         }
+    }
+}
+
+#[test]
+fn what_our_syn_offers_holds_for_the_first_segment_beyond_a_gap() {
+    let syn = Segment { window: 0, mss: None, window_scale: None, ..SYN };
+    let options = Options { receive_limit: 1000, first_window: 30_000, ..OPTIONS };
+    let mut model = Model::new(syn, options, true);
+    let guest = |seq, flags, len| Op::Guest {
+        seq,
+        ack: Acknowledges::All,
+        flags,
+        window: 0,
+        len,
+        sack: None,
+    };
+    model.apply(&guest(Number::Next, WITH_SYN, 0));
+    for by in [-2, -1, 0, 1] {
+        model.apply(&guest(Number::Edge(by), NO_FLAGS, 1));
     }
 }
