@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 
 use tapway::cli::complete;
 use tapway::cli::native::{self, Invocation, exit};
+use tapway::cli::personality::{self, Called, Personality};
 use tapway::cli::show::{self, Instances, ShowError};
 use tapway::cli::{self, Action, Config};
 use tapway::control::api::{self, Context, Places, Server};
@@ -46,7 +47,25 @@ enum Failure {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let called = match Called::by(std::env::args_os(), std::env::var_os(personality::VARIABLE)) {
+        Ok(called) => called,
+        Err(error) => return refuse(&error.to_string(), exit::USAGE),
+    };
+    match called.personality {
+        Personality::Native => native_main(called.arguments),
+        other => refuse(&format!("this version does not stand in for {other}"), exit::FAILED),
+    }
+}
+
+/// Ends without having done anything.
+fn refuse(why: &str, status: u8) -> ExitCode {
+    // With standard error gone there is nowhere left to say so.
+    let _ = writeln!(io::stderr(), "tapway: {why}");
+    ExitCode::from(status)
+}
+
+/// `tapway SUBCOMMAND …`.
+fn native_main(arguments: Vec<OsString>) -> ExitCode {
     if let Some(shell) = std::env::var_os(complete::VARIABLE) {
         // The shell has taken what it wanted, or is gone.
         let _ = io::stdout().write_all(&native::complete(&shell, &arguments));
@@ -62,7 +81,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(arguments: Vec<std::ffi::OsString>) -> Result<u8, Failure> {
+fn perform(arguments: Vec<OsString>) -> Result<u8, Failure> {
     let draft = match native::parse(arguments)? {
         Invocation::Guest(draft) => *draft,
         Invocation::Doctor(options) => {

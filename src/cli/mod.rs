@@ -11,7 +11,9 @@
 pub mod complete;
 mod config;
 mod draft;
+pub mod getopt;
 pub mod native;
+pub mod personality;
 mod publish;
 mod resolve;
 pub mod show;
