@@ -260,7 +260,7 @@ fn established(payload_len: u32) -> (Worker<TapPort, Host>, TapPort) {
             guest: GUEST,
             prefix: 24,
             gateway: Ipv4Addr::new(10, 0, 2, 2),
-            dns: Ipv4Addr::new(10, 0, 2, 3),
+            dns: Some(Ipv4Addr::new(10, 0, 2, 3)),
         }),
         v6: None,
         gateway_mac: GATEWAY_MAC,
@@ -268,6 +268,7 @@ fn established(payload_len: u32) -> (Worker<TapPort, Host>, TapPort) {
         mtu: 1500,
         host_loopback: vec![],
         search: vec![],
+        sharing: None,
     };
     let tap = TapPort::default();
     let options =

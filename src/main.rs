@@ -245,7 +245,10 @@ fn info(config: &Config, namespace: &str, command: &[OsString]) -> Info {
         protocol: api::VERSION,
         guest: both(v4.map(|v4| v4.guest.into()), v6.map(|v6| v6.guest.into())),
         gateway: both(v4.map(|v4| v4.gateway.into()), v6.map(|v6| v6.gateway.into())),
-        dns: both(v4.map(|v4| v4.dns.into()), v6.map(|v6| v6.dns.into())),
+        dns: both(
+            v4.and_then(|v4| v4.dns).map(IpAddr::V4),
+            v6.and_then(|v6| v6.dns).map(IpAddr::V6),
+        ),
         mtu: plan.mtu.into(),
         ifname: config.ifname.as_str().to_owned(),
         namespace: namespace.to_owned(),

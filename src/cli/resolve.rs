@@ -223,6 +223,7 @@ fn address_plan(draft: &Draft, facts: &HostFacts) -> Result<AddressPlan, ConfigE
         } else {
             draft.dns_search.clone()
         },
+        sharing: None,
     };
     plan.host_loopback = host_loopback(&draft.host_loopback, &plan)?;
     Ok(plan)
@@ -239,10 +240,10 @@ fn plan4(cidr: Cidr<Ipv4Addr>) -> Result<Plan4, ConfigError> {
         return Err(bad("a guest cannot live in a loopback, multicast or reserved network"));
     }
     // Borrow the arithmetic of the plan itself; the guest is settled below.
-    let mut plan = Plan4 { guest: address, prefix: cidr.prefix, gateway: address, dns: address };
+    let mut plan = Plan4 { guest: address, prefix: cidr.prefix, gateway: address, dns: None };
     let network = u32::from(plan.network());
     plan.gateway = Ipv4Addr::from(network + 2);
-    plan.dns = Ipv4Addr::from(network + 3);
+    plan.dns = Some(Ipv4Addr::from(network + 3));
     let last = u32::from(plan.broadcast()) - 1;
     if address == plan.network() {
         // A /29 has 6 hosts, so the last one is neither gateway nor DNS.
@@ -251,7 +252,7 @@ fn plan4(cidr: Cidr<Ipv4Addr>) -> Result<Plan4, ConfigError> {
     }
     let meaning = if address == plan.gateway {
         "gateway's"
-    } else if address == plan.dns {
+    } else if Some(address) == plan.dns {
         "DNS forwarder's"
     } else if address == plan.broadcast() {
         "broadcast address of its network"
@@ -283,7 +284,7 @@ fn plan6(cidr: Cidr<Ipv6Addr>) -> Result<Plan6, ConfigError> {
         prefix: 64,
         gateway: at(2),
         gateway_link_local: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2),
-        dns: at(3),
+        dns: Some(at(3)),
     };
     if address == at(0) {
         plan.guest = at(0x100);
@@ -291,7 +292,7 @@ fn plan6(cidr: Cidr<Ipv6Addr>) -> Result<Plan6, ConfigError> {
     }
     let meaning = if address == plan.gateway {
         "gateway's"
-    } else if address == plan.dns {
+    } else if Some(address) == plan.dns {
         "DNS forwarder's"
     } else {
         return Ok(plan);
@@ -338,8 +339,7 @@ fn host_loopback(asked: &[Switch<IpAddr>], plan: &AddressPlan) -> Result<Vec<IpA
             IpAddr::V4(_) => plan.v4.is_none(),
             IpAddr::V6(_) => plan.v6.is_none(),
         };
-        let is_dns = plan.v4.is_some_and(|v4| address == v4.dns)
-            || plan.v6.is_some_and(|v6| address == v6.dns);
+        let is_dns = plan.is_dns(address);
         let is_broadcast =
             plan.v4.is_some_and(|v4| address == v4.broadcast() || address == v4.network());
         if family_off {
@@ -411,10 +411,10 @@ fn check_guest_address(forward: &Forward, plan: &AddressPlan) -> Result<(), Conf
     match (forward.guest_address, plan.v4, plan.v6) {
         (Some(IpAddr::V4(_)), None, _) => fail("the guest has no IPv4 (--ipv4 off)"),
         (Some(IpAddr::V6(_)), _, None) => fail("the guest has no IPv6 (--ipv6 off)"),
-        (Some(IpAddr::V4(a)), Some(v4), _) if a == v4.gateway || a == v4.dns => {
+        (Some(IpAddr::V4(a)), Some(v4), _) if a == v4.gateway || Some(a) == v4.dns => {
             fail("the guest's address is one of tapway's own")
         }
-        (Some(IpAddr::V6(a)), _, Some(v6)) if a == v6.gateway || a == v6.dns => {
+        (Some(IpAddr::V6(a)), _, Some(v6)) if a == v6.gateway || Some(a) == v6.dns => {
             fail("the guest's address is one of tapway's own")
         }
         _ => Ok(()),

@@ -4,10 +4,17 @@
 //! the guest could not answer is seen as the gateway: one on the host's loopback or behind a Unix
 //! socket, one whose address lies in the guest's own network or on the host's link, and one of the
 //! other address family.
+//!
+//! On a shared link the guest can answer whoever has an address of the host's networks. There the
+//! host's loopback and the host itself, which has the guest's own address, are seen under the
+//! addresses that stand for them, and as the gateway where there are none.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::plan::{AddressPlan, Destination};
+
+/// The loopback addresses that a stand-in stands for.
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// The two ends of an inbound flow on the guest link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +43,26 @@ impl AddressPlan {
         if !self.source_allowed(guest) {
             return None;
         }
+        if let Some(sharing) = &self.sharing {
+            let stand_in = |names: &[IpAddr]| {
+                names.iter().copied().find(|name| name.is_ipv4() == guest.is_ipv4())
+            };
+            let client = match client {
+                Some(client) if LOOPBACK.contains(&client) => stand_in(&self.host_loopback),
+                Some(client) if client == guest => stand_in(&sharing.host),
+                client => client.filter(|client| self.is_neighbour(*client, guest)),
+            };
+            return Some(Inbound { guest, client: client.unwrap_or(gateway) });
+        }
         let client = client.filter(|client| self.can_answer(*client, guest)).unwrap_or(gateway);
         Some(Inbound { guest, client })
+    }
+
+    /// Whether a guest on a shared link can answer `client` under the client's own address.
+    fn is_neighbour(&self, client: IpAddr, guest: IpAddr) -> bool {
+        client.is_ipv4() == guest.is_ipv4()
+            && !self.is_reserved(client)
+            && self.destination(client) == Destination::Host(client)
     }
 
     /// Whether packets from `guest` to `client` come to us, and would be forwarded.
@@ -50,7 +75,7 @@ impl AddressPlan {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::tests::plan;
+    use super::super::plan::tests::{plan, shared};
     use super::*;
 
     fn ends(client: &str, guest: &str) -> Option<(String, String)> {
@@ -94,6 +119,26 @@ mod tests {
         let inbound = only_v4.inbound(Some("2001:db8::7".parse().unwrap()), None).unwrap();
         assert_eq!(inbound.guest.to_string(), "10.0.2.100");
         assert_eq!(inbound.client.to_string(), "10.0.2.2");
+    }
+
+    #[test]
+    fn a_guest_with_its_hosts_address_sees_the_host_under_other_names() {
+        for (client, seen) in [
+            ("192.0.2.9", "192.0.2.9"),
+            ("198.51.100.9", "198.51.100.9"),
+            ("127.0.0.1", "192.0.2.1"),
+            ("127.0.0.2", "192.0.2.1"),
+            ("192.0.2.7", "169.254.1.2"),
+            ("169.254.1.2", "192.0.2.1"),
+            ("2001:db8::9", "2001:db8::9"),
+            ("2001:db8::7", "fe80::1"),
+            ("::1", "fe80::1"),
+            ("fe80::9", "fe80::1"),
+        ] {
+            let inbound = shared().inbound(Some(client.parse().unwrap()), None).unwrap();
+            assert_eq!(inbound.client.to_string(), seen, "{client}");
+            assert_eq!(Some(inbound.guest), shared().guest(client.contains("::")));
+        }
     }
 
     #[test]

@@ -6,6 +6,14 @@
 //! A guest packet's destination is one of: the gateway itself (echo; every port closed), the DNS
 //! forwarder, the address that stands for the host's loopback (only when asked for), an address
 //! out in the world, or nothing that may be forwarded.
+//!
+//! # Private and shared links
+//!
+//! The networks of a guest are its own, unless it [shares](Sharing) those of its host. Then it has
+//! the host's address and routes, its neighbours are the host's neighbours, and its gateway is the
+//! host's router, all of whom it reaches by way of us: we answer for every address on the link but
+//! the guest's own. Its own address leads to itself, so the host, which has the same one, is
+//! reached under another name only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -16,12 +24,12 @@ use crate::base::{DropReason, Mac};
 pub struct Plan4 {
     /// The address configured in the guest.
     pub guest: Ipv4Addr,
-    /// Prefix length of the guest's network, 1..=30.
+    /// Prefix length of the guest's network: 1..=30, up to 32 on a shared link.
     pub prefix: u8,
     /// Our address: the guest's default route.
     pub gateway: Ipv4Addr,
-    /// The address where the DNS forwarder answers.
-    pub dns: Ipv4Addr,
+    /// The address where the DNS forwarder answers, if there is one.
+    pub dns: Option<Ipv4Addr>,
 }
 
 /// The IPv6 half of the plan. The prefix is always /64 (RFC 4862 autoconfiguration).
@@ -35,8 +43,8 @@ pub struct Plan6 {
     pub gateway: Ipv6Addr,
     /// Our link-local address: the guest's default route and the source of router advertisements.
     pub gateway_link_local: Ipv6Addr,
-    /// The address where the DNS forwarder answers.
-    pub dns: Ipv6Addr,
+    /// The address where the DNS forwarder answers, if there is one.
+    pub dns: Option<Ipv6Addr>,
 }
 
 /// Who is who on the guest link.
@@ -56,6 +64,41 @@ pub struct AddressPlan {
     pub host_loopback: Vec<IpAddr>,
     /// Search domains for DHCP and router advertisements at start.
     pub search: Vec<String>,
+    /// The guest lives in its host's networks; `None` if it has networks of its own.
+    pub sharing: Option<Sharing>,
+}
+
+/// A guest that has its host's addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sharing {
+    /// Addresses that stand for the host's own address, which is the guest's too.
+    pub host: Vec<IpAddr>,
+    /// Resolvers that DHCP and router advertisements name.
+    pub resolvers: Vec<IpAddr>,
+    /// What is answered on the link.
+    pub services: SharedServices,
+}
+
+/// The services of a shared link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedServices {
+    /// DHCP for IPv4.
+    pub dhcp4: bool,
+    /// DHCPv6.
+    pub dhcp6: bool,
+    /// Neighbour solicitations.
+    pub neighbours: bool,
+    /// Router advertisements.
+    pub routers: bool,
+    /// The MTU is told.
+    pub mtu: bool,
+}
+
+impl Default for SharedServices {
+    /// All of them.
+    fn default() -> Self {
+        SharedServices { dhcp4: true, dhcp6: true, neighbours: true, routers: true, mtu: true }
+    }
 }
 
 /// What a destination address of a guest packet means.
@@ -75,18 +118,27 @@ pub enum Destination {
 
 impl AddressPlan {
     /// Whether the guest may send from `source`: any address of its own networks but ours,
-    /// and link-local addresses for IPv6's own housekeeping.
+    /// and link-local addresses for IPv6's own housekeeping. On a shared link, any address that a
+    /// host can have and that stands for nobody else.
     pub fn source_allowed(&self, source: IpAddr) -> bool {
+        if let Some(sharing) = &self.sharing {
+            return self.has_family(source)
+                && is_a_hosts(source)
+                && !self.host_loopback.contains(&source)
+                && !sharing.host.contains(&source)
+                && !self.is_dns(source)
+                && Some(source) != self.gateway_link_local();
+        }
         match source {
             IpAddr::V4(a) => self.v4.as_ref().is_some_and(|p| {
                 p.contains(a)
                     && a != p.gateway
-                    && a != p.dns
+                    && Some(a) != p.dns
                     && a != p.network()
                     && a != p.broadcast()
             }),
             IpAddr::V6(a) => self.v6.as_ref().is_some_and(|p| {
-                (p.contains(a) && a != p.gateway && a != p.dns)
+                (p.contains(a) && a != p.gateway && Some(a) != p.dns)
                     || (a.is_unicast_link_local() && a != p.gateway_link_local)
             }),
         }
@@ -100,9 +152,116 @@ impl AddressPlan {
                 IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
             });
         }
+        if let Some(sharing) = &self.sharing {
+            return self.shared_destination(sharing, address);
+        }
         match address {
             IpAddr::V4(a) => self.destination4(a),
             IpAddr::V6(a) => self.destination6(a),
+        }
+    }
+
+    fn shared_destination(&self, sharing: &Sharing, address: IpAddr) -> Destination {
+        let broadcast = match address {
+            IpAddr::V4(a) => a.is_broadcast() || self.v4.is_some_and(|v4| v4.is_broadcast(a)),
+            IpAddr::V6(_) => false,
+        };
+        if !self.has_family(address) {
+            Destination::Martian
+        } else if self.is_dns(address) {
+            Destination::Dns
+        } else if sharing.host.contains(&address) {
+            match self.guest(address.is_ipv6()) {
+                Some(host) => Destination::Host(host),
+                None => Destination::Martian,
+            }
+        } else if broadcast {
+            Destination::Link(DropReason::Broadcast)
+        } else if address.is_multicast() {
+            Destination::Link(DropReason::Multicast)
+        } else if matches!(address, IpAddr::V6(a) if a.is_unicast_link_local()) {
+            // Without an interface it is nobody's; the router's is at least ours to answer for.
+            let router = Some(address) == self.gateway_link_local();
+            if router { Destination::Gateway } else { Destination::Martian }
+        } else if is_a_hosts(address) {
+            Destination::Host(address)
+        } else {
+            Destination::Martian
+        }
+    }
+
+    fn has_family(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(_) => self.v4.is_some(),
+            IpAddr::V6(_) => self.v6.is_some(),
+        }
+    }
+
+    fn gateway_link_local(&self) -> Option<IpAddr> {
+        self.v6.map(|v6| v6.gateway_link_local.into())
+    }
+
+    /// Whether the DNS forwarder answers at `address`.
+    pub fn is_dns(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(a) => self.v4.is_some_and(|v4| v4.dns == Some(a)),
+            IpAddr::V6(a) => self.v6.is_some_and(|v6| v6.dns == Some(a)),
+        }
+    }
+
+    /// The resolvers of a family that the guest is told of.
+    pub fn resolvers(&self, ipv6: bool) -> Vec<IpAddr> {
+        match &self.sharing {
+            Some(sharing) => {
+                sharing.resolvers.iter().copied().filter(|a| a.is_ipv6() == ipv6).collect()
+            }
+            None if ipv6 => self.v6.and_then(|v6| v6.dns).map(IpAddr::V6).into_iter().collect(),
+            None => self.v4.and_then(|v4| v4.dns).map(IpAddr::V4).into_iter().collect(),
+        }
+    }
+
+    /// Whether we answer for `address` when the guest asks the link who has it.
+    pub fn answers_for(&self, address: IpAddr) -> bool {
+        if let Some(sharing) = &self.sharing {
+            let own = self.guest(address.is_ipv6()) == Some(address);
+            let link_local = matches!(address, IpAddr::V6(a) if a.is_unicast_link_local());
+            // The guest has link-local addresses of its own, which it looks for before it uses them.
+            let ours = !link_local || Some(address) == self.gateway_link_local();
+            let answers = address.is_ipv4() || sharing.services.neighbours;
+            return self.has_family(address) && is_a_hosts(address) && !own && ours && answers;
+        }
+        self.is_reserved(address)
+    }
+
+    /// Whether `address` is ours or stands for something, so that the guest cannot have it.
+    pub fn is_reserved(&self, address: IpAddr) -> bool {
+        let gateway = match address {
+            IpAddr::V4(a) => self.v4.is_some_and(|v4| a == v4.gateway),
+            IpAddr::V6(a) => {
+                self.v6.is_some_and(|v6| a == v6.gateway || a == v6.gateway_link_local)
+            }
+        };
+        let stands_for_host =
+            self.sharing.as_ref().is_some_and(|sharing| sharing.host.contains(&address));
+        gateway || stands_for_host || self.is_dns(address) || self.host_loopback.contains(&address)
+    }
+
+    /// Whether we answer a guest that asks whether `address` is still free. On a shared link the
+    /// guest may take any address but those that we need.
+    pub fn defends(&self, address: IpAddr) -> bool {
+        if self.sharing.is_some() { self.is_reserved(address) } else { self.answers_for(address) }
+    }
+
+    /// What is answered on the link.
+    pub fn services(&self) -> SharedServices {
+        self.sharing.as_ref().map(|sharing| sharing.services).unwrap_or_default()
+    }
+
+    /// The guest's own address of a family.
+    pub fn guest(&self, ipv6: bool) -> Option<IpAddr> {
+        match ipv6 {
+            false => self.v4.map(|v4| v4.guest.into()),
+            true => self.v6.map(|v6| v6.guest.into()),
         }
     }
 
@@ -110,7 +269,7 @@ impl AddressPlan {
         let Some(plan) = &self.v4 else { return Destination::Martian };
         if a == plan.gateway {
             Destination::Gateway
-        } else if a == plan.dns {
+        } else if plan.dns == Some(a) {
             Destination::Dns
         } else if a.is_broadcast() || a == plan.broadcast() {
             Destination::Link(DropReason::Broadcast)
@@ -128,7 +287,7 @@ impl AddressPlan {
         let Some(plan) = &self.v6 else { return Destination::Martian };
         if a == plan.gateway || a == plan.gateway_link_local {
             Destination::Gateway
-        } else if a == plan.dns {
+        } else if plan.dns == Some(a) {
             Destination::Dns
         } else if a.is_multicast() {
             Destination::Link(DropReason::Multicast)
@@ -153,10 +312,13 @@ impl AddressPlan {
     }
 
     /// How the guest knows a host-side address: the host's loopback by the address that stands for
-    /// it, every other address as itself.
+    /// it, and so the address that it shares with the host; every other address as itself.
     pub fn seen_by_guest(&self, address: IpAddr) -> IpAddr {
         if !address.is_loopback() {
-            return address;
+            let shared =
+                self.sharing.as_ref().filter(|_| self.guest(address.is_ipv6()) == Some(address));
+            let mut names = shared.iter().flat_map(|sharing| &sharing.host);
+            return *names.find(|a| a.is_ipv4() == address.is_ipv4()).unwrap_or(&address);
         }
         let stand_in = self.host_loopback.iter().find(|a| a.is_ipv4() == address.is_ipv4());
         stand_in.copied().unwrap_or(address)
@@ -192,6 +354,12 @@ impl Plan4 {
     pub fn broadcast(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.guest) | !self.mask())
     }
+
+    /// Whether `address` is the network's all-ones address. A network of one or two hosts has none
+    /// (RFC 3021).
+    fn is_broadcast(&self, address: Ipv4Addr) -> bool {
+        self.prefix <= 30 && address == self.broadcast()
+    }
 }
 
 impl Plan6 {
@@ -208,6 +376,19 @@ impl Plan6 {
     }
 }
 
+/// Whether a host can have `address`: it is no loopback, multicast, broadcast or reserved address.
+fn is_a_hosts(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => (1..=223).contains(&a.octets()[0]) && !a.is_loopback(),
+        IpAddr::V6(a) => {
+            !a.is_unspecified()
+                && !a.is_loopback()
+                && !a.is_multicast()
+                && a.to_ipv4_mapped().is_none()
+        }
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -218,20 +399,87 @@ pub(super) mod tests {
                 guest: Ipv4Addr::new(10, 0, 2, 100),
                 prefix: 24,
                 gateway: Ipv4Addr::new(10, 0, 2, 2),
-                dns: Ipv4Addr::new(10, 0, 2, 3),
+                dns: Some(Ipv4Addr::new(10, 0, 2, 3)),
             }),
             v6: Some(Plan6 {
                 guest: "fd74:6170:7761:79::100".parse().unwrap(),
                 prefix: 64,
                 gateway: "fd74:6170:7761:79::2".parse().unwrap(),
                 gateway_link_local: "fe80::2".parse().unwrap(),
-                dns: "fd74:6170:7761:79::3".parse().unwrap(),
+                dns: "fd74:6170:7761:79::3".parse().ok(),
             }),
             gateway_mac: Mac([0x52, 0x55, 10, 0, 2, 2]),
             guest_mac: Mac([0x02, 0, 0, 0, 0, 1]),
             mtu: 1500,
             host_loopback: vec!["10.0.2.9".parse().unwrap()],
             search: vec![],
+            sharing: None,
+        }
+    }
+
+    /// A guest with its host's address 192.0.2.7, as podman asks for it.
+    pub(crate) fn shared() -> AddressPlan {
+        AddressPlan {
+            v4: Some(Plan4 {
+                guest: Ipv4Addr::new(192, 0, 2, 7),
+                prefix: 24,
+                gateway: Ipv4Addr::new(192, 0, 2, 1),
+                dns: Some(Ipv4Addr::new(169, 254, 1, 1)),
+            }),
+            v6: Some(Plan6 {
+                guest: "2001:db8::7".parse().unwrap(),
+                prefix: 64,
+                gateway: "fe80::1".parse().unwrap(),
+                gateway_link_local: "fe80::1".parse().unwrap(),
+                dns: None,
+            }),
+            host_loopback: vec!["192.0.2.1".parse().unwrap()],
+            sharing: Some(Sharing {
+                host: vec!["169.254.1.2".parse().unwrap()],
+                ..Sharing::default()
+            }),
+            ..plan()
+        }
+    }
+
+    #[test]
+    fn on_a_shared_link_neighbours_are_the_hosts() {
+        let plan = shared();
+        let meaning = |text: &str| plan.destination(text.parse().unwrap());
+        let host = |text: &str| Destination::Host(text.parse().unwrap());
+        for (address, expected) in [
+            ("192.0.2.1", host("127.0.0.1")),
+            ("192.0.2.9", host("192.0.2.9")),
+            ("169.254.1.2", host("192.0.2.7")),
+            ("169.254.1.1", Destination::Dns),
+            ("198.51.100.1", host("198.51.100.1")),
+            ("2001:db8::9", host("2001:db8::9")),
+            ("fe80::1", Destination::Gateway),
+            ("fe80::9", Destination::Martian),
+            ("192.0.2.255", Destination::Link(DropReason::Broadcast)),
+            ("224.0.0.1", Destination::Link(DropReason::Multicast)),
+            ("127.0.0.1", Destination::Martian),
+        ] {
+            assert_eq!(meaning(address), expected, "{address}");
+        }
+        assert_eq!(plan.seen_by_guest("192.0.2.7".parse().unwrap()).to_string(), "169.254.1.2");
+        assert_eq!(plan.seen_by_guest("2001:db8::7".parse().unwrap()).to_string(), "2001:db8::7");
+    }
+
+    #[test]
+    fn on_a_shared_link_we_answer_for_everybody_but_the_guest() {
+        let plan = shared();
+        let answers = |text: &str| plan.answers_for(text.parse().unwrap());
+        for ours in ["192.0.2.1", "192.0.2.9", "169.254.1.2", "2001:db8::9", "fe80::1"] {
+            assert!(answers(ours), "{ours}");
+        }
+        for not_ours in ["192.0.2.7", "2001:db8::7", "fe80::7", "224.0.0.1", "0.0.0.0"] {
+            assert!(!answers(not_ours), "{not_ours}");
+        }
+        let allowed = |text: &str| plan.source_allowed(text.parse().unwrap());
+        assert!(allowed("192.0.2.7") && allowed("192.0.2.9") && allowed("fe80::7"));
+        for forged in ["169.254.1.1", "169.254.1.2", "192.0.2.1", "127.0.0.1", "fe80::1"] {
+            assert!(!allowed(forged), "{forged}");
         }
     }
 

@@ -47,9 +47,7 @@ pub struct PrivateFiles {
 /// The text of a `resolv.conf` that sends every question to the plan's DNS addresses.
 pub fn resolv_conf(plan: &AddressPlan, search: &[String]) -> String {
     let mut text = String::from("# Written by tapway: the gateway asks the host's resolvers.\n");
-    let v4 = plan.v4.iter().map(|v4| IpAddr::V4(v4.dns));
-    let v6 = plan.v6.iter().map(|v6| IpAddr::V6(v6.dns));
-    for server in v4.chain(v6) {
+    for server in [plan.resolvers(false), plan.resolvers(true)].concat() {
         let _ = writeln!(text, "nameserver {server}"); // a String takes everything
     }
     if !search.is_empty() {
@@ -172,20 +170,21 @@ mod tests {
                 guest: [10, 7, 0, 100].into(),
                 prefix: 24,
                 gateway: [10, 7, 0, 2].into(),
-                dns: [10, 7, 0, 3].into(),
+                dns: Some([10, 7, 0, 3].into()),
             }),
             v6: Some(Plan6 {
                 guest: "fd00:7::100".parse().unwrap(),
                 prefix: 64,
                 gateway: "fd00:7::2".parse().unwrap(),
                 gateway_link_local: "fe80::2".parse().unwrap(),
-                dns: "fd00:7::3".parse().unwrap(),
+                dns: "fd00:7::3".parse().ok(),
             }),
             gateway_mac: Mac([0x52, 0x55, 10, 7, 0, 2]),
             guest_mac: Mac([2, 0, 0, 0, 0, 9]),
             mtu: 1500,
             host_loopback: vec![],
             search: vec![],
+            sharing: None,
         }
     }
 

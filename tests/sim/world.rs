@@ -30,20 +30,21 @@ pub fn plan(mtu: u16) -> AddressPlan {
             guest: GUEST4,
             prefix: 24,
             gateway: GATEWAY4,
-            dns: Ipv4Addr::new(10, 0, 2, 3),
+            dns: Some(Ipv4Addr::new(10, 0, 2, 3)),
         }),
         v6: Some(Plan6 {
             guest: GUEST6,
             prefix: 64,
             gateway: GATEWAY6,
             gateway_link_local: GATEWAY_LINK_LOCAL6,
-            dns: Ipv6Addr::new(0xfd74, 0x6170, 0x7761, 0x79, 0, 0, 0, 3),
+            dns: Some(Ipv6Addr::new(0xfd74, 0x6170, 0x7761, 0x79, 0, 0, 0, 3)),
         }),
         gateway_mac: GATEWAY_MAC,
         guest_mac: GUEST_MAC,
         mtu,
         host_loopback: vec![],
         search: vec![],
+        sharing: None,
     }
 }
 

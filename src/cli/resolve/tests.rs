@@ -44,14 +44,14 @@ fn without_options_everything_has_its_documented_default() {
     let config = ok(draft());
     let v4 = config.plan.v4.unwrap();
     assert_eq!(
-        (v4.guest, v4.prefix, v4.gateway, v4.dns),
+        (v4.guest, v4.prefix, v4.gateway, v4.dns.unwrap()),
         ([10, 0, 2, 100].into(), 24, [10, 0, 2, 2].into(), [10, 0, 2, 3].into())
     );
     let v6 = config.plan.v6.unwrap();
     let text = |a: Ipv6Addr| a.to_string();
     assert_eq!(text(v6.guest), "fd74:6170:7761:79::100");
     assert_eq!(text(v6.gateway), "fd74:6170:7761:79::2");
-    assert_eq!(text(v6.dns), "fd74:6170:7761:79::3");
+    assert_eq!(text(v6.dns.unwrap()), "fd74:6170:7761:79::3");
     assert_eq!((text(v6.gateway_link_local), v6.prefix), ("fe80::2".into(), 64));
     assert_eq!(config.plan.gateway_mac, Mac([0x52, 0x55, 10, 0, 2, 2]));
     assert_eq!(config.plan.guest_mac, Mac([0x02, 1, 2, 3, 4, 5]));
@@ -81,7 +81,7 @@ fn the_guests_ipv4_address_follows_from_the_network() {
         let plan = ok(v4(cidr)).plan.v4.unwrap();
         let text = |a: Ipv4Addr| a.to_string();
         assert_eq!(
-            (text(plan.guest), text(plan.gateway), text(plan.dns)),
+            (text(plan.guest), text(plan.gateway), text(plan.dns.unwrap())),
             (guest.into(), gateway.into(), dns.into()),
             "{cidr}"
         );

@@ -47,14 +47,17 @@ pub(super) fn parse(plan: &AddressPlan, arp: &[u8]) -> Result<Heard, DropReason>
         ArpOperation::Reply => None,
         ArpOperation::Unknown(_) => return Err(DropReason::BadArp),
     };
-    Ok(Heard { sender, sender_mac, claims_ours: is_ours(plan, sender), wanted })
+    Ok(Heard { sender, sender_mac, claims_ours: plan.is_reserved(sender.into()), wanted })
 }
 
 impl Heard {
     /// The reply, if this asks for an address of ours.
     pub(super) fn answer(&self, plan: &AddressPlan) -> Result<Option<Vec<u8>>, DropReason> {
         match self.wanted {
-            Some(wanted) if is_ours(plan, wanted) => Ok(Some(self.reply(plan, wanted))),
+            Some(wanted) if self.sender.is_unspecified() && !plan.defends(wanted.into()) => {
+                Ok(None)
+            }
+            Some(wanted) if plan.answers_for(wanted.into()) => Ok(Some(self.reply(plan, wanted))),
             // Announcements, probes and replies are news about the guest itself.
             None => Ok(None),
             Some(wanted) if wanted == self.sender || self.sender.is_unspecified() => Ok(None),
@@ -75,10 +78,4 @@ impl Heard {
         repr.emit(&mut ArpPacket::new_unchecked(&mut frame[ETHERNET_HEADER_LEN..]));
         frame
     }
-}
-
-/// Whether `address` is one that we answer for: gateway, DNS, host loopback.
-fn is_ours(plan: &AddressPlan, address: Ipv4Addr) -> bool {
-    plan.v4.is_some_and(|v4| address == v4.gateway || address == v4.dns)
-        || plan.host_loopback.contains(&address.into())
 }

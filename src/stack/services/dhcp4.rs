@@ -13,7 +13,7 @@
 //! other server can be on this link. Parameters are sent whether asked for or not. The client
 //! identifier is returned (RFC 6842) but the MAC is what identifies a client, since frames go to it.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use crate::base::{DropReason, Instant, Mac};
@@ -44,6 +44,9 @@ const MAX_MESSAGE: usize = 576 - 28;
 
 /// BOOTP clients and relays want at least this much (RFC 1542 §2.1).
 const MIN_MESSAGE: usize = 300;
+
+/// Most resolvers that the wire library puts into one option.
+const MAX_RESOLVERS: usize = 3;
 
 /// The magic cookie of RFC 2131 §3.
 const COOKIE: u32 = 0x6382_5363;
@@ -178,7 +181,8 @@ impl Leases {
         wanted: Option<Ipv4Addr>,
         span: Duration,
     ) -> Option<Ipv4Addr> {
-        if client == server.plan.guest_mac {
+        // On a shared link, other addresses are other hosts'.
+        if client == server.plan.guest_mac || server.plan.sharing.is_some() {
             return Some(server.v4.guest);
         }
         let expires = now + span;
@@ -249,7 +253,12 @@ impl Server<'_> {
         repr.your_ip = address.unwrap_or(Ipv4Addr::UNSPECIFIED);
         repr.router = Some(self.v4.gateway);
         repr.subnet_mask = Some(Ipv4Addr::from(self.v4.mask()));
-        repr.dns_servers = Some(std::iter::once(self.v4.dns).collect());
+        let resolvers = self.plan.resolvers(false);
+        let resolvers = resolvers
+            .iter()
+            .filter_map(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None })
+            .take(MAX_RESOLVERS);
+        repr.dns_servers = (resolvers.clone().next().is_some()).then(|| resolvers.collect());
         repr.lease_duration = address.map(|_| u32::try_from(LEASE.as_secs()).unwrap_or(u32::MAX));
 
         let mtu = self.plan.mtu.to_be_bytes();

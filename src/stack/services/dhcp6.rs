@@ -18,7 +18,7 @@
 //! from lengths before it checks them, so [`screen`] goes first: it lets pass only the options
 //! that are used here, with lengths that are right, two levels deep, of a message of bounded size.
 
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 
 use dhcproto::v6::{
     CLIENT_PORT, DhcpOption, DhcpOptions, IAAddr, IANA, IAPD, Message, MessageType, OptionCode,
@@ -141,7 +141,14 @@ impl Server<'_> {
 
     /// Resolver (RFC 3646) and search domains.
     fn put_parameters(&self, answer: &mut DhcpOptions) {
-        answer.insert(DhcpOption::DomainNameServers(vec![self.v6.dns]));
+        let resolvers = self.plan.resolvers(true);
+        let resolvers: Vec<Ipv6Addr> = resolvers
+            .iter()
+            .filter_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None })
+            .collect();
+        if !resolvers.is_empty() {
+            answer.insert(DhcpOption::DomainNameServers(resolvers));
+        }
         let names = search::encode(self.search, MAX_SEARCH);
         if !names.is_empty() {
             let option = UnknownOption::new(OptionCode::DomainSearchList, names);
@@ -186,7 +193,8 @@ impl Server<'_> {
     /// The one address of a client. The interface identifier of a further client is 00d6 (which
     /// no identifier in the plan begins with) and its MAC.
     fn address_of(&self, client: Mac) -> Ipv6Addr {
-        if client == self.plan.guest_mac {
+        // On a shared link, other addresses are other hosts'.
+        if client == self.plan.guest_mac || self.plan.sharing.is_some() {
             return self.v6.guest;
         }
         let mut octets = self.v6.network().octets();

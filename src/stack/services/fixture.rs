@@ -14,19 +14,20 @@ pub(super) fn plan() -> AddressPlan {
             guest: Ipv4Addr::new(10, 0, 2, 100),
             prefix: 24,
             gateway: Ipv4Addr::new(10, 0, 2, 2),
-            dns: Ipv4Addr::new(10, 0, 2, 3),
+            dns: Some(Ipv4Addr::new(10, 0, 2, 3)),
         }),
         v6: Some(Plan6 {
             guest: "fd74:6170:7761:79::100".parse().unwrap(),
             prefix: 64,
             gateway: "fd74:6170:7761:79::2".parse().unwrap(),
             gateway_link_local: "fe80::2".parse().unwrap(),
-            dns: "fd74:6170:7761:79::3".parse().unwrap(),
+            dns: "fd74:6170:7761:79::3".parse().ok(),
         }),
         gateway_mac: GATEWAY_MAC,
         guest_mac: GUEST_MAC,
         mtu: 1400,
         host_loopback: vec!["10.0.2.9".parse().unwrap(), "fd74:6170:7761:79::9".parse().unwrap()],
         search: vec!["corp.example".into()],
+        sharing: None,
     }
 }

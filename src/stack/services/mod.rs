@@ -121,7 +121,7 @@ impl Services {
         match ndp::parse(ip_src, ip_dst, hop_limit, icmp)? {
             ndp::Heard::NeighborSolicit { target, source_mac } => {
                 if let Some(mac) = source_mac {
-                    if ndp::is_ours(&self.plan, ip_src) {
+                    if self.plan.is_reserved(ip_src.into()) {
                         self.report_claim(now, frame_src, ip_src.into());
                         return Err(DropReason::ForgedSource);
                     }
@@ -130,7 +130,7 @@ impl Services {
                 out.extend(ndp::answer(&self.plan, link, ip_src, target));
             }
             ndp::Heard::NeighborAdvert { target, target_mac } => {
-                if ndp::is_ours(&self.plan, target) {
+                if self.plan.is_reserved(target.into()) {
                     self.report_claim(now, frame_src, target.into());
                     return Err(DropReason::ForgedSource);
                 }
@@ -138,6 +138,7 @@ impl Services {
                     self.neighbours.learn(&self.plan, target.into(), mac);
                 }
             }
+            ndp::Heard::RouterSolicit if !self.plan.services().routers => {}
             ndp::Heard::RouterSolicit => {
                 let advert = router::Advert { plan: &self.plan, v6: &v6, search: &self.search };
                 let unicast = (!ip_src.is_unspecified()).then_some((ip_src, frame_src));
@@ -155,7 +156,8 @@ impl Services {
         udp_payload: &[u8],
         out: &mut Vec<Vec<u8>>,
     ) -> Result<(), DropReason> {
-        let v4 = self.plan.v4.ok_or(DropReason::Broadcast)?;
+        let serves = self.plan.services().dhcp4;
+        let v4 = self.plan.v4.filter(|_| serves).ok_or(DropReason::Broadcast)?;
         let server = dhcp4::Server { plan: &self.plan, v4: &v4, search: &self.search };
         out.extend(self.leases.on_message(now, &server, ip_src, udp_payload)?);
         Ok(())
@@ -169,7 +171,8 @@ impl Services {
         udp_payload: &[u8],
         out: &mut Vec<Vec<u8>>,
     ) -> Result<(), DropReason> {
-        let v6 = self.plan.v6.ok_or(DropReason::Multicast)?;
+        let serves = self.plan.services().dhcp6;
+        let v6 = self.plan.v6.filter(|_| serves).ok_or(DropReason::Multicast)?;
         let server = dhcp6::Server { plan: &self.plan, v6: &v6, search: &self.search };
         out.extend(server.answer(frame_src, ip_src, udp_payload)?);
         Ok(())
@@ -183,15 +186,16 @@ impl Services {
 
     /// Sends what is due at `now`.
     pub fn on_deadline(&mut self, now: Instant, out: &mut Vec<Vec<u8>>) {
-        if let Some(v6) = &self.plan.v6 {
+        if let Some(v6) = self.plan.v6.as_ref().filter(|_| self.plan.services().routers) {
             let advert = router::Advert { plan: &self.plan, v6, search: &self.search };
             out.extend(self.router.on_deadline(now, &advert));
         }
     }
 
-    /// When [`Services::on_deadline`] wants to be called; `None` without IPv6.
+    /// When [`Services::on_deadline`] wants to be called; `None` without router advertisements.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.plan.v6.is_some().then(|| self.router.next_deadline())
+        let advertises = self.plan.v6.is_some() && self.plan.services().routers;
+        advertises.then(|| self.router.next_deadline())
     }
 
     fn report_claim(&mut self, now: Instant, claimant: Mac, address: IpAddr) {

@@ -5,7 +5,7 @@
 //! answered to all nodes. Departs: no delay and no rate limit on answers, one guest hears them;
 //! the guest's own reachability is not probed, frames go to it whatever it says.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use crate::base::{DropReason, Mac};
 use crate::gate::AddressPlan;
@@ -97,12 +97,6 @@ fn is_solicited_node(address: Ipv6Addr) -> bool {
     address.octets()[..13] == [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff]
 }
 
-/// Whether `address` is one that we answer for: gateway (both), DNS, host loopback.
-pub(super) fn is_ours(plan: &AddressPlan, address: Ipv6Addr) -> bool {
-    plan.v6.is_some_and(|v6| [v6.gateway, v6.gateway_link_local, v6.dns].contains(&address))
-        || plan.host_loopback.contains(&IpAddr::from(address))
-}
-
 /// The advertisement for `target`, if it is ours. `link` leads back to the solicitor.
 pub(super) fn answer(
     plan: &AddressPlan,
@@ -110,7 +104,11 @@ pub(super) fn answer(
     solicitor: Ipv6Addr,
     target: Ipv6Addr,
 ) -> Option<Vec<u8>> {
-    if !is_ours(plan, target) {
+    let ours = match solicitor.is_unspecified() {
+        true => plan.defends(target.into()),
+        false => plan.answers_for(target.into()),
+    };
+    if !ours {
         return None;
     }
     let mut flags = NdiscNeighborFlags::ROUTER | NdiscNeighborFlags::OVERRIDE;

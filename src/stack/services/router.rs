@@ -13,7 +13,7 @@
 //! Departs: no random jitter and no burst at the start (§6.2.4). Both keep many routers and lossy
 //! links apart and reliable; a TAP has one router and loses nothing.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::base::{Instant, Mac};
@@ -42,6 +42,9 @@ const MIN_DELAY: Duration = Duration::from_secs(3);
 
 /// Most octets of names in one DNSSL option, so that an advertisement with two of them fits 1280.
 const MAX_SEARCH: usize = 480;
+
+/// Most resolvers in one RDNSS option: resolv.conf(5) takes no more either.
+const MAX_RESOLVERS: usize = 3;
 
 /// Option types of RFC 8106, which smoltcp does not know.
 const RDNSS: u8 = 25;
@@ -124,7 +127,7 @@ impl Advert<'_> {
             reachable_time: Duration::ZERO.into(),
             retrans_time: Duration::ZERO.into(),
             lladdr: Some(EthernetAddress(self.plan.gateway_mac.0).into()),
-            mtu: Some(self.plan.mtu.into()),
+            mtu: self.plan.services().mtu.then(|| self.plan.mtu.into()),
             prefix_info: Some(NdiscPrefixInformation {
                 prefix_len: self.v6.prefix,
                 flags: NdiscPrefixInfoFlags::ON_LINK | NdiscPrefixInfoFlags::ADDRCONF,
@@ -134,7 +137,7 @@ impl Advert<'_> {
             }),
         };
         let mut options = Vec::new();
-        put_resolver(self.v6.dns, &mut options);
+        put_resolvers(&self.plan.resolvers(true), &mut options);
         put_search(self.search, LIFETIME, &mut options);
         put_search(withdrawn, Duration::ZERO, &mut options);
         let link = Link { source: self.plan.gateway_mac, target: mac };
@@ -142,10 +145,19 @@ impl Advert<'_> {
     }
 }
 
-/// Appends the RDNSS option (RFC 8106 §5.1) for one resolver.
-fn put_resolver(resolver: Ipv6Addr, options: &mut Vec<u8>) {
-    put_header(RDNSS, 3, LIFETIME, options);
-    options.extend(resolver.octets());
+/// Appends the RDNSS option (RFC 8106 §5.1), if there is a resolver to name.
+fn put_resolvers(resolvers: &[IpAddr], options: &mut Vec<u8>) {
+    let resolvers: Vec<Ipv6Addr> = resolvers
+        .iter()
+        .filter_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None })
+        .take(MAX_RESOLVERS)
+        .collect();
+    if resolvers.is_empty() {
+        return;
+    }
+    // At most 1 + 2 * 3.
+    put_header(RDNSS, 1 + 2 * resolvers.len() as u8, LIFETIME, options);
+    options.extend(resolvers.iter().flat_map(Ipv6Addr::octets));
 }
 
 /// Appends the DNSSL option (RFC 8106 §5.2), if there is a domain to name. A lifetime of zero
