@@ -16,7 +16,7 @@ use tapway::base::{Instant, Mac};
 use tapway::engine::ports::{Accepted, Event, FramePort, Readiness, SocketPort, StreamFacts};
 use tapway::engine::token::{Kind, Token};
 use tapway::engine::{FlowTable, Limits, MappingKey, Options, TcpKey, Wheel, Worker};
-use tapway::gate::{AddressPlan, Plan4};
+use tapway::gate::{AddressPlan, Habits, Plan4};
 use tapway::stack::wire::{VNET_HEADER_LEN, checksum};
 use tapway::sys::datagram::{Batch, Marks, Outgoing, SocketError};
 
@@ -269,6 +269,7 @@ fn established(payload_len: u32) -> (Worker<TapPort, Host>, TapPort) {
         host_loopback: vec![],
         search: vec![],
         sharing: None,
+        habits: Habits::default(),
     };
     let tap = TapPort::default();
     let options =

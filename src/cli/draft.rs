@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::publish::{ExposeSpec, PublishSpec};
 use super::value::{AddedHost, Cidr, DnsChoice, Switch};
 use crate::base::Mac;
+use crate::gate::Habits;
 use crate::setup::attach::AttachOptions;
 use crate::setup::{IfName, InstanceName};
 
@@ -56,6 +57,8 @@ pub struct Draft {
     pub log_level: Option<LevelFilter>,
     /// `--log-file`
     pub log_file: Option<PathBuf>,
+    /// How the addresses of the gateway behave.
+    pub habits: Habits,
 }
 
 /// What is to be done.
@@ -105,6 +108,7 @@ impl Draft {
             pcap: None,
             log_level: None,
             log_file: None,
+            habits: Habits::default(),
         }
     }
 }

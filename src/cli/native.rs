@@ -468,7 +468,6 @@ fn level(text: &str) -> Result<LevelFilter, &'static str> {
 impl Shared {
     fn draft(self, target: DraftTarget) -> Draft {
         Draft {
-            target,
             ifname: self.ifname,
             mtu: self.mtu,
             mac: self.mac,
@@ -488,6 +487,7 @@ impl Shared {
             pcap: self.pcap,
             log_level: self.log_level,
             log_file: self.log_file,
+            ..Draft::new(target)
         }
     }
 }

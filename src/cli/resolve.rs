@@ -224,6 +224,7 @@ fn address_plan(draft: &Draft, facts: &HostFacts) -> Result<AddressPlan, ConfigE
             draft.dns_search.clone()
         },
         sharing: None,
+        habits: draft.habits,
     };
     plan.host_loopback = host_loopback(&draft.host_loopback, &plan)?;
     Ok(plan)

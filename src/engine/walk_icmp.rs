@@ -49,7 +49,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
         let ident = echo::request_ident(packet.payload, ipv6)?;
         let address = match destination {
-            Destination::Host(address) => address,
+            Destination::Host(address) if !self.plan.answers_echo(packet.target) => address,
             _ => {
                 let reply = self.services.on_echo(packet.bytes)?;
                 self.send_packet(source_mac, &reply, usize::from(self.plan.mtu));

@@ -102,6 +102,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             Destination::Link(reason) => return Err(reason),
             Destination::Martian => return Err(DropReason::MartianDestination),
             _ if to_group => return Err(DropReason::Broadcast),
+            Destination::Dns if self.plan.habits.dns_is_silent && !is_icmp(packet) => {
+                return Err(DropReason::MartianDestination);
+            }
             _ => {}
         }
         match packet.protocol {
@@ -187,4 +190,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             _ => None,
         }
     }
+}
+
+/// Whether an ICMP message is in `packet`.
+fn is_icmp(packet: &Packet<'_>) -> bool {
+    matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6)
 }

@@ -91,7 +91,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                         self.io.host.connect(token, target, Marks::DEFAULT)
                     }
                     Some(Service::Unix(path)) => self.io.host.connect_unix(token, &path),
-                    None => Err(Errno::ECONNREFUSED.into()),
+                    None => Err(self.closed_gateway().into()),
                 }
             }
             _ => Err(Errno::ECONNREFUSED.into()),
@@ -116,6 +116,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let flow = TcpFlow::new(key, source_mac, machine, stream, account);
         self.tcp.insert(key, flow);
         Ok(())
+    }
+
+    /// What `connect` to a closed port of the gateway fails with.
+    fn closed_gateway(&self) -> Errno {
+        match self.plan.habits.closed_is_unreachable {
+            true => Errno::ENETUNREACH,
+            false => Errno::ECONNREFUSED,
+        }
     }
 
     /// An initial sequence number as RFC 6528 §3 has it: a keyed hash of the connection, plus a clock.

@@ -57,7 +57,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             return self.on_dns_query(guest, source_mac, peer, datagram.payload);
         }
         let Some(Way { route, target, forward }) = self.udp_way(guest, peer, destination) else {
-            self.answer_problem(source_mac, Problem::PortUnreachable, packet.bytes);
+            let at_gateway = destination == Destination::Gateway;
+            let problem = match self.plan.habits.closed_is_unreachable && at_gateway {
+                true => Problem::NetUnreachable,
+                false => Problem::PortUnreachable,
+            };
+            self.answer_problem(source_mac, problem, packet.bytes);
             return Ok(());
         };
         let key = MappingKey { guest, route };

@@ -10,4 +10,4 @@ mod plan;
 pub mod ports;
 
 pub use inbound::Inbound;
-pub use plan::{AddressPlan, Destination, Plan4, Plan6, SharedServices, Sharing};
+pub use plan::{AddressPlan, Destination, Habits, Plan4, Plan6, SharedServices, Sharing};

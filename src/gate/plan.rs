@@ -66,6 +66,19 @@ pub struct AddressPlan {
     pub search: Vec<String>,
     /// The guest lives in its host's networks; `None` if it has networks of its own.
     pub sharing: Option<Sharing>,
+    /// How our own addresses behave.
+    pub habits: Habits,
+}
+
+/// How our own addresses behave where links differ from each other; by default as tapway's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Habits {
+    /// A closed port of the gateway is told as "network unreachable", not as "refused".
+    pub closed_is_unreachable: bool,
+    /// The DNS address answers echo and nothing else, not even with a refusal.
+    pub dns_is_silent: bool,
+    /// What DHCP gives to the guest's own interface, if not the plan's guest address.
+    pub lease: Option<Ipv4Addr>,
 }
 
 /// A guest that has its host's addresses.
@@ -303,6 +316,13 @@ impl AddressPlan {
         }
     }
 
+    /// Whether an echo request to `address` is answered here: our own addresses answer for
+    /// themselves even where their ports lead to the host's loopback.
+    pub fn answers_echo(&self, address: IpAddr) -> bool {
+        matches!(self.destination(address), Destination::Gateway | Destination::Dns)
+            || (self.sharing.is_none() && self.gateway(address.is_ipv6()) == Some(address))
+    }
+
     /// Our own address of a family, if the guest has the family.
     pub fn gateway(&self, ipv6: bool) -> Option<IpAddr> {
         match ipv6 {
@@ -414,6 +434,7 @@ pub(super) mod tests {
             host_loopback: vec!["10.0.2.9".parse().unwrap()],
             search: vec![],
             sharing: None,
+            habits: Habits::default(),
         }
     }
 
@@ -438,6 +459,7 @@ pub(super) mod tests {
                 host: vec!["169.254.1.2".parse().unwrap()],
                 ..Sharing::default()
             }),
+            habits: Habits::default(),
             ..plan()
         }
     }
@@ -510,6 +532,20 @@ pub(super) mod tests {
             "fe80::77",
         ] {
             assert_eq!(meaning(martian), Destination::Martian, "{martian}");
+        }
+    }
+
+    #[test]
+    fn our_addresses_answer_echo_whatever_their_ports_lead_to() {
+        let mut plan = plan();
+        plan.host_loopback =
+            vec!["10.0.2.2".parse().unwrap(), "fd74:6170:7761:79::2".parse().unwrap()];
+        let answers = |text: &str| plan.answers_echo(text.parse().unwrap());
+        for ours in ["10.0.2.2", "10.0.2.3", "fd74:6170:7761:79::2", "fe80::2"] {
+            assert!(answers(ours), "{ours}");
+        }
+        for not_ours in ["10.0.2.9", "127.0.0.1", "192.0.2.7", "2001:db8::7"] {
+            assert!(!answers(not_ours), "{not_ours}");
         }
     }
 

@@ -162,7 +162,7 @@ fn cover(target: &File, source: &str, text: &str) -> io::Result<File> {
 mod tests {
     use super::*;
     use crate::base::Mac;
-    use crate::gate::{Plan4, Plan6};
+    use crate::gate::{Habits, Plan4, Plan6};
 
     fn plan() -> AddressPlan {
         AddressPlan {
@@ -185,6 +185,7 @@ mod tests {
             host_loopback: vec![],
             search: vec![],
             sharing: None,
+            habits: Habits::default(),
         }
     }
 

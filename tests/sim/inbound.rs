@@ -5,6 +5,7 @@ use tapway::base::Instant;
 use tapway::engine::{Published, Withdrawal};
 
 use tapway::engine::Limits;
+use tapway::gate::Habits;
 use tapway::gate::forward::{Exposure, ForwardId, HostService, PortRange, Transport};
 use tapway::observe::{Direction, FlowQuery, FlowState};
 
@@ -18,7 +19,7 @@ use crate::rng::Rng;
 use crate::streams::{
     complete, finish, for_seeds, random_application, random_script, random_setting,
 };
-use crate::world::World;
+use crate::world::{World, plan};
 
 const WHOLE: Withdrawal = Withdrawal { forward: ForwardId(1), guest_port: None };
 
@@ -265,4 +266,22 @@ fn exposed_ports_of_the_gateway_lead_to_the_host_and_others_nowhere() {
     bench.worker.withdraw(Instant::from_nanos(bench.now), &[WHOLE]);
     let refused = bench.feed(&udp_frame(gateway, 4000, 5353, b"anyone?"));
     assert_eq!(refused[0][23], 1, "an ICMP error");
+}
+
+#[test]
+fn closed_ports_of_our_addresses_are_told_as_the_plan_has_it() {
+    let to = |address: &str| Ip::v4(UDP).to(address.parse::<IpAddr>().unwrap());
+    let mut silent = plan(1500);
+    silent.habits = Habits { closed_is_unreachable: true, dns_is_silent: true, lease: None };
+    // Type and code of the ICMP error: RFC 792's port and network unreachable.
+    for (plan, gateway, dns) in
+        [(plan(1500), Some([3, 3]), Some([3, 3])), (silent, Some([3, 0]), None)]
+    {
+        let mut bench = Bench::with_plan(plan, false, small_limits());
+        for (address, told) in [("10.0.2.2", gateway), ("10.0.2.3", dns)] {
+            let answer = bench.feed(&udp_frame(to(address), 4000, 54, b"anyone?"));
+            let report = answer.first().map(|frame| [frame[34], frame[35]]);
+            assert_eq!(report, told, "{address}");
+        }
+    }
 }

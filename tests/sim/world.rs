@@ -8,7 +8,7 @@ use tapway::base::{Instant, Mac};
 use tapway::engine::ports::{Event, Readiness};
 use tapway::engine::token::{Kind, Token};
 use tapway::engine::{Limits, Options, Worker};
-use tapway::gate::{AddressPlan, Plan4, Plan6};
+use tapway::gate::{AddressPlan, Habits, Plan4, Plan6};
 
 use crate::guest::Guest;
 use crate::guest_kernel;
@@ -45,6 +45,7 @@ pub fn plan(mtu: u16) -> AddressPlan {
         host_loopback: vec![],
         search: vec![],
         sharing: None,
+        habits: Habits::default(),
     }
 }
 

@@ -6,7 +6,8 @@
 //!   INFORM   ------------> ACK        parameters alone
 //!   RELEASE, DECLINE       silence
 //! ```
-//! The guest's own MAC gets the plan's guest address, always. Other MACs (containers on a bridge
+//! The guest's own MAC gets the plan's guest address or the lease that the plan names for it,
+//! always. Other MACs (containers on a bridge
 //! in the guest) get addresses from a small pool, kept until the lease runs out.
 //!
 //! Departs: a REQUEST of a client without a record is answered, not ignored (RFC 2131 §4.3.2): no
@@ -183,7 +184,7 @@ impl Leases {
     ) -> Option<Ipv4Addr> {
         // On a shared link, other addresses are other hosts'.
         if client == server.plan.guest_mac || server.plan.sharing.is_some() {
-            return Some(server.v4.guest);
+            return Some(server.own_lease());
         }
         let expires = now + span;
         if let Some(lease) = self.held.iter_mut().find(|lease| lease.client == client) {
@@ -203,11 +204,17 @@ impl Leases {
 }
 
 impl Server<'_> {
+    /// The address for the guest's own interface.
+    fn own_lease(&self) -> Ipv4Addr {
+        self.plan.habits.lease.unwrap_or(self.v4.guest)
+    }
+
     /// Addresses that further clients may get.
     fn pool(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
         let network = u32::from(self.v4.network());
         POOL.map(move |offset| Ipv4Addr::from(network.saturating_add(offset))).filter(|&address| {
             address != self.v4.guest
+                && address != self.own_lease()
                 && self.plan.source_allowed(address.into())
                 && !self.plan.host_loopback.contains(&address.into())
         })

@@ -3,10 +3,8 @@
 //! The answer is the request with its addresses swapped: same identifier, sequence number and
 //! data. Echo to anywhere else is the business of ping sockets, elsewhere.
 
-use std::net::IpAddr;
-
 use crate::base::DropReason;
-use crate::gate::{AddressPlan, Destination};
+use crate::gate::AddressPlan;
 use crate::stack::wire::formats::{
     IPV4_HEADER_LEN, IPV6_HEADER_LEN, Icmpv4Message, Icmpv4Packet, Icmpv6Message, Icmpv6Packet,
     IpProtocol, Ipv4Packet, Ipv6Packet, Ipv6Repr,
@@ -23,14 +21,10 @@ pub(super) fn answer(plan: &AddressPlan, packet: &[u8]) -> Result<Vec<u8>, DropR
     }
 }
 
-fn is_ours(plan: &AddressPlan, address: IpAddr) -> bool {
-    matches!(plan.destination(address), Destination::Gateway | Destination::Dns)
-}
-
 fn answer4(plan: &AddressPlan, packet: &[u8]) -> Result<Vec<u8>, DropReason> {
     let request = Ipv4Packet::new_checked(packet).map_err(|_| DropReason::BadIpHeader)?;
     let (source, target) = (request.src_addr(), request.dst_addr());
-    if request.next_header() != IpProtocol::Icmp || !is_ours(plan, target.into()) {
+    if request.next_header() != IpProtocol::Icmp || !plan.answers_echo(target.into()) {
         return Err(DropReason::UnhandledIcmp);
     }
     let icmp = request.payload();
@@ -66,7 +60,7 @@ fn answer4(plan: &AddressPlan, packet: &[u8]) -> Result<Vec<u8>, DropReason> {
 fn answer6(plan: &AddressPlan, packet: &[u8]) -> Result<Vec<u8>, DropReason> {
     let request = Ipv6Packet::new_checked(packet).map_err(|_| DropReason::BadIpHeader)?;
     let (source, target) = (request.src_addr(), request.dst_addr());
-    if request.next_header() != IpProtocol::Icmpv6 || !is_ours(plan, target.into()) {
+    if request.next_header() != IpProtocol::Icmpv6 || !plan.answers_echo(target.into()) {
         return Err(DropReason::UnhandledIcmp);
     }
     let icmp = request.payload();

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::base::Mac;
-use crate::gate::{AddressPlan, Plan4, Plan6};
+use crate::gate::{AddressPlan, Habits, Plan4, Plan6};
 
 pub(super) const GATEWAY_MAC: Mac = Mac([0x52, 0x55, 0x0a, 0x00, 0x02, 0x02]);
 pub(super) const GUEST_MAC: Mac = Mac([0x02, 0x1b, 0x2c, 0x3d, 0x4e, 0x5f]);
@@ -29,5 +29,6 @@ pub(super) fn plan() -> AddressPlan {
         host_loopback: vec!["10.0.2.9".parse().unwrap(), "fd74:6170:7761:79::9".parse().unwrap()],
         search: vec!["corp.example".into()],
         sharing: None,
+        habits: Habits::default(),
     }
 }
