@@ -1,6 +1,6 @@
 //! `tapway`: argv to Config, Config to a guest, and then its life.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -13,17 +13,19 @@ use tapway::cli::complete;
 use tapway::cli::native::{self, Invocation, exit};
 use tapway::cli::personality::{self, Called, Personality};
 use tapway::cli::show::{self, Instances, ShowError};
-use tapway::cli::{self, Action, Config};
+use tapway::cli::slirp4netns;
+use tapway::cli::{self, Action, Config, Draft};
 use tapway::control::api::{self, Context, Places, Server};
-use tapway::control::lifecycle::{Guest, Outcome, Signals};
+use tapway::control::lifecycle::{Guest, Leash, Outcome, Signals};
+use tapway::gate::AddressPlan;
 use tapway::gate::forward::Forward;
 use tapway::launch::{DataPath, InstanceOptions, LaunchOptions, PortOptions};
 use tapway::observe::Info;
 use tapway::setup::attach::Target;
 use tapway::setup::listen::{self, AtStart, Handed};
 use tapway::setup::{
-    self, HostFacts, NameLock, SetupError, Tap, attach, chain, doctor, open_output, probe_outbound,
-    run,
+    self, ControlSocket, HostFacts, NameLock, SetupError, Tap, attach, chain, doctor, open_output,
+    probe_outbound, run,
 };
 use tapway::sys::clock;
 
@@ -36,6 +38,8 @@ enum Failure {
     Config(#[from] cli::ConfigError),
     #[error(transparent)]
     Setup(#[from] SetupError),
+    #[error(transparent)]
+    Control(#[from] api::BindError),
     #[error(transparent)]
     Show(#[from] ShowError),
     #[error("{what}")]
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
     };
     match called.personality {
         Personality::Native => native_main(called.arguments),
+        Personality::Slirp4netns => slirp4netns_main(&called.program, called.arguments),
         other => refuse(&format!("this version does not stand in for {other}"), exit::FAILED),
     }
 }
@@ -61,6 +66,24 @@ fn main() -> ExitCode {
 fn refuse(why: &str, status: u8) -> ExitCode {
     // With standard error gone there is nowhere left to say so.
     let _ = writeln!(io::stderr(), "tapway: {why}");
+    ExitCode::from(status)
+}
+
+/// `slirp4netns …`: every failure ends with the same status.
+fn slirp4netns_main(program: &OsStr, arguments: Vec<OsString>) -> ExitCode {
+    let status = match slirp4netns::parse(program, arguments) {
+        // Its callers hand over descriptors by number, and no sockets to publish.
+        Ok(draft) => start(draft, Handed::default()).unwrap_or_else(|failure| {
+            report(Personality::Slirp4netns, &failure);
+            exit::FAILED
+        }),
+        Err(answer) => {
+            // Whoever has closed a standard stream does not want to know.
+            let _ = io::stdout().write_all(answer.stdout.as_bytes());
+            let _ = io::stderr().write_all(answer.stderr.as_bytes());
+            answer.status
+        }
+    };
     ExitCode::from(status)
 }
 
@@ -75,7 +98,7 @@ fn native_main(arguments: Vec<OsString>) -> ExitCode {
     match perform(arguments) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
-            report(&failure);
+            report(Personality::Native, &failure);
             ExitCode::from(status_of(&failure, is_run))
         }
     }
@@ -100,17 +123,27 @@ fn perform(arguments: Vec<OsString>) -> Result<u8, Failure> {
     };
     // Before anything is opened that could be taken for one of them.
     let handed = Handed::take().map_err(SetupError::from)?;
+    start(draft, handed)
+}
+
+/// Makes sense of `draft` on this host and does what it says, to the end; gives the exit status.
+fn start(draft: Draft, handed: Handed) -> Result<u8, Failure> {
     let interface = draft.outbound_interface.as_ref().map(setup::IfName::as_str);
     let facts = HostFacts::gather(interface);
     let config = cli::resolve(draft, &facts)?;
 
     // What can be refused without a trace comes first.
     setup::start_log(config.log.level, config.log.file.as_deref())?;
-    let _name = NameLock::take(&config.name, config.identity.uid)?;
+    let _name = match config.conduct.control {
+        ControlSocket::Named => Some(NameLock::take(&config.name, config.identity.uid)?),
+        ControlSocket::At(_) | ControlSocket::Nowhere => None,
+    };
     let pcap = config.pcap.as_deref();
     let pcap = pcap.map(|path| open_output(path, "capture file", false)).transpose()?;
-    let outbound = config.outbound.v4.map(Into::into).into_iter();
-    outbound.chain(config.outbound.v6.map(Into::into)).try_for_each(probe_outbound)?;
+    if !config.conduct.trusts_outbound {
+        let outbound = config.outbound.v4.map(Into::into).into_iter();
+        outbound.chain(config.outbound.v6.map(Into::into)).try_for_each(probe_outbound)?;
+    }
     let signals = Signals::take().map_err(failed("take over the signals"))?;
     serve(&config, &signals, pcap, handed)
 }
@@ -135,9 +168,9 @@ fn serve(
             })?;
             setup::raise_descriptor_limit();
             let ports = open_ports(&config.forwards.publish, handed)?;
-            setup::seal()?;
+            let server = open_control_socket(config)?;
+            setup::seal(config.conduct.keeps)?;
             let data_path = start_data_path(config, &mut started.tap, pcap, &ports)?;
-            let server = open_control_socket(config);
             let released = started.release()?;
             let instance = InstanceOptions {
                 info: info(config, &format!("/proc/{}/ns/net", released.pid), command),
@@ -152,31 +185,54 @@ fn serve(
             let mut attached = attach::start(options, &link)?;
             setup::raise_descriptor_limit();
             let ports = open_ports(&config.forwards.publish, handed)?;
-            setup::seal()?;
+            let server = open_control_socket(config)?;
+            let leash = config.conduct.lives_for.leash();
+            greet(&config.conduct.greeting);
+            config.conduct.sees.enforce(&options.target)?;
+            setup::seal(config.conduct.keeps)?;
             let data_path = start_data_path(config, &mut attached.tap, pcap, &ports)?;
-            let (namespace, guest) = match &options.target {
+            let (namespace, process) = match &options.target {
                 Target::Process(pid) => (format!("/proc/{pid}/ns/net"), Some(Pid::from_raw(*pid))),
-                Target::Path(path) => (path.display().to_string(), None),
+                Target::Path(path) | Target::Socket(path) => (path.display().to_string(), None),
+                Target::Tap(number) => (format!("descriptor {number}"), None),
             };
             let instance = InstanceOptions {
                 info: info(config, &namespace, &[]),
                 ports: port_options(config, ports),
-                server: open_control_socket(config),
+                server,
                 diag: attached.diag,
-                guest,
+                guest: process,
             };
-            (Guest::Target(attached.anchor), data_path, None, instance)
+            let guest = match (leash, attached.anchor) {
+                (Some(leash), _) => Guest::Held(leash),
+                (None, Some(anchor)) => Guest::Target(anchor),
+                (None, None) => Guest::Held(Leash::Signals),
+            };
+            (guest, data_path, None, instance)
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(failed("start the event loop"))?;
+    if let Err(error) = config.conduct.report_ready() {
+        tracing::warn!("nobody hears that the network is ready: {error}");
+    }
     match runtime.block_on(data_path.serve(&guest, signals, guest_file, instance)) {
         Ok(Outcome::Exited(status)) => Ok(status),
+        Ok(Outcome::Asked(signal)) if matches!(guest, Guest::Held(_)) => {
+            signals.die_of(signal).map_err(failed("end"))?;
+            Ok(0)
+        }
         Ok(Outcome::Gone | Outcome::Asked(_)) => Ok(0),
         Err(source) => Err(failed("serve the guest")(source)),
     }
+}
+
+/// Says on standard output what the instance is.
+fn greet(text: &str) {
+    // Whoever has closed it does not want to know.
+    let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
 }
 
 /// Opens the published ports and tells those that were picked.
@@ -195,8 +251,10 @@ fn start_data_path(
     pcap: Option<File>,
     ports: &AtStart,
 ) -> Result<DataPath, Failure> {
+    // The interface may be somebody else's, with a MAC of its own.
+    let guest_mac = tap.mac().unwrap_or(config.plan.guest_mac);
     let options = LaunchOptions {
-        plan: config.plan.clone(),
+        plan: AddressPlan { guest_mac, ..config.plan.clone() },
         outbound: config.outbound.clone(),
         upstreams: config.dns.upstreams.clone(),
         dns: config.dns.enabled,
@@ -217,18 +275,26 @@ fn port_options(config: &Config, at_start: AtStart) -> PortOptions {
     }
 }
 
-/// Opens the control socket. Without one there is still a network, and `doctor` tells why, so that is
-/// no reason to disturb everybody.
-fn open_control_socket(config: &Config) -> Option<Server> {
+/// Opens the control socket. Without the one that bears the instance's name there is still a
+/// network, and `doctor` tells why, so that is no reason to disturb everybody.
+fn open_control_socket(config: &Config) -> Result<Option<Server>, Failure> {
     let context =
         Context { parse_spec: cli::parse_rules, guest: config.plan.v4.map(|v4| v4.guest) };
-    let directory = Places::of_this_user().create();
-    let directory = directory
-        .map_err(|error| tracing::info!("there is no control socket: {}", chain(&error)))
-        .ok()?;
-    Server::bind(directory, &config.name.to_string(), context)
-        .map_err(|error| tracing::info!("there is no control socket: {}", chain(&error)))
-        .ok()
+    match &config.conduct.control {
+        ControlSocket::Nowhere => Ok(None),
+        ControlSocket::At(path) => Ok(Some(Server::bind_at(path, context)?)),
+        ControlSocket::Named => {
+            let without = |error: &dyn std::error::Error| {
+                tracing::info!("there is no control socket: {}", chain(error));
+            };
+            let directory = Places::of_this_user().create().inspect_err(|e| without(e)).ok();
+            let server = directory.and_then(|directory| {
+                let server = Server::bind(directory, &config.name.to_string(), context);
+                server.inspect_err(|e| without(e)).ok()
+            });
+            Ok(server)
+        }
+    }
 }
 
 /// What the instance tells of itself.
@@ -264,16 +330,16 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> Failure {
 }
 
 /// The whole chain once, and what to do about it.
-fn report(failure: &Failure) {
+fn report(personality: Personality, failure: &Failure) {
     let hint = match failure {
         Failure::Usage(e) => Some(e.hint.clone()),
         Failure::Setup(e) => e.hint(),
         Failure::Show(e) => e.hint(),
-        Failure::Config(_) | Failure::Run { .. } => None,
+        Failure::Config(_) | Failure::Control(_) | Failure::Run { .. } => None,
     };
-    let mut text = format!("tapway: {}\n", chain(failure));
+    let mut text = format!("{personality}: {}\n", chain(failure));
     if let Some(hint) = hint {
-        text.push_str(&format!("tapway: hint: {hint}\n"));
+        text.push_str(&format!("{personality}: hint: {hint}\n"));
     }
     // With standard error gone there is nowhere left to say so.
     let _ = io::stderr().write_all(text.as_bytes());

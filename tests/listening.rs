@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         files,
         restore_signals: &|| Ok(()),
     })?;
-    setup::seal()?;
+    setup::seal(setup::Keeps::Nothing)?;
     let mut released = started.release()?;
     let mut diag = Diag::new(released.diag.take().ok_or("the kernel has no sock_diag")?);
 

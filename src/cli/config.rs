@@ -10,7 +10,7 @@ use crate::engine::host::Outbound;
 use crate::gate::AddressPlan;
 use crate::gate::forward::{AutoForward, Exposure, Forward};
 use crate::setup::attach::AttachOptions;
-use crate::setup::{Identity, IfName, InstanceName, LinkOptions, PrivateFiles};
+use crate::setup::{Conduct, Identity, IfName, InstanceName, LinkOptions, LinkSetup, PrivateFiles};
 
 /// A validated configuration.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct Config {
     pub plan: AddressPlan,
     /// The name of the guest's interface.
     pub ifname: IfName,
+    /// How much of that interface is set up.
+    pub link_setup: LinkSetup,
     /// Where names are resolved.
     pub dns: DnsOptions,
     /// Where host sockets send from.
@@ -35,6 +37,8 @@ pub struct Config {
     pub log: LogOptions,
     /// The name of the instance.
     pub name: InstanceName,
+    /// How it behaves towards who calls.
+    pub conduct: Conduct,
     /// Who calls.
     pub identity: Identity,
 }
@@ -42,7 +46,12 @@ pub struct Config {
 impl Config {
     /// The part of the set-up that concerns the guest's interface.
     pub fn link(&self) -> LinkOptions {
-        LinkOptions { ifname: self.ifname.clone(), plan: self.plan.clone(), queues: self.threads }
+        LinkOptions {
+            ifname: self.ifname.clone(),
+            plan: self.plan.clone(),
+            queues: self.threads,
+            setup: self.link_setup,
+        }
     }
 }
 

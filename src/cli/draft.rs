@@ -12,7 +12,7 @@ use super::value::{AddedHost, Cidr, DnsChoice, Switch};
 use crate::base::Mac;
 use crate::gate::Habits;
 use crate::setup::attach::AttachOptions;
-use crate::setup::{IfName, InstanceName};
+use crate::setup::{Conduct, IfName, InstanceName, LinkSetup};
 
 /// A command line as typed. `None` and empty mean "not said".
 #[derive(Clone, Debug)]
@@ -59,6 +59,12 @@ pub struct Draft {
     pub log_file: Option<PathBuf>,
     /// How the addresses of the gateway behave.
     pub habits: Habits,
+    /// How much of the guest's interface is set up.
+    pub link_setup: LinkSetup,
+    /// Interfaces whose first addresses, of IPv4 and of IPv6, are those to send from.
+    pub outbound_from: [Option<IfName>; 2],
+    /// How the instance behaves towards who calls.
+    pub conduct: Conduct,
 }
 
 /// What is to be done.
@@ -109,6 +115,9 @@ impl Draft {
             log_level: None,
             log_file: None,
             habits: Habits::default(),
+            link_setup: LinkSetup::default(),
+            outbound_from: [None, None],
+            conduct: Conduct::default(),
         }
     }
 }

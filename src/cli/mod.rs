@@ -3,7 +3,8 @@
 //! Each personality parses its own grammar into a [`Draft`], which remembers what was typed and
 //! nothing else. [`resolve()`] is a pure function of the draft and of [`HostFacts`]; its [`Config`] has
 //! nothing left to check and consists of the options of each room (design decision D11). No system
-//! call happens here, except in [`show`]: the commands that speak to running instances.
+//! call happens here, except in [`show`], the commands that speak to running instances, and where
+//! [`slirp4netns`] looks for files while it reads its options.
 //!
 //! [`HostFacts`]: crate::setup::HostFacts
 #![forbid(unsafe_code)]
@@ -17,6 +18,7 @@ pub mod personality;
 mod publish;
 mod resolve;
 pub mod show;
+pub mod slirp4netns;
 mod value;
 
 pub use config::{Action, Config, DnsOptions, ForwardOptions, LogOptions};

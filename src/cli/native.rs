@@ -84,7 +84,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
                 // The grammar asks for one of the two.
                 (None, None) => Target::Process(0),
             };
-            let target = DraftTarget::Attach(AttachOptions { target, userns: attach.userns });
+            let target =
+                DraftTarget::Attach(AttachOptions { target, userns: attach.userns, watched: true });
             Ok(Invocation::Guest(Box::new(attach.shared.draft(target))))
         }
         Verb::Show(show) => Ok(Invocation::Show(show)),
@@ -562,7 +563,9 @@ mod tests {
     #[test]
     fn targets_of_attach() {
         let target = |words: &[&str]| run(words).map(|draft| draft.target);
-        let attach = |target, userns| Ok(DraftTarget::Attach(AttachOptions { target, userns }));
+        let attach = |target, userns| {
+            Ok(DraftTarget::Attach(AttachOptions { target, userns, watched: true }))
+        };
         assert_eq!(target(&["attach", "12"]), attach(Target::Process(12), None));
         assert_eq!(
             target(&["attach", "--netns", "/a", "--userns", "/b"]),

@@ -77,6 +77,9 @@ pub enum ConfigError {
     /// An address that nothing can be sent from.
     #[error("--outbound-addr {0}: nothing can be sent from this address")]
     OutboundAddress(IpAddr),
+    /// An interface that does not exist or has no address of the family.
+    #[error("the host has no interface {0} with an address to send from")]
+    NoAddressToSendFrom(IfName),
     /// No such interface.
     #[error("--outbound-interface {0}: the host has no such interface")]
     OutboundInterface(IfName),
@@ -176,6 +179,8 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
             file: draft.log_file,
         },
         name: draft.name.unwrap_or_else(default_name),
+        link_setup: draft.link_setup,
+        conduct: draft.conduct,
         identity: facts.identity.clone(),
     })
 }
@@ -366,6 +371,15 @@ fn outbound(draft: &Draft, facts: &HostFacts) -> Result<Outbound, ConfigError> {
             }
             IpAddr::V4(a) => outbound.v4 = Some(a),
             IpAddr::V6(a) => outbound.v6 = Some(a),
+        }
+    }
+    for (name, ipv6) in draft.outbound_from.iter().zip([false, true]) {
+        let Some(name) = name else { continue };
+        let theirs = facts.addresses.iter().filter(|(interface, _)| interface == name.as_str());
+        let first = theirs.map(|(_, address)| *address).find(|a| a.is_ipv6() == ipv6);
+        match first.ok_or_else(|| ConfigError::NoAddressToSendFrom(name.clone()))? {
+            IpAddr::V4(address) => outbound.v4 = Some(address),
+            IpAddr::V6(address) => outbound.v6 = Some(address),
         }
     }
     if let Some(name) = &draft.outbound_interface {

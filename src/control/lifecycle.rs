@@ -21,6 +21,10 @@
 //! reads in the background brings on the whole group, so that it stops with the command and once only.
 //!
 //! `attach`: until the target is gone or SIGINT, SIGTERM or SIGHUP asks for the end.
+//!
+//! Held by an engine: until the engine closes its end of a descriptor, or a signal ends it. What
+//! becomes of the target is the engine's to know: as long as the TAP is open, its network namespace
+//! is there, with or without processes.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -37,6 +41,7 @@ use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::sys::stat::fstatat;
 use nix::unistd::{Pid, getpgid, getpgrp, tcgetpgrp, tcsetpgrp};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::sys::process::{self, ChildEvent};
@@ -49,6 +54,34 @@ pub enum Guest {
     Command(Pid),
     /// The target of `attach`.
     Target(Anchor),
+    /// Whoever started us and holds the other end.
+    Held(Leash),
+}
+
+/// By what an instance is held.
+#[derive(Debug)]
+pub enum Leash {
+    /// By its process id alone: signals.
+    Signals,
+    /// By a descriptor as well, which tells when its other end is closed. What is written there
+    /// says nothing.
+    Descriptor(OwnedFd),
+    /// By a descriptor that was never open: let go already.
+    Broken,
+}
+
+impl Leash {
+    /// Whether the other end has let go.
+    fn is_broken(&self) -> io::Result<bool> {
+        let fd = match self {
+            Leash::Signals => return Ok(false),
+            Leash::Broken => return Ok(true),
+            Leash::Descriptor(fd) => fd,
+        };
+        // Nothing is asked for: the kernel tells of the end, of errors and of nothing else.
+        let mut end = [PollFd::new(fd.as_fd(), PollFlags::empty())];
+        Ok(poll(&mut end, PollTimeout::ZERO)? > 0)
+    }
 }
 
 /// How it came to its end.
@@ -56,7 +89,7 @@ pub enum Guest {
 pub enum Outcome {
     /// The command ended; this is the status to end with.
     Exited(u8),
-    /// The target has gone away.
+    /// The target has gone away, or whoever held us has let go.
     Gone,
     /// A signal asked for the end.
     Asked(Signal),
@@ -110,6 +143,12 @@ impl Signals {
         process::set_ignored(Signal::SIGCHLD, self.child_ignored)?;
         self.inherited_mask.thread_set_mask()?;
         Ok(())
+    }
+
+    /// Ends this process by `signal`, one of those that ask for the end, as it would have ended had
+    /// nobody taken it over. Returns only if the caller ignores the signal.
+    pub fn die_of(&self, signal: Signal) -> io::Result<()> {
+        stop_like(signal)
     }
 }
 
@@ -209,6 +248,7 @@ pub async fn supervise(guest: &Guest, signals: &Signals) -> io::Result<Outcome> 
     match guest {
         Guest::Command(pid) => supervise_command(*pid, signals, &events).await,
         Guest::Target(anchor) => supervise_target(anchor, signals, &events).await,
+        Guest::Held(leash) => supervise_held(leash, signals, &events).await,
     }
 }
 
@@ -244,16 +284,56 @@ async fn supervise_target(
         }
         tokio::select! {
             ready = changes.readable() => ready?.clear_ready(),
-            event = next(signals, events) => match event?.0 {
-                Signal::SIGHUP if signals.hangup_ignored => {}
-                signal @ (Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM) => {
+            event = next(signals, events) => {
+                if let Some(signal) = asks_for_the_end(event?.0, signals)? {
                     return Ok(Outcome::Asked(signal));
                 }
-                Signal::SIGTSTP => stop_like(Signal::SIGTSTP)?,
-                _ => {}
-            },
+            }
         }
     }
+}
+
+async fn supervise_held(leash: &Leash, signals: &Signals, events: &Events) -> io::Result<Outcome> {
+    let changes = match leash {
+        Leash::Descriptor(fd) => match readiness::readable(fd.try_clone()?) {
+            Ok(changes) => Some(changes),
+            // A file (epoll_ctl(2)): it has no other end that could be closed.
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => None,
+            Err(e) => return Err(e),
+        },
+        Leash::Signals | Leash::Broken => None,
+    };
+    let changed = async || match &changes {
+        // Each write makes it ready again, and so does the close.
+        Some(changes) => changes.ready(Interest::READABLE | Interest::ERROR).await,
+        None => std::future::pending().await,
+    };
+    loop {
+        if leash.is_broken()? {
+            return Ok(Outcome::Gone);
+        }
+        tokio::select! {
+            ready = changed() => ready?.clear_ready(),
+            event = next(signals, events) => {
+                if let Some(signal) = asks_for_the_end(event?.0, signals)? {
+                    return Ok(Outcome::Asked(signal));
+                }
+            }
+        }
+    }
+}
+
+/// The signal, if it asks for the end; one that asks to stop is obeyed.
+fn asks_for_the_end(signal: Signal, signals: &Signals) -> io::Result<Option<Signal>> {
+    match signal {
+        Signal::SIGHUP if signals.hangup_ignored => {}
+        Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM => {
+            return Ok(Some(signal));
+        }
+        Signal::SIGTSTP => stop_like(Signal::SIGTSTP)?,
+        _ => {}
+    }
+    Ok(None)
 }
 
 /// The next signal and who sent it.

@@ -8,21 +8,22 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs, statfs};
 use nix::unistd::{ForkResult, Pid};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::link::{Autoconfiguration, LinkError, LinkOptions, configure};
 use super::message::{Channel, Child, Handover, report_failure};
 use super::netlink::Netlink;
-use super::tap::{Tap, TapError};
+use super::tap::{Tap, TapError, TapFeatures};
 use super::{SetupError, hints};
 use crate::control::lifecycle::{Anchor, NameWatch};
-use crate::sys::{namespace, process};
+use crate::sys::{inherit, namespace, process};
 
 /// Which namespace gets a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct AttachOptions {
     pub target: Target,
     /// The user namespace to join for it, if not the one that the kernel says owns it.
     pub userns: Option<PathBuf>,
+    /// Whether the target's end matters.
+    pub watched: bool,
 }
 
 /// A network namespace, as named on the command line.
@@ -40,14 +43,19 @@ pub enum Target {
     Process(i32),
     /// A namespace file, such as those under `/run/netns` or `/proc/PID/ns/net`.
     Path(PathBuf),
+    /// None: this descriptor, which the program was started with, is a TAP already.
+    Tap(RawFd),
+    /// None: a listening `SOCK_SEQPACKET` socket is made at this path, and who connects first sends
+    /// and receives frames there (as a port of the BESS switch does).
+    Socket(PathBuf),
 }
 
 /// A namespace that has its interface.
 pub struct Attached {
     /// Our side of it.
     pub tap: Tap,
-    /// What tells that the target has gone away.
-    pub anchor: Anchor,
+    /// What tells that the target has gone away; `None` where nobody asked, or nothing can tell.
+    pub anchor: Option<Anchor>,
     /// Asks what listens in the target ([`crate::sys::sock_diag`]); `None` where the kernel cannot
     /// tell.
     pub diag: Option<OwnedFd>,
@@ -134,6 +142,11 @@ impl TargetError {
 /// # Errors
 /// Whatever is wrong with the target or fails in it; nothing is left there.
 pub fn start(options: &AttachOptions, link: &LinkOptions) -> Result<Attached, SetupError> {
+    match &options.target {
+        Target::Tap(number) => return adopt(*number),
+        Target::Socket(path) => return accept(path),
+        Target::Process(_) | Target::Path(_) => {}
+    }
     let target = Opened::open(options)?;
     let fail = |what: &str| {
         let what = what.to_owned();
@@ -159,20 +172,52 @@ pub fn start(options: &AttachOptions, link: &LinkOptions) -> Result<Attached, Se
     Ok(Attached { tap, anchor, diag })
 }
 
+/// A TAP that we were started with.
+fn adopt(number: RawFd) -> Result<Attached, SetupError> {
+    let fail =
+        |source| SetupError::Host { what: format!("use descriptor {number} as TAP"), source };
+    let tap = Tap::adopt(inherit::take_descriptor(number).map_err(fail)?).map_err(fail)?;
+    Ok(Attached { tap, anchor: None, diag: None })
+}
+
+/// Waits at `path` for the other end of the link.
+fn accept(path: &Path) -> Result<Attached, SetupError> {
+    let fail = |source: io::Error| SetupError::Host {
+        what: format!("wait for a peer at {}", path.display()),
+        source,
+    };
+    let address = SockAddr::unix(path).map_err(fail)?;
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail(e)),
+        _ => {}
+    }
+    let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None).map_err(fail)?;
+    listener.bind(&address).map_err(fail)?;
+    listener.listen(1).map_err(fail)?;
+    let (peer, _) = listener.accept().map_err(fail)?;
+    peer.set_nonblocking(true).map_err(fail)?;
+    let tap = Tap { queues: vec![peer.into()], features: TapFeatures::default() };
+    Ok(Attached { tap, anchor: None, diag: None })
+}
+
 /// The target's namespaces, open.
 struct Opened {
     name: String,
     net: File,
     /// Unless it is our own.
     user: Option<OwnedFd>,
-    anchor: Anchor,
+    anchor: Option<Anchor>,
 }
 
 impl Opened {
     fn open(options: &AttachOptions) -> Result<Opened, TargetError> {
         let (name, net, anchor) = match &options.target {
-            Target::Process(pid) => open_process(*pid)?,
-            Target::Path(path) => open_path(path)?,
+            Target::Process(pid) => open_process(*pid, options.watched)?,
+            Target::Path(path) => open_path(path, options.watched)?,
+            // These have no namespace, and never come here.
+            Target::Tap(_) | Target::Socket(_) => {
+                return Err(TargetError::NotANamespace(PathBuf::new()));
+            }
         };
         if same_file(&net, Path::new("/proc/self/ns/net")) {
             return Err(TargetError::Own(name));
@@ -191,23 +236,21 @@ impl Opened {
     }
 
     /// The anchor, if the target has not gone away since it was opened.
-    fn still_there(self, options: &AttachOptions) -> Result<Anchor, TargetError> {
-        let gone = self
-            .anchor
-            .is_gone()
-            .map_err(|source| TargetError::Watch { target: self.name.clone(), source })?;
+    fn still_there(self, options: &AttachOptions) -> Result<Option<Anchor>, TargetError> {
+        let watch_failed = |source| TargetError::Watch { target: self.name.clone(), source };
+        let gone = self.anchor.as_ref().map(Anchor::is_gone).transpose().map_err(watch_failed)?;
         match &options.target {
-            _ if !gone => Ok(self.anchor),
+            _ if gone != Some(true) => Ok(self.anchor),
             Target::Process(pid) => Err(TargetError::ProcessEnded(*pid)),
-            Target::Path(path) => Err(TargetError::Open {
-                path: path.clone(),
+            _ => Err(TargetError::Open {
+                path: PathBuf::from(self.name),
                 source: io::Error::from_raw_os_error(libc::ENOENT),
             }),
         }
     }
 }
 
-fn open_process(pid: i32) -> Result<(String, File, Anchor), TargetError> {
+fn open_process(pid: i32, watched: bool) -> Result<(String, File, Option<Anchor>), TargetError> {
     // The descriptor of the process first: a pid that is reused later cannot deceive us then.
     let pidfd = process::pidfd_open(Pid::from_raw(pid)).map_err(|_| TargetError::NoProcess(pid))?;
     let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
@@ -221,12 +264,15 @@ fn open_process(pid: i32) -> Result<(String, File, Anchor), TargetError> {
         }
         Err(e) => return Err(e),
     };
-    Ok((format!("process {pid}"), net, Anchor::Process(pidfd)))
+    Ok((format!("process {pid}"), net, watched.then_some(Anchor::Process(pidfd))))
 }
 
-fn open_path(path: &Path) -> Result<(String, File, Anchor), TargetError> {
+fn open_path(path: &Path, watched: bool) -> Result<(String, File, Option<Anchor>), TargetError> {
     let net = open_namespace(path, CloneFlags::CLONE_NEWNET)?;
     let name = path.display().to_string();
+    if !watched {
+        return Ok((name, net, None));
+    }
     let watch_failed = |source| TargetError::Watch { target: name.clone(), source };
     let anchor = match process_of(path) {
         // Directories of processes cannot be watched, but the process can.
@@ -235,7 +281,7 @@ fn open_path(path: &Path) -> Result<(String, File, Anchor), TargetError> {
         ),
         None => Anchor::Name(NameWatch::new(path, &net).map_err(watch_failed)?),
     };
-    Ok((name, net, anchor))
+    Ok((name, net, Some(anchor)))
 }
 
 /// Opens a namespace file and makes sure of its kind.

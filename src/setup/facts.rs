@@ -33,6 +33,8 @@ pub struct HostFacts {
     pub v6: Option<Outward<Ipv6Addr>>,
     /// Name and MTU of the interface asked for with `--outbound-interface`, if it exists.
     pub named_interface: Option<(String, u32)>,
+    /// The addresses of the host's interfaces, in the kernel's order, with the interface's name.
+    pub addresses: Vec<(String, IpAddr)>,
     /// Who calls, and which ids are theirs to give.
     pub identity: Identity,
     /// The host's name.
@@ -73,6 +75,7 @@ impl HostFacts {
             shell: std::env::var_os("SHELL").filter(|s| !s.is_empty()).map(PathBuf::from),
             processors: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
             random_mac: random_mac(),
+            addresses: addresses(),
             ..HostFacts::default()
         };
         if let Ok(mut netlink) = Netlink::open() {
@@ -176,6 +179,19 @@ pub fn search_domains(resolv_conf: &str) -> Vec<String> {
         }
     }
     domains
+}
+
+/// The addresses of all interfaces; IPv6 link-local ones, which alone mean nothing, left out.
+fn addresses() -> Vec<(String, IpAddr)> {
+    let Ok(entries) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let address = |entry: nix::ifaddrs::InterfaceAddress| {
+        let socket = entry.address?;
+        let v4 = socket.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        let v6 = socket.as_sockaddr_in6().map(|v6| v6.ip());
+        let v6 = v6.filter(|v6| !v6.is_unicast_link_local()).map(IpAddr::V6);
+        Some((entry.interface_name, v4.or(v6)?))
+    };
+    entries.filter_map(address).collect()
 }
 
 /// A locally administered unicast address (IEEE 802 clause 8.2).

@@ -33,6 +33,20 @@ pub struct LinkOptions {
     pub plan: AddressPlan,
     /// Queues of the TAP, one for each worker.
     pub queues: usize,
+    /// How much of it is set up.
+    pub setup: LinkSetup,
+}
+
+/// How much of the guest's interface is set up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkSetup {
+    /// All of it.
+    #[default]
+    Complete,
+    /// IPv4; the guest finds its IPv6 addresses and routes by itself.
+    WithoutV6,
+    /// Nothing that the guest could notice: somebody else does it.
+    Nothing,
 }
 
 /// The queueing discipline of the TAP: none. The TAP has a ring of its own and never asks to wait, so a
@@ -80,7 +94,9 @@ pub(crate) fn configure(
         .map_err(fail(format!("find the interface {name}")))?
         .index;
     // Before the interface comes up, because it acts on these when it does.
-    sysctls(options, autoconfiguration);
+    if options.setup == LinkSetup::Complete {
+        sysctls(options, autoconfiguration);
+    }
 
     let steps = steps(options, index);
     let (labels, requests): (Vec<_>, Vec<_>) =
@@ -127,6 +143,12 @@ fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
     let LinkOptions { ifname, plan, .. } = options;
     let mut steps = Vec::new();
     let mut add = |need, what: String, request| steps.push(Step { what, need, request });
+    if options.setup == LinkSetup::Nothing {
+        let what = format!("lengthen the queue of {ifname}");
+        add(Need::Welcome, what, queue_length(index));
+        add(Need::Welcome, format!("take the discipline off {ifname}"), undisciplined(index));
+        return steps;
+    }
     add(Need::Always, "bring up lo".to_owned(), up(LOOPBACK_INDEX, vec![]));
     // Before the interface comes up, which is when the kernel makes its default discipline.
     add(Need::Welcome, format!("take the queueing discipline off {ifname}"), undisciplined(index));
@@ -150,7 +172,9 @@ fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
         let what = format!("route IPv4 by way of {}", v4.gateway);
         add(Need::Always, what, default_route(index, v4.gateway.into()));
     }
-    if let Some(v6) = &plan.v6 {
+    if let Some(v6) = &plan.v6
+        && options.setup == LinkSetup::Complete
+    {
         let mut message = address(index, v6.guest.into(), v6.prefix);
         message.header.flags = AddressHeaderFlags::Nodad;
         let what = format!("give {ifname} the address {}/{}", v6.guest, v6.prefix);
@@ -169,6 +193,13 @@ fn up(index: u32, attributes: Vec<LinkAttribute>) -> RouteNetlinkMessage {
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     message.attributes = attributes;
+    RouteNetlinkMessage::SetLink(message)
+}
+
+fn queue_length(index: u32) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::TxQueueLen(QUEUE_LENGTH)];
     RouteNetlinkMessage::SetLink(message)
 }
 

@@ -18,8 +18,10 @@
 #![forbid(unsafe_code)]
 
 pub mod attach;
+mod conduct;
 pub mod doctor;
 mod drops;
+mod enclose;
 mod facts;
 mod files;
 mod hints;
@@ -34,12 +36,13 @@ pub mod run;
 mod seal;
 mod tap;
 
+pub use conduct::{Conduct, ControlSocket, Keeps, LivesFor, Sees};
 pub use drops::tap_drops;
 pub use facts::{HostFacts, Outward, search_domains};
 pub use files::{HOST_NAMES, HostEntry, PrivateFiles, hosts, resolv_conf};
 pub use idmap::{IdRange, Identity};
 pub use instance::{InstanceName, NameLock, ParseInstanceNameError, open_output, probe_outbound};
-pub use link::LinkOptions;
+pub use link::{LinkOptions, LinkSetup};
 pub use log::start_log;
 pub use seal::{raise_descriptor_limit, seal};
 pub use tap::{

@@ -6,15 +6,15 @@
 
 use std::io;
 
-use caps::CapSet;
+use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::SetupError;
+use super::{Keeps, SetupError};
 
-/// Gives up every privilege for good. Called in the parent, after the fork and after
+/// Gives up every privilege but what it `keeps` for good. Called in the parent, after the fork and after
 /// `newuidmap`, and never in the child, whose command is to have the powers of its namespace.
-pub fn seal() -> Result<(), SetupError> {
+pub fn seal(keeps: Keeps) -> Result<(), SetupError> {
     let fail = |what: &str| {
         let what = what.to_owned();
         move |source: io::Error| SetupError::Host { what, source }
@@ -24,14 +24,30 @@ pub fn seal() -> Result<(), SetupError> {
         .map_err(fail("forbid new privileges (no_new_privs)"))?;
     // The bounding set can be emptied by the privileged only; without new privileges it decides
     // nothing. First, because emptying it takes a capability.
-    if let Err(e) = caps::clear(None, CapSet::Bounding) {
-        tracing::debug!("the bounding set stays: {e}");
+    let wanted: CapsHashSet = match keeps {
+        Keeps::Nothing => CapsHashSet::new(),
+        Keeps::LowPorts => [Capability::CAP_NET_BIND_SERVICE].into(),
+    };
+    let bounding = caps::read(None, CapSet::Bounding).unwrap_or_default();
+    for capability in bounding.difference(&wanted) {
+        if let Err(e) = caps::drop(None, CapSet::Bounding, *capability) {
+            tracing::debug!("the bounding set stays: {e}");
+            break;
+        }
     }
+    let permitted = caps::read(None, CapSet::Permitted).unwrap_or_default();
+    let kept: CapsHashSet = permitted.intersection(&wanted).copied().collect();
+    let none = CapsHashSet::new();
     // Permitted last: it bounds the others.
-    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
-        caps::clear(None, set)
+    for (set, kept) in [
+        (CapSet::Ambient, &none),
+        (CapSet::Inheritable, &kept),
+        (CapSet::Effective, &kept),
+        (CapSet::Permitted, &kept),
+    ] {
+        caps::set(None, set, kept)
             .map_err(|e| io::Error::other(e.to_string()))
-            .map_err(fail("drop all capabilities"))?;
+            .map_err(fail("drop the capabilities"))?;
     }
     prctl::set_dumpable(false).map_err(io::Error::from).map_err(fail("make the process undumpable"))
 }

@@ -21,9 +21,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::str::FromStr;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
 use super::netlink::Netlink;
+use crate::base::Mac;
 use crate::sys::tun;
 
 /// Where the kernel hands out TUN/TAP queues.
@@ -161,6 +163,30 @@ impl Tap {
             features.big_packets = made.is_some_and(|interface| interface.big_packets);
         }
         Ok(Tap { queues: files.into_iter().map(OwnedFd::from).collect(), features })
+    }
+}
+
+impl Tap {
+    /// Takes a TAP that somebody else has opened, with whatever features it was given.
+    pub(crate) fn adopt(queue: OwnedFd) -> io::Result<Tap> {
+        let flags = tun::interface_flags(queue.as_fd())?;
+        if flags & libc::IFF_TAP == 0 || flags & libc::IFF_NO_PI == 0 {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let status = OFlag::from_bits_retain(fcntl(&queue, FcntlArg::F_GETFL)?);
+        fcntl(&queue, FcntlArg::F_SETFL(status | OFlag::O_NONBLOCK))?;
+        let queue = File::from(queue);
+        let mut features =
+            TapFeatures { vnet_hdr: flags & libc::IFF_VNET_HDR != 0, ..TapFeatures::default() };
+        if features.vnet_hdr {
+            negotiate(&queue, &mut features)?;
+        }
+        Ok(Tap { queues: vec![queue.into()], features })
+    }
+
+    /// The MAC of the guest's interface; `None` where the link is no TAP.
+    pub fn mac(&self) -> Option<Mac> {
+        tun::hardware_address(self.queues.first()?.as_fd()).ok().map(Mac)
     }
 }
 

@@ -27,6 +27,43 @@ pub fn set_interface(tun: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io:
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
 
+/// The flags of the interface that the queue belongs to, `IFF_*` (`TUNGETIFF`).
+///
+/// # Errors
+/// `EBADFD` when it belongs to none, `ENOTTY` and others when it is not of the TUN device.
+pub fn interface_flags(tun: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    // SAFETY: ifreq is plain data for which all-zero bytes are a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one ifreq, which `request` is; `tun` is open for the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+    // SAFETY: this ioctl answers with flags, and all bytes of the union are initialized.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(libc::c_int::from(flags.cast_unsigned()))
+}
+
+/// The MAC address of the interface that the queue belongs to (`SIOCGIFHWADDR`, which the TUN
+/// device answers as sockets do).
+///
+/// # Errors
+/// `EINVAL` when it has none, `ENOTTY` and others when the descriptor is not of the TUN device.
+pub fn hardware_address(tun: BorrowedFd<'_>) -> io::Result<[u8; 6]> {
+    interface_flags(tun)?;
+    // SAFETY: ifreq is plain data for which all-zero bytes are a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one ifreq, which `request` is; `tun` is open for the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) })?;
+    // SAFETY: this ioctl answers with an address, and all bytes of the union are initialized.
+    let address = unsafe { request.ifr_ifru.ifru_hwaddr };
+    if address.sa_family != libc::ARPHRD_ETHER {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let mut octets = [0; 6];
+    for (octet, byte) in octets.iter_mut().zip(address.sa_data) {
+        *octet = byte.to_ne_bytes()[0];
+    }
+    Ok(octets)
+}
+
 /// Sets the length in bytes of the virtio-net header before each frame (`TUNSETVNETHDRSZ`).
 pub fn set_vnet_header_len(tun: BorrowedFd<'_>, len: libc::c_int) -> io::Result<()> {
     // SAFETY: the kernel reads one int, which `len` is; `tun` is open for the call.

@@ -244,6 +244,7 @@ fn process_ids_and_threads_have_bounds() {
         Draft::new(DraftTarget::Attach(AttachOptions {
             target: Target::Process(pid),
             userns: None,
+            watched: true,
         }))
     };
     assert_eq!(ok(attach(1)).name.to_string(), "attach-4711");

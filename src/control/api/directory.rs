@@ -4,7 +4,7 @@
 //! who would find a directory there that is not theirs. In `/tmp` anybody may have made the
 //! directory first, so it is opened without following links and judged by its descriptor.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -183,6 +183,11 @@ impl Directory {
         self.file.as_fd()
     }
 
+    /// The descriptor alone.
+    pub(super) fn into_file(self) -> File {
+        self.file
+    }
+
     /// The name of the socket file of the instance `name`.
     pub(super) fn file_name(name: &str) -> String {
         format!("{name}{SUFFIX}")
@@ -212,11 +217,6 @@ impl Directory {
     pub fn remove(&self, name: &str) -> io::Result<()> {
         fs::remove_file(self.socket(name))
     }
-}
-
-/// Whether the two are the same file.
-pub(super) fn same_file(one: &Metadata, other: &Metadata) -> bool {
-    (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
 /// The id outside that `uid` has by `map` (user_namespaces(7): inside, outside, length).

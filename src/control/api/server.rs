@@ -65,6 +65,15 @@ impl Server {
         Ok(Server { listener, file, context, uid: geteuid().as_raw() })
     }
 
+    /// Opens a control socket at `path`, in place of whatever is there.
+    ///
+    /// # Errors
+    /// [`BindError`]; nothing is left behind.
+    pub fn bind_at(path: &Path, context: Context) -> Result<Server, BindError> {
+        let (listener, file) = socket::open_at(path)?;
+        Ok(Server { listener, file, context, uid: geteuid().as_raw() })
+    }
+
     /// The path of the socket file.
     pub fn path(&self) -> &Path {
         self.file.path()

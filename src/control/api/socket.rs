@@ -1,18 +1,20 @@
 //! The socket file: made for its owner only, in place of a stale one, gone with the server.
 
-use std::fs::{self, Metadata, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{Mode, fchmod, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::directory::{Directory, same_file};
+use super::directory::Directory;
 
 /// Longest path that fits an address, its final zero included (unix(7)).
 const MAX_PATH: usize = 107;
@@ -29,6 +31,9 @@ pub enum BindError {
     /// An instance in another network namespace has the name.
     #[error("another instance of this name serves {}", .0.display())]
     InUse(PathBuf),
+    /// Longer than an address.
+    #[error("{} is too long a path for the control socket: 107 bytes is the longest", .0.display())]
+    TooLong(PathBuf),
     /// A system call.
     #[error("make the control socket {}", .path.display())]
     Io {
@@ -44,9 +49,10 @@ pub enum BindError {
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
-    made: Metadata,
-    /// Keeps the path below from meaning another directory.
-    directory: Directory,
+    /// Device and inode.
+    identity: (u64, u64),
+    /// Keeps the path from meaning another directory, and leads there when no path does any more.
+    directory: File,
 }
 
 /// Binds and listens. The caller holds the lock on `name`, so that a socket file of that name is
@@ -73,18 +79,48 @@ pub(super) fn open(
     let made = made.map_err(|error| fail(error.into()))?;
     let bound = bind_private(&made, &address(&directory, name));
     bound.map_err(fail)?;
-    let file = fs::symlink_metadata(&path).map_err(fail)?;
-    let file = SocketFile { path: path.clone(), made: file, directory };
-    // From here on a failure removes the file. A umask may have taken away what the owner needs.
-    fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(fail)?;
-    let backlog = Backlog::new(BACKLOG).map_err(|error| fail(error.into()))?;
-    listen(&made, backlog).map_err(|error| fail(error.into()))?;
+    let file = SocketFile::new(&path, directory.into_file()).map_err(fail)?;
+    // From here on a failure removes the file.
+    listen_private(&made, &path).map_err(fail)?;
     Ok((UnixListener::from(made), file))
 }
 
 /// Whether somebody listens at the socket.
 fn is_served(path: &Path) -> bool {
     UnixStream::connect(path).is_ok()
+}
+
+/// Binds and listens at `path`, in place of whatever is there, for a caller who has named it.
+pub(super) fn open_at(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
+    let fail = |source: io::Error| BindError::Io { path: path.to_owned(), source };
+    if path.as_os_str().len() > MAX_PATH {
+        return Err(BindError::TooLong(path.to_owned()));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = File::options()
+        .read(true)
+        .custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits())
+        .open(parent.unwrap_or(Path::new(".")))
+        .map_err(fail)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let made = socket(AddressFamily::Unix, SockType::Stream, flags, None);
+    let made = made.map_err(|error| fail(error.into()))?;
+    bind_private(&made, path).map_err(fail)?;
+    let file = SocketFile::new(path, directory).map_err(fail)?;
+    // From here on a failure removes the file.
+    listen_private(&made, path).map_err(fail)?;
+    Ok((UnixListener::from(made), file))
+}
+
+/// Listens, and gives the owner what a umask may have taken away.
+fn listen_private(socket: &OwnedFd, path: &Path) -> io::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    listen(socket, Backlog::new(BACKLOG)?)?;
+    Ok(())
 }
 
 /// Binds with mode 0600 from the first moment on: the kernel gives the file the mode of the socket,
@@ -106,6 +142,12 @@ pub(super) fn address(directory: &Directory, name: &str) -> PathBuf {
 }
 
 impl SocketFile {
+    /// The file at `path`, just made in the open `directory`.
+    fn new(path: &Path, directory: File) -> io::Result<SocketFile> {
+        let made = fs::symlink_metadata(path)?;
+        Ok(SocketFile { path: path.to_owned(), identity: (made.dev(), made.ino()), directory })
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -113,12 +155,11 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let by_descriptor = format!("/proc/self/fd/{}", self.directory.fd().as_raw_fd());
         let name = self.path.file_name().unwrap_or_default();
-        let file = Path::new(&by_descriptor).join(name);
-        if fs::symlink_metadata(&file).is_ok_and(|found| same_file(&found, &self.made)) {
+        let found = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        if found.is_ok_and(|found| (found.st_dev, found.st_ino) == self.identity) {
             // What cannot be removed is stale, and the next instance of the name replaces it.
-            let _ = fs::remove_file(&file);
+            let _ = unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir);
         }
     }
 }

@@ -1,0 +1,110 @@
+//! What passes between an instance and whoever started it: when it lives, how it says that it is
+//! ready, where it can be spoken to, which rights it keeps.
+//!
+//! People at a shell and engines want different answers; each command line states its own, and the
+//! default is that of `tapway run` and `attach`.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use crate::control::lifecycle::Leash;
+use crate::sys::inherit::take_descriptor;
+
+/// How an instance behaves towards whoever started it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conduct {
+    /// Whom it lives for.
+    pub lives_for: LivesFor,
+    /// The descriptor that gets one byte, `1`, when everything is in place, and is closed then.
+    pub ready_fd: Option<RawFd>,
+    /// Where its control socket is.
+    pub control: ControlSocket,
+    /// What it keeps of its rights.
+    pub keeps: Keeps,
+    /// Which files it keeps in sight.
+    pub sees: Sees,
+    /// An address to send from need not be the host's, or not yet.
+    pub trusts_outbound: bool,
+    /// What it says of itself on standard output once the guest's link is there.
+    pub greeting: String,
+}
+
+/// Whom an instance lives for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LivesFor {
+    /// Its command or target.
+    #[default]
+    Guest,
+    /// Whoever started it, who ends it by a signal, of which it dies, or by closing the other end
+    /// of the descriptor.
+    Starter(Option<RawFd>),
+}
+
+/// Where a control socket is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// Among the user's others, by the instance's name, which nobody else may have. Without it
+    /// there is still a network.
+    #[default]
+    Named,
+    /// At this path. Without it there is nothing.
+    At(PathBuf),
+    /// Nowhere.
+    Nowhere,
+}
+
+/// What is kept when privileges are given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keeps {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The right to open ports below 1024, if there was one.
+    LowPorts,
+}
+
+/// Which files an instance sees once it serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sees {
+    /// All that it saw before.
+    #[default]
+    Everything,
+    /// `/etc`, `/run` and the host's `resolv.conf`, wherever that is, all of them read-only.
+    EtcAndRun,
+}
+
+impl Conduct {
+    /// Says that everything is in place.
+    ///
+    /// # Errors
+    /// Those of `write`, and `EBADF` if there is no such descriptor.
+    pub fn report_ready(&self) -> io::Result<()> {
+        let Some(number) = self.ready_fd else { return Ok(()) };
+        File::from(take(number)?).write_all(b"1")
+    }
+}
+
+impl LivesFor {
+    /// By what the starter holds the instance, if anybody does.
+    pub fn leash(self) -> Option<Leash> {
+        match self {
+            LivesFor::Guest => None,
+            LivesFor::Starter(None) => Some(Leash::Signals),
+            LivesFor::Starter(Some(number)) => {
+                Some(take(number).map_or(Leash::Broken, Leash::Descriptor))
+            }
+        }
+    }
+}
+
+/// A descriptor by its number; of a standard stream, another that means the same.
+fn take(number: RawFd) -> io::Result<OwnedFd> {
+    match number {
+        0 => io::stdin().as_fd().try_clone_to_owned(),
+        1 => io::stdout().as_fd().try_clone_to_owned(),
+        2 => io::stderr().as_fd().try_clone_to_owned(),
+        _ => take_descriptor(number),
+    }
+}
