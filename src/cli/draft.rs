@@ -63,6 +63,8 @@ pub struct Draft {
     pub link_setup: LinkSetup,
     /// Interfaces whose first addresses, of IPv4 and of IPv6, are those to send from.
     pub outbound_from: [Option<IfName>; 2],
+    /// Addresses to send from serve towards the host's loopback too.
+    pub outbound_to_loopback: bool,
     /// How the instance behaves towards who calls.
     pub conduct: Conduct,
 }
@@ -117,6 +119,7 @@ impl Draft {
             habits: Habits::default(),
             link_setup: LinkSetup::default(),
             outbound_from: [None, None],
+            outbound_to_loopback: false,
             conduct: Conduct::default(),
         }
     }

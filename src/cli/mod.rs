@@ -1,8 +1,8 @@
 //! The command line: argv to [`Draft`] to [`Config`].
 //!
 //! Each personality parses its own grammar into a [`Draft`], which remembers what was typed and
-//! nothing else. [`resolve()`] is a pure function of the draft and of [`HostFacts`]; its [`Config`] has
-//! nothing left to check and consists of the options of each room (design decision D11). No system
+//! nothing else. [`resolve()`] is a pure function of the draft and of [`HostFacts`]; its [`Config`]
+//! has nothing left to check and consists of the options of each room (design decision D11). No system
 //! call happens here, except in [`show`], the commands that speak to running instances, and where
 //! [`slirp4netns`] looks for files while it reads its options.
 //!

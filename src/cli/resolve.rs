@@ -363,7 +363,7 @@ fn host_loopback(asked: &[Switch<IpAddr>], plan: &AddressPlan) -> Result<Vec<IpA
 
 fn outbound(draft: &Draft, facts: &HostFacts) -> Result<Outbound, ConfigError> {
     one_per_family("--outbound-addr", &draft.outbound_addr)?;
-    let mut outbound = Outbound::default();
+    let mut outbound = Outbound { loopback: draft.outbound_to_loopback, ..Outbound::default() };
     for &address in &draft.outbound_addr {
         match address {
             _ if address.is_multicast() || address.is_unspecified() => {

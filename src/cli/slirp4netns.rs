@@ -298,6 +298,7 @@ impl Reader {
             host_loopback,
             outbound_addr: v4.0.into_iter().chain(v6.0).collect(),
             outbound_from: [v4.1, v6.1],
+            outbound_to_loopback: true,
             habits: Habits {
                 closed_is_unreachable: self.disable_host_loopback,
                 dns_is_silent: self.disable_dns,

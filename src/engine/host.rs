@@ -43,14 +43,17 @@ pub struct Outbound {
     pub v6: Option<Ipv6Addr>,
     /// Interface (SO_BINDTODEVICE).
     pub interface: Option<String>,
+    /// The source addresses are those towards the host's loopback too: its servers do not take the
+    /// guest for one of their own.
+    pub loopback: bool,
 }
 
 impl Outbound {
-    /// The configured source for packets to `target`. Loopback targets keep the kernel's choice:
-    /// an outside address cannot be the source of a packet to 127.0.0.1 that is to be answered.
+    /// The configured source for packets to `target`. Loopback targets keep the kernel's choice
+    /// unless configured otherwise.
     fn source_for(&self, target: IpAddr) -> Option<IpAddr> {
         match target {
-            _ if target.is_loopback() => None,
+            _ if target.is_loopback() && !self.loopback => None,
             IpAddr::V4(_) => self.v4.map(IpAddr::V4),
             IpAddr::V6(_) => self.v6.map(IpAddr::V6),
         }
@@ -113,7 +116,8 @@ impl HostSockets {
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         let outside = key.route == Route::Outside;
-        let source = outside.then(|| self.outbound.source_for(unspecified)).flatten();
+        let bound = outside || (self.outbound.loopback && key.route == Route::Loopback);
+        let source = bound.then(|| self.outbound.source_for(unspecified)).flatten();
         DatagramOptions {
             port: PortChoice::Preferred,
             device: self.outbound.interface.as_deref().filter(|_| outside),

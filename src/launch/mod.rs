@@ -155,8 +155,8 @@ impl DataPath {
         let instance = instance::serve(instance, options.plan.clone(), worker.clone());
         tokio::select! {
             outcome = supervise(guest, signals) => {
-                // The guest has ended and may have said something last. One that is let go of while it
-                // lives has no end that could be waited for.
+                // A guest that has ended may have said something last. One that is let go of while
+                // it lives has no end that could be waited for.
                 let ended_by_itself = !matches!(guest, Guest::Held(_));
                 if ended_by_itself && !matches!(outcome, Ok(Outcome::Asked(_))) {
                     // From here on a signal ends us at once, as it would any program.

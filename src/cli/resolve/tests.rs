@@ -217,6 +217,21 @@ fn outbound_choices_are_checked_against_the_host() {
     assert!(refused(from(&["192.0.2.9", "192.0.2.8"])).contains("already one for IPv4"));
     assert!(refused(from(&["0.0.0.0"])).contains("--outbound-addr 0.0.0.0"));
 
+    let of = |v4: &str, v6: &str| {
+        let names = [v4, v6].map(|name| name.parse().ok());
+        let addresses = [("a", "192.0.2.5"), ("a", "2001:db8::5"), ("b", "192.0.2.6")];
+        let addresses = addresses.map(|(name, address)| (name.into(), address.parse().unwrap()));
+        let facts = HostFacts { addresses: addresses.to_vec(), ..facts() };
+        resolve(Draft { outbound_from: names, ..draft() }, &facts)
+    };
+    let outbound = of("b", "a").unwrap().outbound;
+    assert_eq!(outbound.v4, Some([192, 0, 2, 6].into()));
+    assert_eq!(outbound.v6, Some("2001:db8::5".parse().unwrap()));
+    assert_eq!(
+        of("", "b").unwrap_err().to_string(),
+        "the host has no interface b with an address to send from"
+    );
+
     let through = Draft { outbound_interface: Some("wg0".parse().unwrap()), ..draft() };
     assert!(refused(through.clone()).contains("--outbound-interface wg0"));
     let with_it = HostFacts { named_interface: Some(("wg0".into(), 1420)), ..facts() };

@@ -24,7 +24,7 @@ A network for an unprivileged network namespace (served by tapway).
 --disable-host-loopback  keep the host's 127.0.0.1:* out of reach
 --netns-type=TYPE        what the target is ([path|pid|tapfd], default=pid)
 --userns-path=PATH       user namespace of the target
---enable-sandbox         see no files but /etc and /run (and keep no capability but CAP_NET_BIND_SERVICE)
+--enable-sandbox         see no files but /etc and /run (and keep CAP_NET_BIND_SERVICE alone)
 --enable-seccomp         do without dangerous system calls
 --outbound-addr=IPv4     address or interface to send IPv4 from
 --outbound-addr6=IPv6    address or interface to send IPv6 from

@@ -9,6 +9,9 @@
 //! has mode 0700, the socket 0600, and the kernel's word on the peer (`SO_PEERCRED`) has to be the
 //! instance's own user or root.
 //!
+//! An engine may name another place ([`Server::bind_at`]). There the file's mode, 0600, is all that
+//! is asked.
+//!
 //! One connection carries one request and its answer. The request is a JSON object of less than
 //! [`MAX_REQUEST`] bytes; it is answered as soon as it is complete, so a client need not close its
 //! side, and what follows it is not looked at. The answer is one JSON object without a final

@@ -45,7 +45,8 @@ pub struct Server {
     listener: StdListener,
     file: SocketFile,
     context: Context,
-    uid: u32,
+    /// Who is admitted beside root; `None` for whomever the file's mode lets in.
+    uid: Option<u32>,
 }
 
 /// A client whose request has come.
@@ -62,16 +63,17 @@ impl Server {
     /// [`BindError`]; nothing is left behind.
     pub fn bind(directory: Directory, name: &str, context: Context) -> Result<Server, BindError> {
         let (listener, file) = socket::open(directory, name)?;
-        Ok(Server { listener, file, context, uid: geteuid().as_raw() })
+        Ok(Server { listener, file, context, uid: Some(geteuid().as_raw()) })
     }
 
-    /// Opens a control socket at `path`, in place of whatever is there.
+    /// Opens a control socket at `path`, in place of whatever is there. Its mode alone decides who
+    /// may speak: an instance that moves to another user namespace does not know its user again.
     ///
     /// # Errors
     /// [`BindError`]; nothing is left behind.
     pub fn bind_at(path: &Path, context: Context) -> Result<Server, BindError> {
         let (listener, file) = socket::open_at(path)?;
-        Ok(Server { listener, file, context, uid: geteuid().as_raw() })
+        Ok(Server { listener, file, context, uid: None })
     }
 
     /// The path of the socket file.
@@ -125,7 +127,8 @@ impl Server {
 }
 
 /// Whether the client is the instance's own user, or root.
-fn admitted(stream: &UnixStream, uid: u32) -> bool {
+fn admitted(stream: &UnixStream, uid: Option<u32>) -> bool {
+    let Some(uid) = uid else { return true };
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == uid || peer.uid() == 0 => true,
         Ok(peer) => {

@@ -1,0 +1,532 @@
+//! The contract of slirp4netns, as tables: what a command line comes to, what the guest finds, what
+//! the API answers. Every row runs against tapway under that name, and against the original where
+//! it is installed, which proves the table.
+//!
+//! Rows say where the two differ, and from which version of the original on they hold.
+
+mod support;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use support::{Background, Ran, as_root, bare_namespace, binary, in_namespace_of, scratch, user};
+
+/// A program that is called slirp4netns.
+#[derive(Clone, Debug)]
+struct Helper {
+    program: PathBuf,
+    /// `None` for ours, which is all that the table says.
+    version: Option<(u32, u32)>,
+}
+
+/// Ours, and the original where it is installed.
+fn helpers() -> &'static [Helper] {
+    static HELPERS: OnceLock<Vec<Helper>> = OnceLock::new();
+    HELPERS.get_or_init(|| {
+        let mut helpers = vec![Helper { program: binary().to_owned(), version: None }];
+        let original = ["/usr/bin", "/usr/local/bin"].map(|at| Path::new(at).join("slirp4netns"));
+        match original.into_iter().find(|path| path.exists()) {
+            Some(program) => {
+                let original = Helper { program, version: Some((0, 0)) };
+                let text = original.run(&["--version"]).stdout;
+                let numbers = text.lines().next().and_then(|line| line.split(' ').next_back());
+                let mut numbers = numbers.unwrap().split('.').map(|n| n.parse().unwrap());
+                let version = Some((numbers.next().unwrap(), numbers.next().unwrap()));
+                helpers.push(Helper { version, ..original });
+            }
+            None => eprintln!("NOT PROVED: slirp4netns is not installed; only tapway is tested"),
+        }
+        helpers
+    })
+}
+
+impl Helper {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = user(&self.program);
+        command.arg0("slirp4netns").args(arguments);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        self.command(arguments).output().unwrap().into()
+    }
+
+    fn is_ours(&self) -> bool {
+        self.version.is_none()
+    }
+
+    fn has(&self, since: (u32, u32)) -> bool {
+        self.version.is_none_or(|version| version >= since)
+    }
+}
+
+// --- command lines that start nothing ---
+
+/// What goes to standard output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Out {
+    Usage,
+    Nothing,
+}
+
+#[test]
+fn mistakes_are_told_as_ever() {
+    use Out::{Nothing, Usage};
+    let target = bare_namespace();
+    let pid = &target.pid().to_string();
+    let too_long = format!("--api-socket=/tmp/{}", "x".repeat(108));
+    let mtu = "MTU must be a positive integer (< 65522)\n";
+    let not_a_pid = "PID must be a positive integer\n";
+    let no_path = "existing path expected when --netns-type=path: No such file or directory\n";
+    let conflict = |option: &str| format!("--{option} conflicts with --target-type=bess\n");
+    for (arguments, out, error) in [
+        // getopt
+        (&["--bogus"][..], Usage, "slirp4netns: unrecognized option '--bogus'\n"),
+        (&["--bogus=1", "--help"], Usage, "slirp4netns: unrecognized option '--bogus=1'\n"),
+        (
+            &["--m=1"],
+            Usage,
+            "slirp4netns: option '--m=1' is ambiguous; possibilities: '--mtu' '--macaddress'\n",
+        ),
+        (&["--mtu"], Usage, "slirp4netns: option '--mtu' requires an argument\n"),
+        (&["--conf=1"], Usage, "slirp4netns: option '--configure' doesn't allow an argument\n"),
+        (&["-cZ"], Usage, "slirp4netns: invalid option -- 'Z'\n"),
+        (&["-cm"], Usage, "slirp4netns: option requires an argument -- 'm'\n"),
+        // other words
+        (&[], Usage, ""),
+        (&[pid], Usage, ""),
+        (&["0", "tap0"], Usage, not_a_pid),
+        (&["12x", "tap0"], Usage, not_a_pid),
+        (&["--netns-type=path", "/nonexistent", "tap0"], Usage, no_path),
+        (&["--netns-type=anything", "/nonexistent", "tap0"], Usage, no_path),
+        // values
+        (&["-m0", pid, "tap0"], Usage, mtu),
+        (&["--mtu=65522", pid, "tap0"], Usage, mtu),
+        (&["--mtu=", pid, "tap0"], Usage, mtu),
+        (&["-m", "100x", pid, "tap0"], Usage, mtu),
+        (&["-e-1", pid, "tap0"], Usage, "exit-fd must be a non-negative integer\n"),
+        (&["-rx", pid, "tap0"], Usage, "ready-fd must be a non-negative integer\n"),
+        (&["--cidr=24", pid, "tap0"], Nothing, "invalid CIDR: 24\n"),
+        (&["--cidr=foo", pid, "tap0"], Nothing, "invalid CIDR: foo\n"),
+        (&["--cidr=10.0.2.0", pid, "tap0"], Nothing, "invalid CIDR: 10.0.2.0\n"),
+        (&["--cidr=10.0.2.0/24x", pid, "tap0"], Nothing, "invalid CIDR: 10.0.2.0/24x\n"),
+        (&["--cidr=10.0.2.100/26", pid, "tap0"], Nothing, "prefix length needs to be 1-25\n"),
+        (&["--cidr=10.0.2.0/0", pid, "tap0"], Nothing, "prefix length needs to be 1-25\n"),
+        (
+            &["--cidr=10.0.2.100/24", pid, "tap0"],
+            Nothing,
+            "CIDR needs to be a network address like 10.0.2.0/24, not like 10.0.2.100/24\n",
+        ),
+        (
+            &["--userns-path=/nonexistent", pid, "tap0"],
+            Usage,
+            "userns path doesn't exist: /nonexistent\n",
+        ),
+        (
+            &["--macaddress=02:00:00:00:00:01", pid, "tap0"],
+            Usage,
+            "--macaddr cannot be specified when --configure or -c is not specified\n",
+        ),
+        (
+            &["--target-type=foo", pid, "tap0"],
+            Usage,
+            "--target-type must be either \"netns\" or \"bess\"\n",
+        ),
+        (&["--target-type=bess"], Usage, ""),
+        (&["--target-type=bess", "-c", "/tmp/x"], Usage, &conflict("configure")),
+        (&["--target-type=bess", "--netns-type=pid", "/tmp/x"], Usage, &conflict("netns-type")),
+    ] {
+        for helper in helpers() {
+            let ran = helper.run(arguments);
+            let said = if ran.stdout.starts_with("Usage: slirp4netns ") { Usage } else { Nothing };
+            let expected = (Some(1), out, error);
+            assert_eq!((ran.status, said, &*ran.stderr), expected, "{helper:?} {arguments:?}");
+        }
+    }
+    // Where the wording is the program's own, the status and the cause count.
+    for (arguments, named) in [
+        (&["999999", "tap0"][..], "999999"),
+        (&["--macaddress=zz", "-c", pid, "tap0"], "\"zz\" is an invalid MAC address"),
+        (&["--netns-type=path", "/etc/passwd", "tap0"], ""),
+        (&["--outbound-addr=300.1.1.1", pid, "tap0"], ""),
+        (&["--outbound-addr6=nobody", pid, "tap0"], ""),
+        (&[&too_long, pid, "tap0"], "the specified API socket path is too long (>= 108)"),
+        (&["-a", "/nonexistent/socket", pid, "tap0"], ""),
+        (&[pid, "lo"], ""),
+        (&["--target-type=bess", "/nonexistent/x"], ""),
+    ] {
+        for helper in helpers() {
+            let ran = helper.run(arguments);
+            assert_eq!(ran.status, Some(1), "{helper:?} {arguments:?}: {ran:?}");
+            assert!(ran.stderr.contains(named), "{helper:?} {arguments:?}: {ran:?}");
+            assert_ne!(ran.stderr, "", "{helper:?} {arguments:?}");
+        }
+    }
+}
+
+#[test]
+fn help_and_version_hold_what_engines_search_for() {
+    for helper in helpers() {
+        let help = helper.run(&["-c", "--help", "--bogus"]);
+        assert_eq!((help.status, &*help.stderr), (Some(0), ""), "{helper:?}");
+        for option in [
+            "disable-host-loopback",
+            "mtu",
+            "enable-sandbox",
+            "enable-seccomp",
+            "cidr",
+            "outbound-addr",
+            "enable-ipv6",
+            "netns-type",
+            "api-socket",
+        ] {
+            assert!(help.stdout.contains(&format!("--{option}")), "{helper:?}: {option}");
+        }
+        let version = helper.run(&["--version"]);
+        assert_eq!((version.status, &*version.stderr), (Some(0), ""), "{helper:?}");
+        let lines: Vec<&str> = version.stdout.lines().collect();
+        assert!(lines[0].starts_with("slirp4netns version 1."), "{version:?}");
+        let known: u32 =
+            lines[3].strip_prefix("SLIRP_CONFIG_VERSION_MAX: ").unwrap().parse().unwrap();
+        assert!(known >= 4, "{version:?}");
+    }
+}
+
+// --- what the guest finds ---
+
+/// A helper at work on a namespace.
+struct Served {
+    target: Background,
+    helper: Background,
+    /// The other end of its exit descriptor.
+    exit: Option<File>,
+    directory: tempfile::TempDir,
+}
+
+impl Served {
+    /// Starts `helper` with `options` and waits until it says that it is ready. `before` runs in
+    /// the namespace first.
+    fn start(helper: &Helper, options: &[&str], before: &str) -> Served {
+        let target = bare_namespace();
+        if !before.is_empty() {
+            let ran = in_namespace_of(&target, before);
+            assert_eq!(ran.status, Some(0), "{before}: {ran:?}");
+        }
+        let directory = scratch();
+        let place = |name: &str| directory.path().join(name);
+        nix::unistd::mkfifo(&place("exit"), Mode::from_bits_retain(0o666)).unwrap();
+        fs::set_permissions(place("exit"), std::os::unix::fs::PermissionsExt::from_mode(0o666))
+            .unwrap();
+        // Both ends, so that opening it does not wait.
+        let exit = OpenOptions::new().read(true).write(true).open(place("exit")).unwrap();
+        let mut command = user("bash");
+        command
+            .args(["-c", "at=$1; shift; exec \"$0\" \"$@\" 10>$at/ready 4<$at/exit"])
+            .arg(&helper.program)
+            .arg(directory.path())
+            .args(["-r", "10", "-e", "4"]);
+        // A link that bears the name, since a shell does not choose argv[0].
+        if helper.is_ours() {
+            command.env("TAPWAY_PERSONALITY", "slirp4netns");
+        }
+        let fill = |option: &&str| {
+            let text = option.replace("{pid}", &target.pid().to_string());
+            text.replace("{api}", place("api").to_str().unwrap())
+        };
+        command.args(options.iter().map(fill));
+        let mut helper = Background::start(&mut command);
+        let ready = place("ready");
+        helper.until("it is ready", || fs::read(&ready).is_ok_and(|bytes| bytes == b"1"));
+        Served { target, helper, exit: Some(exit), directory }
+    }
+
+    fn inside(&self, script: &str) -> String {
+        let ran = in_namespace_of(&self.target, &format!("exec 2>&1; {script}"));
+        format!("{}status {}", ran.stdout, ran.status.unwrap_or(-1))
+    }
+
+    /// One question to the API, and its answer.
+    fn ask(&self, request: &[u8]) -> String {
+        let mut stream = UnixStream::connect(self.directory.path().join("api")).unwrap();
+        stream.write_all(request).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// Lets go, upon which the helper ends.
+    fn release(mut self) -> Ran {
+        drop(self.exit.take());
+        self.helper.end()
+    }
+}
+
+#[test]
+fn the_guest_finds_what_the_options_say() {
+    const UDHCPC: &str = "ip link set tap0 up; busybox udhcpc -i tap0 -f -n -q -s /bin/true";
+    for (since, options, script, expected) in [
+        ((1, 0), "-c {pid} tap0", "ip -o addr", "lo    inet 127.0.0.1/8"),
+        ((1, 0), "-c {pid} tap0", "ip -o addr", "tap0    inet 10.0.2.100/24"),
+        ((1, 0), "-c {pid} tap0", "ip route", "default via 10.0.2.2 dev tap0"),
+        ((1, 0), "-c {pid} tap0", "ip link show tap0", "mtu 1500"),
+        // Options may come last.
+        ((1, 0), "{pid} eth9 -c --mtu=9000", "ip link show eth9", "mtu 9000"),
+        ((1, 0), "-c --cidr=10.0.135.128/25 {pid} tap0", "ip -o addr", "inet 10.0.135.228/25"),
+        (
+            (1, 1),
+            "-c --macaddress=0e:d4:18:d9:38:fb {pid} tap0",
+            "cat /sys/class/net/tap0/address || ip link show tap0",
+            "0e:d4:18:d9:38:fb",
+        ),
+        // Left alone without -c.
+        (
+            (1, 0),
+            "{pid} tap0",
+            "ip -o addr; ip -o link show up; ip link show tap0 | wc -l",
+            "2\nstatus 0",
+        ),
+        ((1, 0), "{pid} tap0", UDHCPC, "lease of 10.0.2.15 obtained"),
+        ((1, 0), "--cidr=10.9.0.0/16 {pid} tap0", UDHCPC, "lease of 10.9.0.15 obtained"),
+        // Our addresses answer for themselves.
+        ((1, 0), "-c {pid} tap0", "ping -c1 -W5 10.0.2.2", "1 received"),
+        ((1, 0), "-c --disable-host-loopback {pid} tap0", "ping -c1 -W5 10.0.2.2", "1 received"),
+        ((1, 0), "-c --disable-dns {pid} tap0", "ping -c1 -W5 10.0.2.3", "1 received"),
+        (
+            (1, 0),
+            "-c --disable-host-loopback {pid} tap0",
+            "bash -c 'exec 3<>/dev/tcp/10.0.2.2/80'",
+            "Network is unreachable",
+        ),
+        (
+            (1, 0),
+            "-c -6 {pid} tap0",
+            "for i in $(seq 100); do ip -6 -o addr | grep fd00:: && exit; sleep 0.1; done",
+            "inet6 fd00::",
+        ),
+        // By path, with and without the user namespace.
+        (
+            (1, 0),
+            "-c --netns-type=path --userns-path=/proc/{pid}/ns/user /proc/{pid}/ns/net t",
+            "ip -o addr",
+            "inet 10.0.2.100/24",
+        ),
+        (
+            (1, 0),
+            "-c --enable-seccomp --netns-type=path --userns-path=/proc/{pid}/ns/user \
+             /proc/{pid}/ns/net t",
+            "ip -o addr",
+            "inet 10.0.2.100/24",
+        ),
+    ] {
+        for helper in helpers().iter().filter(|helper| helper.has(since)) {
+            let options: Vec<&str> = options.split(' ').collect();
+            let served = Served::start(helper, &options, "");
+            let found = served.inside(script);
+            assert!(
+                found.contains(expected),
+                "{helper:?} {options:?}: {expected:?} is not in\n{found}"
+            );
+            let ran = served.release();
+            assert_eq!(ran.status, Some(0), "{helper:?} {options:?}: {ran:?}");
+        }
+    }
+}
+
+#[test]
+fn without_dns_its_ports_are_silent() {
+    // The original sends this to the host's network, which may answer whatever it likes.
+    let served = Served::start(&helpers()[0], &["-c", "--disable-dns", "{pid}", "tap0"], "");
+    let found = served.inside("timeout 2 bash -c 'exec 3<>/dev/tcp/10.0.2.3/53'");
+    assert_eq!(found, "status 124");
+}
+
+/// A server on the host's loopback that tells who has come.
+fn greeter() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let peer = stream.peer_addr().unwrap();
+            let _ = writeln!(stream, "you are {}", peer.ip());
+        }
+    });
+    port
+}
+
+#[test]
+fn the_gateway_stands_for_the_hosts_loopback() {
+    let port = greeter();
+    let script = format!("bash -c 'cat </dev/tcp/10.0.2.2/{port}'");
+    for (options, peer) in
+        [("-c {pid} tap0", "127.0.0.1"), ("-c --outbound-addr=127.0.0.2 {pid} tap0", "127.0.0.2")]
+    {
+        for helper in helpers() {
+            let options: Vec<&str> = options.split(' ').collect();
+            let served = Served::start(helper, &options, "");
+            let found = served.inside(&script);
+            assert_eq!(found, format!("you are {peer}\nstatus 0"), "{helper:?} {options:?}");
+        }
+    }
+}
+
+#[test]
+fn an_interface_that_is_there_is_used_as_it_is() {
+    let before = "ip link add d type dummy; ip tuntap add tap0 mode tap && ip link set tap0 up \
+                  address 0e:00:00:00:00:99 && ip addr add 10.0.2.100/24 dev tap0 \
+                  && ip link set lo up && ip route add default via 10.0.2.2";
+    for helper in helpers() {
+        let served = Served::start(helper, &["-a", "{api}", "{pid}", "tap0"], before);
+        let mut server = user("nsenter");
+        let script = "echo up; exec busybox nc -l -p 8000 -e echo hello";
+        server.args(["--preserve-credentials", "--user", "--net", "--target"]).args([
+            &served.target.pid().to_string(),
+            "sh",
+            "-c",
+            script,
+        ]);
+        let mut server = Background::start(&mut server);
+        assert_eq!(server.line(), "up");
+        let port = free_port();
+        let request = format!(
+            r#"{{"execute":"add_hostfwd","arguments":{{"proto":"tcp","host_addr":"127.0.0.1",
+                "host_port":{port},"guest_addr":"","guest_port":8000}}}}"#
+        );
+        assert_eq!(served.ask(request.as_bytes()), r#"{"return":{"id":1}}"#, "{helper:?}");
+        // The guest has not said a word; its MAC is known all the same. It may not listen yet.
+        let mut text = String::new();
+        server.until("it answers", || {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            text.clear();
+            stream.read_to_string(&mut text).is_ok() && text == "hello\n"
+        });
+        // Nobody else may have it now.
+        let second = helper.run(&[&served.target.pid().to_string(), "tap0"]);
+        assert_eq!(second.status, Some(1), "{helper:?}: {second:?}");
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+// --- life and death ---
+
+#[test]
+fn only_the_close_of_the_exit_descriptor_and_signals_end_it() {
+    for helper in helpers() {
+        let mut served = Served::start(helper, &["-c", "-a", "{api}", "{pid}", "tap0"], "");
+        let api = served.directory.path().join("api");
+        assert!(api.exists(), "{helper:?}");
+        served.exit.as_ref().unwrap().write_all(b"still here").unwrap();
+        served.target.signal(Signal::SIGKILL);
+        assert!(!support::ends(served.helper.pid(), 500), "{helper:?}");
+        drop(served.exit.take());
+        let directory = served.directory.path().to_owned();
+        let ran = served.helper.end();
+        assert_eq!((ran.status, directory.join("api").exists()), (Some(0), false), "{helper:?}");
+        let says = ["Starting slirp", "* MTU:             1500", "* Recommended IP:  10.0.2.100"];
+        assert!(says.iter().all(|line| ran.stdout.contains(line)), "{helper:?}: {ran:?}");
+
+        let served = Served::start(helper, &["{pid}", "tap0"], "");
+        served.helper.signal(Signal::SIGTERM);
+        assert_eq!(served.helper.end().signal, Some(Signal::SIGTERM as i32), "{helper:?}");
+
+        let target = bare_namespace();
+        let ran = helper.run(&["-e", "99", &target.pid().to_string(), "tap0"]);
+        assert_eq!(ran.status, Some(0), "{helper:?}: {ran:?}");
+    }
+}
+
+#[test]
+fn the_sandbox_leaves_etc_and_run_and_low_ports() {
+    for helper in helpers() {
+        let served = Served::start(helper, &["-c", "--enable-sandbox", "{pid}", "tap0"], "");
+        let status = fs::read_to_string(format!("/proc/{}/status", served.helper.pid())).unwrap();
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd"] {
+            // CAP_NET_BIND_SERVICE is number 10.
+            assert!(status.contains(&format!("{set}:\t0000000000000400\n")), "{helper:?} {status}");
+        }
+        if as_root() {
+            let root = format!("/proc/{}/root", served.helper.pid());
+            let mut names: Vec<_> =
+                fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            assert_eq!(names, ["etc", "run"], "{helper:?}");
+        } else {
+            eprintln!("NOT TESTED: only root sees what the sandbox leaves");
+        }
+    }
+}
+
+// --- the API ---
+
+#[test]
+fn the_api_answers_to_the_byte() {
+    let port = free_port();
+    let add =
+        |arguments: &str| format!(r#"{{"execute":"add_hostfwd","arguments":{{{arguments}}}}}"#);
+    let good = format!(r#""host_addr":"127.0.0.1","host_port":{port},"guest_port":80"#);
+    let error = |text: &str| format!(r#"{{"error":{{"desc":"bad request: {text}"}}}}"#);
+    let entries = format!(
+        r#""entries":[{{"id":1,"proto":"tcp","host_addr":"127.0.0.1","host_port":{port},{}}}]"#,
+        r#""guest_addr":"10.0.2.100","guest_port":80"#
+    );
+    for helper in helpers() {
+        let served = Served::start(helper, &["-c", "-a", "{api}", "{pid}", "tap0"], "");
+        for (request, answer) in [
+            ("foo".to_owned(), error("cannot parse JSON")),
+            ("0".to_owned(), error("json_object() failed")),
+            ("{}".to_owned(), error("no execute found")),
+            (r#"{"execute":"bogus"}"#.to_owned(), error("unknown execute")),
+            ("\0".repeat(4096), error("too large message")),
+            (add(&format!(r#""proto":"sctp",{good}"#)), error("add_hostfwd: bad arguments.proto")),
+            (
+                add(r#""proto":"tcp","host_addr":"::1","host_port":1,"guest_port":1"#),
+                error("add_hostfwd: bad arguments.host_addr"),
+            ),
+            (
+                add(r#""proto":"tcp","host_port":0,"guest_port":1"#),
+                error("add_hostfwd: bad arguments.host_port"),
+            ),
+            (
+                add(r#""proto":"udp","host_port":1,"guest_addr":"x","guest_port":1"#),
+                error("add_hostfwd: bad arguments.guest_addr"),
+            ),
+            (add(r#""proto":"udp","host_port":1"#), error("add_hostfwd: bad arguments.guest_port")),
+            (add(&format!(r#""proto":"tcp",{good}"#)), r#"{"return":{"id":1}}"#.to_owned()),
+            (
+                add(&format!(r#""proto":"tcp",{good}"#)),
+                error("add_hostfwd: slirp_add_hostfwd failed"),
+            ),
+            (
+                r#"{"execute":"remove_hostfwd","arguments":{"id":7}}"#.to_owned(),
+                error("remove_hostfwd: bad arguments.id"),
+            ),
+        ] {
+            assert_eq!(served.ask(request.as_bytes()), answer, "{helper:?} {request:?}");
+        }
+        let list = served.ask(br#"{"execute":"list_hostfwd"}"#);
+        let expected = match helper.is_ours() {
+            // What its documentation shows, and what it does.
+            true => format!(r#"{{"return":{{{entries}}},{entries}}}"#),
+            false => format!("{{{entries}}}"),
+        };
+        assert_eq!(list.replace(": ", ":").replace(", ", ","), expected, "{helper:?}");
+        let removed = served.ask(br#"{"execute":"remove_hostfwd","arguments":{"id":1}}"#);
+        assert_eq!(removed, r#"{"return":{}}"#, "{helper:?}");
+        if helper.is_ours() {
+            // The original crashes.
+            let answer = served.ask(add(&good).as_bytes());
+            assert_eq!(answer, error("add_hostfwd: bad arguments.proto"));
+        }
+    }
+}
