@@ -190,6 +190,9 @@ fn serve(
             greet(&config.conduct.greeting);
             config.conduct.sees.enforce(&options.target)?;
             setup::seal(config.conduct.keeps)?;
+            if config.conduct.refuses_calls {
+                setup::refuse_dangerous_calls()?;
+            }
             let data_path = start_data_path(config, &mut attached.tap, pcap, &ports)?;
             let (namespace, process) = match &options.target {
                 Target::Process(pid) => (format!("/proc/{pid}/ns/net"), Some(Pid::from_raw(*pid))),

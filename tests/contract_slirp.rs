@@ -467,6 +467,17 @@ fn the_sandbox_leaves_etc_and_run_and_low_ports() {
     }
 }
 
+#[test]
+fn the_filter_of_system_calls_is_there() {
+    for helper in helpers() {
+        let served = Served::start(helper, &["-c", "--enable-seccomp", "{pid}", "tap0"], "");
+        let status = fs::read_to_string(format!("/proc/{}/status", served.helper.pid())).unwrap();
+        // Mode 2 is that of filters (proc(5)).
+        assert!(status.contains("Seccomp:\t2\n"), "{helper:?} {status}");
+        assert!(served.inside("ping -c1 -W5 10.0.2.2").contains("1 received"), "{helper:?}");
+    }
+}
+
 // --- the API ---
 
 #[test]

@@ -149,6 +149,7 @@ struct Reader {
     netns_type: Option<OsString>,
     userns_path: bool,
     sandbox: bool,
+    seccomp: bool,
     outbound: [Option<OsString>; 2],
     disable_dns: bool,
     mac: Option<OsString>,
@@ -192,7 +193,10 @@ impl Reader {
                 self.deprecated("create-sandbox", "enable-sandbox");
                 self.sandbox = true;
             }
-            Key::EnableSeccomp => self.warn("Support for seccomp is experimental"),
+            Key::EnableSeccomp => {
+                self.seccomp = true;
+                self.warn("Support for seccomp is experimental");
+            }
             Key::OutboundAddr => {
                 self.warn("Support for --outbound-addr is experimental");
                 self.outbound[0] = Some(value);
@@ -282,6 +286,7 @@ impl Reader {
             },
             keeps: Keeps::LowPorts,
             sees: if self.sandbox { Sees::EtcAndRun } else { Sees::Everything },
+            refuses_calls: self.seccomp,
             trusts_outbound: true,
             greeting: std::mem::take(&mut self.said) + &greeting,
         };

@@ -25,6 +25,8 @@ pub struct Conduct {
     pub keeps: Keeps,
     /// Which files it keeps in sight.
     pub sees: Sees,
+    /// It refuses itself dangerous system calls ([`super::refuse_dangerous_calls`]).
+    pub refuses_calls: bool,
     /// An address to send from need not be the host's, or not yet.
     pub trusts_outbound: bool,
     /// What it says of itself on standard output once the guest's link is there.

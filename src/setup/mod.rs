@@ -32,6 +32,7 @@ pub mod listen;
 mod log;
 mod message;
 mod netlink;
+mod refuse;
 pub mod run;
 mod seal;
 mod tap;
@@ -44,6 +45,7 @@ pub use idmap::{IdRange, Identity};
 pub use instance::{InstanceName, NameLock, ParseInstanceNameError, open_output, probe_outbound};
 pub use link::{LinkOptions, LinkSetup};
 pub use log::start_log;
+pub use refuse::refuse_dangerous_calls;
 pub use seal::{raise_descriptor_limit, seal};
 pub use tap::{
     IfName, MAX_QUEUES, ParseIfNameError, TUN_DEVICE, Tap, TapError, TapFeatures, VNET_HEADER_LEN,

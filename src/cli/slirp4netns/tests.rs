@@ -64,6 +64,7 @@ fn podmans_command_line_is_understood() {
     assert_eq!((conduct.ready_fd, conduct.lives_for), (Some(3), LivesFor::Starter(Some(4))));
     assert_eq!(conduct.control, ControlSocket::At("/run/x.net".into()));
     assert_eq!((conduct.sees, conduct.keeps), (Sees::EtcAndRun, Keeps::LowPorts));
+    assert!(conduct.refuses_calls);
     assert!(conduct.greeting.contains("Recommended IP:  10.9.8.100\n"), "{}", conduct.greeting);
 }
 
