@@ -541,3 +541,79 @@ fn the_api_answers_to_the_byte() {
         }
     }
 }
+
+// --- links that are no namespace ---
+
+#[test]
+fn a_tap_that_is_handed_over_is_the_link() {
+    // Somebody else opens the TAP, in the namespace, and becomes the helper. TUNSETIFF is
+    // 0x400454ca, IFF_TAP|IFF_NO_PI 0x1002; IFF_VNET_HDR is 0x4000.
+    const OPENER: &str = "
+import fcntl, os, struct, sys
+tun = os.open('/dev/net/tun', os.O_RDWR)
+fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH22x', b'tap0', int(sys.argv[1], 0)))
+os.dup2(tun, 9)
+os.execv(sys.argv[2], ['slirp4netns', '-r', '1', '--netns-type=tapfd', '9'])
+";
+    for helper in helpers().iter().filter(|helper| helper.has((1, 3))) {
+        for flags in ["0x1002", "0x5002"] {
+            let target = bare_namespace();
+            let mut command = user("nsenter");
+            command
+                .args(["--preserve-credentials", "--user", "--net", "--target"])
+                .args([&target.pid().to_string(), "python3", "-c", OPENER, flags])
+                .arg(&helper.program)
+                .env("TAPWAY_PERSONALITY", "slirp4netns");
+            let mut helper = Background::start(&mut command);
+            let script = "ip link set tap0 up; ip addr add 10.0.2.100/24 dev tap0; \
+                          ping -c1 -W5 10.0.2.2";
+            let mut found = String::new();
+            helper.until("the gateway answers", || {
+                found = in_namespace_of(&target, script).stdout;
+                found.contains("1 received")
+            });
+        }
+    }
+}
+
+#[test]
+fn a_peer_at_a_socket_is_the_link() {
+    let directory = scratch();
+    let path = directory.path().join("bess");
+    for helper in helpers() {
+        let mut helper_command = helper.command(&["--target-type=bess"]);
+        let mut served = Background::start(helper_command.arg(&path));
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::SEQPACKET, None);
+        let mut socket = socket.unwrap();
+        let address = socket2::SockAddr::unix(&path).unwrap();
+        served.until("it listens", || socket.connect(&address).is_ok());
+        socket.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+        // Who has 10.0.2.2? (RFC 826)
+        let mut request = vec![0xff; 6];
+        request.extend([0x0e, 0, 0, 0, 0, 7, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        request.extend([0x0e, 0, 0, 0, 0, 7, 10, 0, 2, 100, 0, 0, 0, 0, 0, 0, 10, 0, 2, 2]);
+        request.resize(60, 0);
+        let mut answer = [0; 128];
+        served.until("it answers", || {
+            socket.write_all(&request).unwrap();
+            // An ARP reply from the gateway's MAC, which says its address.
+            socket.read(&mut answer).is_ok_and(|length| {
+                length >= 42 && answer[12..14] == [8, 6] && answer[20..22] == [0, 2]
+            })
+        });
+        assert_eq!(answer[22..32], [0x52, 0x55, 10, 0, 2, 2, 10, 0, 2, 2], "{helper:?}");
+    }
+}
+
+#[test]
+fn the_name_may_be_said_in_other_ways() {
+    let bogus = "slirp4netns: unrecognized option '--bogus'\n";
+    let by_option = support::run(&["--as", "slirp4netns", "--bogus"]);
+    assert_eq!((by_option.status, &*by_option.stderr), (Some(1), bogus));
+    let mut by_variable = support::tapway(&["--bogus"]);
+    by_variable.arg0("slirp4netns").env("TAPWAY_PERSONALITY", "slirp4netns");
+    assert_eq!(Ran::from(by_variable.output().unwrap()).stderr, bogus);
+    let nobody = support::run(&["--as", "vpnkit"]);
+    assert_eq!(nobody.status, Some(2));
+    assert!(nobody.stderr.starts_with("tapway: --as vpnkit: "), "{nobody:?}");
+}
