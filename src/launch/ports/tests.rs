@@ -6,8 +6,8 @@ use super::*;
 use crate::base::Mac;
 use crate::engine::host::{DnsLink, Outbound};
 use crate::engine::{Limits, Options, thread};
-use crate::gate::Plan4;
 use crate::gate::forward::Transport;
+use crate::gate::{Habits, Plan4};
 
 /// A worker that ends with this.
 struct Worker {
@@ -36,12 +36,19 @@ fn worker() -> Worker {
 fn plan() -> AddressPlan {
     let octets = |last| std::net::Ipv4Addr::new(10, 0, 2, last);
     AddressPlan {
-        v4: Some(Plan4 { guest: octets(100), prefix: 24, gateway: octets(2), dns: octets(3) }),
+        v4: Some(Plan4 {
+            guest: octets(100),
+            prefix: 24,
+            gateway: octets(2),
+            dns: Some(octets(3)),
+        }),
         v6: None,
         gateway_mac: Mac([0x52, 0x55, 10, 0, 2, 2]),
         guest_mac: Mac([0x02, 0, 0, 0, 0, 1]),
         mtu: 1500,
         host_loopback: vec![],
+        sharing: None,
+        habits: Habits::default(),
         search: vec![],
     }
 }
