@@ -50,7 +50,7 @@ impl Config {
             ifname: self.ifname.clone(),
             plan: self.plan.clone(),
             queues: self.threads,
-            setup: self.link_setup,
+            setup: self.link_setup.clone(),
         }
     }
 }

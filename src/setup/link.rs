@@ -15,13 +15,15 @@ use netlink_packet_route::address::{
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+    RouteType,
 };
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::{Netlink, Outcome};
 use super::tap::IfName;
+use super::template::CopiedRoute;
 use crate::gate::AddressPlan;
 
 /// What the guest's link shall look like.
@@ -33,20 +35,36 @@ pub struct LinkOptions {
     pub plan: AddressPlan,
     /// Queues of the TAP, one for each worker.
     pub queues: usize,
-    /// How much of it is set up.
+    /// How much of it we set up.
     pub setup: LinkSetup,
 }
 
-/// How much of the guest's interface is set up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How much of the guest's link we set up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum LinkSetup {
-    /// All of it.
+    /// All of it, as the plan says.
     #[default]
-    Complete,
-    /// IPv4; the guest finds its IPv6 addresses and routes by itself.
+    Planned,
+    /// As the plan says, for IPv4; the guest finds its IPv6 addresses and routes by itself.
     WithoutV6,
+    /// All of it, after the model of one of the host's interfaces.
+    Copied(CopiedLink),
+    /// Loopback comes up. The TAP gets its MAC and stays as it is: a DHCP client in the guest, or
+    /// whoever has made the TAP beforehand, does the rest.
+    Bare,
     /// Nothing that the guest could notice: somebody else does it.
     Nothing,
+}
+
+/// Addresses and routes for a link that is like the host's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopiedLink {
+    /// Addresses with their prefix lengths, in the order in which the guest is to have them.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Routes; one that the guest's kernel refuses is left out.
+    pub routes: Vec<CopiedRoute>,
+    /// Whether the MTU of the plan is set.
+    pub mtu: bool,
 }
 
 /// The queueing discipline of the TAP: none. The TAP has a ring of its own and never asks to wait, so a
@@ -94,7 +112,7 @@ pub(crate) fn configure(
         .map_err(fail(format!("find the interface {name}")))?
         .index;
     // Before the interface comes up, because it acts on these when it does.
-    if options.setup == LinkSetup::Complete {
+    if matches!(options.setup, LinkSetup::Planned | LinkSetup::Copied(_)) {
         sysctls(options, autoconfiguration);
     }
 
@@ -140,30 +158,46 @@ struct Step {
 }
 
 fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
-    let LinkOptions { ifname, plan, .. } = options;
+    let LinkOptions { ifname, plan, setup, .. } = options;
     let mut steps = Vec::new();
     let mut add = |need, what: String, request| steps.push(Step { what, need, request });
-    if options.setup == LinkSetup::Nothing {
+    if *setup == LinkSetup::Nothing {
+        let length = vec![LinkAttribute::TxQueueLen(QUEUE_LENGTH)];
         let what = format!("lengthen the queue of {ifname}");
-        add(Need::Welcome, what, queue_length(index));
-        add(Need::Welcome, format!("take the discipline off {ifname}"), undisciplined(index));
+        add(Need::Welcome, what, set_link(index, LinkFlags::empty(), length));
+        let what = format!("take the queueing discipline off {ifname}");
+        add(Need::Welcome, what, undisciplined(index));
         return steps;
     }
     add(Need::Always, "bring up lo".to_owned(), up(LOOPBACK_INDEX, vec![]));
+    if *setup == LinkSetup::Bare {
+        let mac = LinkAttribute::Address(plan.guest_mac.0.to_vec());
+        let what = format!("give {ifname} the MAC {}", plan.guest_mac);
+        add(Need::Always, what, set_link(index, LinkFlags::empty(), vec![mac]));
+        return steps;
+    }
+    let copied = match setup {
+        LinkSetup::Copied(copied) => Some(copied),
+        _ => None,
+    };
     // Before the interface comes up, which is when the kernel makes its default discipline.
     add(Need::Welcome, format!("take the queueing discipline off {ifname}"), undisciplined(index));
+    let mut attributes = vec![
+        LinkAttribute::Address(plan.guest_mac.0.to_vec()),
+        LinkAttribute::TxQueueLen(QUEUE_LENGTH),
+    ];
+    if copied.is_none_or(|copied| copied.mtu) {
+        attributes.push(LinkAttribute::Mtu(u32::from(plan.mtu)));
+    }
     add(
         Need::Always,
         format!("bring up {ifname} with MAC {} and MTU {}", plan.guest_mac, plan.mtu),
-        up(
-            index,
-            vec![
-                LinkAttribute::Address(plan.guest_mac.0.to_vec()),
-                LinkAttribute::Mtu(u32::from(plan.mtu)),
-                LinkAttribute::TxQueueLen(QUEUE_LENGTH),
-            ],
-        ),
+        up(index, attributes),
     );
+    if let Some(copied) = copied {
+        copy(copied, ifname, index, &mut add);
+        return steps;
+    }
     if let Some(v4) = &plan.v4 {
         let mut message = address(index, v4.guest.into(), v4.prefix);
         message.attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
@@ -173,7 +207,7 @@ fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
         add(Need::Always, what, default_route(index, v4.gateway.into()));
     }
     if let Some(v6) = &plan.v6
-        && options.setup == LinkSetup::Complete
+        && *setup == LinkSetup::Planned
     {
         let mut message = address(index, v6.guest.into(), v6.prefix);
         message.header.flags = AddressHeaderFlags::Nodad;
@@ -187,19 +221,75 @@ fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
     steps
 }
 
-fn up(index: u32, attributes: Vec<LinkAttribute>) -> RouteNetlinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
-    message.attributes = attributes;
-    RouteNetlinkMessage::SetLink(message)
+/// The addresses and routes of `copied`: those to what is on the link first, since the others need
+/// them.
+fn copy(
+    copied: &CopiedLink,
+    ifname: &IfName,
+    index: u32,
+    add: &mut impl FnMut(Need, String, RouteNetlinkMessage),
+) {
+    for &(given, prefix) in &copied.addresses {
+        let mut message = address(index, given, prefix);
+        let need = match given {
+            IpAddr::V4(own) => {
+                // /31 and /32 have none (RFC 3021).
+                if let Some(rest) = u32::MAX.checked_shr(prefix.into()).filter(|rest| *rest > 1) {
+                    let broadcast = (u32::from(own) | rest).into();
+                    message.attributes.push(AddressAttribute::Broadcast(broadcast));
+                }
+                Need::Always
+            }
+            IpAddr::V6(_) => {
+                message.header.flags = AddressHeaderFlags::Nodad;
+                Need::WhereV6Works
+            }
+        };
+        let what = format!("give {ifname} the address {given}/{prefix}");
+        add(need, what, RouteNetlinkMessage::NewAddress(message));
+    }
+    let (on_link, beyond): (Vec<_>, Vec<_>) =
+        copied.routes.iter().partition(|route| route.gateway.is_none());
+    for route in on_link.into_iter().chain(beyond) {
+        let CopiedRoute { destination, prefix, .. } = route;
+        let what = format!("route {destination}/{prefix}");
+        add(Need::Welcome, what, copied_route(index, route));
+    }
 }
 
-fn queue_length(index: u32) -> RouteNetlinkMessage {
+fn copied_route(index: u32, route: &CopiedRoute) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(route.destination);
+    message.header.destination_prefix_length = route.prefix;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope =
+        if route.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    message.header.kind = RouteType::Unicast;
+    if route.onlink && route.gateway.is_some() {
+        message.header.flags = RouteFlags::Onlink;
+    }
+    let mut attributes = vec![RouteAttribute::Oif(index)];
+    if route.prefix > 0 {
+        attributes.push(RouteAttribute::Destination(RouteAddress::from(route.destination)));
+    }
+    attributes.extend(route.gateway.map(|by| RouteAttribute::Gateway(RouteAddress::from(by))));
+    attributes.extend(route.metric.map(RouteAttribute::Priority));
+    message.attributes = attributes;
+    RouteNetlinkMessage::NewRoute(message)
+}
+
+fn up(index: u32, attributes: Vec<LinkAttribute>) -> RouteNetlinkMessage {
+    set_link(index, LinkFlags::Up, attributes)
+}
+
+/// Sets `flags`, leaving the other ones as they are, and `attributes`.
+fn set_link(index: u32, flags: LinkFlags, attributes: Vec<LinkAttribute>) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    message.attributes = vec![LinkAttribute::TxQueueLen(QUEUE_LENGTH)];
+    message.header.flags = flags;
+    message.header.change_mask = flags;
+    message.attributes = attributes;
     RouteNetlinkMessage::SetLink(message)
 }
 

@@ -36,6 +36,7 @@ mod refuse;
 pub mod run;
 mod seal;
 mod tap;
+mod template;
 
 pub use conduct::{Conduct, ControlSocket, Keeps, LivesFor, Sees};
 pub use drops::tap_drops;
@@ -43,13 +44,14 @@ pub use facts::{HostFacts, Outward, search_domains};
 pub use files::{HOST_NAMES, HostEntry, PrivateFiles, hosts, resolv_conf};
 pub use idmap::{IdRange, Identity};
 pub use instance::{InstanceName, NameLock, ParseInstanceNameError, open_output, probe_outbound};
-pub use link::{LinkOptions, LinkSetup};
+pub use link::{CopiedLink, LinkOptions, LinkSetup};
 pub use log::start_log;
 pub use refuse::refuse_dangerous_calls;
 pub use seal::{raise_descriptor_limit, seal};
 pub use tap::{
     IfName, MAX_QUEUES, ParseIfNameError, TUN_DEVICE, Tap, TapError, TapFeatures, VNET_HEADER_LEN,
 };
+pub use template::{CopiedRoute, Template, Templates, templates};
 
 use std::ffi::OsString;
 use std::io;
