@@ -163,7 +163,7 @@ fn serve(
                 own_ids: *own_ids,
                 identity: &config.identity,
                 link: &link,
-                files,
+                files: files.as_ref(),
                 restore_signals: &|| signals.restore(),
             })?;
             setup::raise_descriptor_limit();

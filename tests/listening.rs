@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         own_ids: *own_ids,
         identity: &config.identity,
         link: &config.link(),
-        files,
+        files: files.as_ref(),
         restore_signals: &|| Ok(()),
     })?;
     setup::seal(setup::Keeps::Nothing)?;

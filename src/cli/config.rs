@@ -8,7 +8,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::engine::host::Outbound;
 use crate::gate::AddressPlan;
-use crate::gate::forward::{AutoForward, Exposure, Forward};
+use crate::gate::forward::{AutoForward, Exposure, Forward, Inner};
 use crate::setup::attach::AttachOptions;
 use crate::setup::{Conduct, Identity, IfName, InstanceName, LinkOptions, LinkSetup, PrivateFiles};
 
@@ -64,8 +64,8 @@ pub enum Action {
         command: Vec<OsString>,
         /// Keep the caller's own ids inside.
         own_ids: bool,
-        /// The guest's `resolv.conf` and `hosts`.
-        files: PrivateFiles,
+        /// The guest's `resolv.conf` and `hosts`; `None` leaves the host's in place.
+        files: Option<PrivateFiles>,
     },
     /// Serve an existing namespace.
     Attach(AttachOptions),
@@ -89,12 +89,18 @@ pub struct DnsOptions {
 pub struct ForwardOptions {
     /// Published ports; no two of them overlap.
     pub publish: Vec<Forward>,
+    /// Ports that are published as far as they are free.
+    pub publish_if_free: Vec<Forward>,
     /// What is published as soon as the guest listens; no transport is in two of them.
     pub auto_publish: Vec<AutoForward>,
     /// Exposed ports; no two of them overlap.
     pub expose: Vec<Exposure>,
     /// What is exposed as soon as the host listens; no transport is in two of them.
     pub auto_expose: Vec<AutoForward>,
+    /// Ports of the guest's loopback that lead to the host's.
+    pub inner: Vec<Inner>,
+    /// What of the host's loopback is found at the guest's as soon as the host listens.
+    pub auto_inner: Vec<AutoForward>,
 }
 
 /// Options of the log.

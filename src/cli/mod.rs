@@ -14,6 +14,7 @@ mod config;
 mod draft;
 pub mod getopt;
 pub mod native;
+pub mod pasta;
 pub mod personality;
 mod publish;
 mod resolve;

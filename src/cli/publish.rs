@@ -336,7 +336,7 @@ fn auto(text: &str) -> Result<Option<AutoForward>, SpecError> {
         ports(range)
     };
     let exclude = words.map(exclusion).collect::<Result<_, _>>()?;
-    Ok(Some(AutoForward { transports, exclude }))
+    Ok(Some(AutoForward { transports, exclude, ..AutoForward::default() }))
 }
 
 /// The text before `/PROTOCOL`, and the protocol, which is TCP unless said.

@@ -150,7 +150,7 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
             } else {
                 command
             };
-            ("run", Action::Run { command, own_ids: map_user, files })
+            ("run", Action::Run { command, own_ids: map_user, files: Some(files) })
         }
         DraftTarget::Attach(options) => {
             if let Target::Process(pid) = options.target

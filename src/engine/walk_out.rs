@@ -107,6 +107,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
             _ => {}
         }
+        if !self.carries(packet.protocol) {
+            return Err(DropReason::UnknownProtocol);
+        }
         match packet.protocol {
             protocol::TCP => self.on_tcp(now, source_mac, packet, destination),
             protocol::UDP => self.on_udp(now, vnet, source_mac, packet, destination),
@@ -124,6 +127,17 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 self.answer_problem(source_mac, problem, packet.bytes);
                 Err(DropReason::UnknownProtocol)
             }
+        }
+    }
+
+    /// Whether the protocol was not switched off.
+    fn carries(&self, protocol: u8) -> bool {
+        let services = self.plan.services();
+        match protocol {
+            protocol::TCP => services.tcp,
+            protocol::UDP => services.udp,
+            protocol::ICMP | protocol::ICMPV6 => services.icmp,
+            _ => true,
         }
     }
 

@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::forward::{
-    AutoForward, Exposure, Forward, ForwardId, HostService, Listen, PortRange, Transport,
+    AutoForward, Bound, Exposure, Forward, ForwardId, HostService, Listen, PortRange, Transport,
 };
 use super::ports::{Family, PortTable, Reach};
 
@@ -53,17 +53,20 @@ pub struct AutoPort {
 }
 
 impl AutoPort {
-    /// The same as a forward. Its family's own "every address", so that a client of the other
-    /// family, whom nobody would hear, is refused by the host.
-    pub fn forward(self) -> Forward {
-        let address = match self.family {
+    /// The same as a forward that listens where `bound` says. Without an address that is its
+    /// family's own "every address", so that a client of the other family, whom nobody would hear,
+    /// is refused by the host.
+    pub fn forward(self, bound: &Bound) -> Forward {
+        let every = match self.family {
             Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
+        let address = bound.address.unwrap_or(every);
+        let interface = bound.interface.clone();
         let ports = PortRange::single(self.port);
         Forward {
             transport: self.transport,
-            listen: Listen::Ports { address: Some(address), interface: None, ports },
+            listen: Listen::Ports { address: Some(address), interface, ports },
             guest_address: None,
             guest_ports: ports,
             when_listening: false,
@@ -104,10 +107,22 @@ pub struct ConditionalPort {
     pub guest_port: u16,
 }
 
+impl AutoForward {
+    /// Whether it is this rule that wants `port` open.
+    pub fn follows(&self, port: AutoPort) -> bool {
+        self.covers(port.transport, port.port)
+            && self.bound.address.is_none_or(|at| Family::of(at) == port.family)
+    }
+}
+
 /// What `--publish auto` wants open. `guest` is what listens in the guest; `taken` are the host
 /// ports that other forwards hold.
 pub fn published(rule: &AutoForward, guest: &PortTable, taken: &PortTable) -> BTreeSet<AutoPort> {
-    followed(rule, guest, |_, transport, port| taken.in_any_family(transport, port))
+    let hidden = |family, transport, port: u16| {
+        let elsewhere = rule.bound.address.is_some_and(|at| Family::of(at) != family);
+        elsewhere || taken.in_any_family(transport, port)
+    };
+    followed(rule, guest, hidden)
         .map(|(port, transport, family)| AutoPort { port, transport, family })
         .take(MOST)
         .collect()
@@ -267,7 +282,7 @@ mod tests {
     }
 
     fn everything() -> AutoForward {
-        AutoForward { transports: vec![Tcp, Udp], exclude: vec![] }
+        AutoForward { transports: vec![Tcp, Udp], ..AutoForward::default() }
     }
 
     fn ports(wanted: BTreeSet<AutoPort>) -> Vec<(Transport, Family, u16)> {
@@ -279,7 +294,8 @@ mod tests {
         let guest = table(&[(Tcp, V4, 80), (Tcp, V6, 80), (Tcp, V6, 81), (Udp, V4, 53)]);
         let wanted = published(&everything(), &guest, &PortTable::default());
         assert_eq!(ports(wanted), [(Udp, V4, 53), (Tcp, V4, 80), (Tcp, V6, 80), (Tcp, V6, 81)]);
-        let forward = AutoPort { port: 81, transport: Tcp, family: V6 }.forward();
+        let forward = AutoPort { port: 81, transport: Tcp, family: V6 };
+        let forward = forward.forward(&Bound::default());
         let Listen::Ports { address, ports, .. } = forward.listen else { panic!("ports") };
         assert_eq!(address, Some("::".parse().unwrap()));
         assert_eq!((ports, forward.guest_ports), (PortRange::single(81), PortRange::single(81)));

@@ -202,19 +202,47 @@ impl fmt::Display for Exposure {
 }
 
 /// `auto`: ports follow what listens on the other side.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct AutoForward {
     /// What it follows; no transport twice.
     pub transports: Vec<Transport>,
     /// Ports that are left alone.
     pub exclude: Vec<PortRange>,
+    /// The only ports that are followed; empty for all.
+    pub only: Vec<PortRange>,
+    /// Where what is opened on the host listens.
+    pub bound: Bound,
+}
+
+/// Where listeners of the host are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Bound {
+    /// The address; `None` is every address.
+    pub address: Option<IpAddr>,
+    /// The interface (SO_BINDTODEVICE).
+    pub interface: Option<String>,
+}
+
+/// Ports of the guest's own loopback that lead to the host's loopback, without passing the TAP.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Inner {
+    /// What it carries.
+    pub transport: Transport,
+    /// Ports at the guest's loopback addresses.
+    pub ports: PortRange,
+    /// Ports of the host's: as many.
+    pub host_ports: PortRange,
+    /// A port that is taken in the guest is left to whoever has it.
+    pub weak: bool,
 }
 
 impl AutoForward {
     /// Whether `port` of `transport` is followed.
     pub fn covers(&self, transport: Transport, port: u16) -> bool {
-        let left_alone = |range: &PortRange| range.overlaps(PortRange::single(port));
-        self.transports.contains(&transport) && !self.exclude.iter().any(left_alone)
+        let has_it = |range: &PortRange| range.overlaps(PortRange::single(port));
+        self.transports.contains(&transport)
+            && (self.only.is_empty() || self.only.iter().any(has_it))
+            && !self.exclude.iter().any(has_it)
     }
 }
 
@@ -229,6 +257,13 @@ pub struct OverlapError {
 }
 
 impl Forward {
+    /// Lets a rule without an address listen at `address`, if there is one.
+    pub fn default_address(&mut self, default: Option<IpAddr>) {
+        if let Listen::Ports { address, .. } = &mut self.listen {
+            *address = address.or(default);
+        }
+    }
+
     /// Whether one host listener would be in the way of the other's.
     ///
     /// As the kernel sees it: a wildcard address overlaps every address that it includes, and two

@@ -92,7 +92,7 @@ pub struct Sharing {
     pub services: SharedServices,
 }
 
-/// The services of a shared link.
+/// What a shared link serves and carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SharedServices {
     /// DHCP for IPv4.
@@ -105,12 +105,27 @@ pub struct SharedServices {
     pub routers: bool,
     /// The MTU is told.
     pub mtu: bool,
+    /// TCP is carried.
+    pub tcp: bool,
+    /// UDP is carried.
+    pub udp: bool,
+    /// Echo is carried.
+    pub icmp: bool,
 }
 
 impl Default for SharedServices {
     /// All of them.
     fn default() -> Self {
-        SharedServices { dhcp4: true, dhcp6: true, neighbours: true, routers: true, mtu: true }
+        SharedServices {
+            dhcp4: true,
+            dhcp6: true,
+            neighbours: true,
+            routers: true,
+            mtu: true,
+            tcp: true,
+            udp: true,
+            icmp: true,
+        }
     }
 }
 

@@ -346,7 +346,8 @@ impl Ports {
         }
         let mut refusals = Refusals::default();
         for port in changes.open {
-            let forward = port.forward();
+            let rule = self.auto_publish.iter().find(|rule| rule.follows(port));
+            let forward = port.forward(&rule.map(|rule| rule.bound.clone()).unwrap_or_default());
             match listen::open(&forward) {
                 Ok(opened) => {
                     let id = self.enter(forward, opened, true);

@@ -42,8 +42,8 @@ pub struct RunOptions<'a> {
     pub identity: &'a Identity,
     /// The guest's interface.
     pub link: &'a LinkOptions,
-    /// The guest's files.
-    pub files: &'a PrivateFiles,
+    /// The guest's files, where they differ from the host's.
+    pub files: Option<&'a PrivateFiles>,
     /// Called in the child just before `execve`: gives signals back the state in which the caller
     /// of tapway left them to its children.
     pub restore_signals: &'a dyn Fn() -> io::Result<()>,
@@ -221,7 +221,10 @@ fn guest(
 
     let Order::Mapped { groups } = order(channel)? else { return Err(GuestError::Orphaned) };
     allow_ping(groups);
-    let resolv_conf = mount_private(options.files)?;
+    let resolv_conf = match options.files {
+        Some(files) => mount_private(files)?,
+        None => None,
+    };
     let made = Handover { tap, resolv_conf, diag };
     made.send(channel).map_err(GuestError::Parent)?;
 

@@ -150,6 +150,7 @@ fn auto_has_protocols_and_exclusions() {
     let auto = |transports: &[Transport], exclude: &[PortRange]| AutoForward {
         transports: transports.to_vec(),
         exclude: exclude.to_vec(),
+        ..AutoForward::default()
     };
     let (tcp, udp) = (Transport::Tcp, Transport::Udp);
     for (text, meant) in [

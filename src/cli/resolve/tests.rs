@@ -162,7 +162,7 @@ fn addresses_for_the_hosts_loopback_must_be_reachable_by_the_guest() {
 #[test]
 fn the_host_is_known_by_its_own_addresses_or_by_the_loopback_stand_in() {
     let hosts = |draft| match ok(draft).action {
-        Action::Run { files, .. } => files.hosts,
+        Action::Run { files, .. } => files.unwrap().hosts,
         Action::Attach(_) => unreachable!("a draft of run"),
     };
     let names = "host.tapway.internal host.docker.internal host.containers.internal";
@@ -186,7 +186,7 @@ fn the_host_is_known_by_its_own_addresses_or_by_the_loopback_stand_in() {
 #[test]
 fn names_are_resolved_by_the_forwarder_unless_it_is_off() {
     let resolv_conf = |draft| match ok(draft).action {
-        Action::Run { files, .. } => files.resolv_conf,
+        Action::Run { files, .. } => files.unwrap().resolv_conf,
         Action::Attach(_) => unreachable!("a draft of run"),
     };
     let dns =

@@ -101,6 +101,7 @@ fn auto_leaves_alone_what_is_excluded() {
     let auto = AutoForward {
         transports: vec![Transport::Udp],
         exclude: vec![PortRange::single(22), PortRange::new(5000, 5010).unwrap()],
+        ..AutoForward::default()
     };
     assert!(auto.covers(Transport::Udp, 5011) && !auto.covers(Transport::Udp, 5010));
     assert!(!auto.covers(Transport::Udp, 22) && !auto.covers(Transport::Tcp, 5011));

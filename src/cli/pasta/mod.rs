@@ -1,0 +1,186 @@
+//! pasta's command line: what podman, buildah and rootlesskit spawn under that name.
+//!
+//! ```text
+//!   pasta [OPTIONS] [COMMAND …]        in new namespaces, whose status is pasta's
+//!   pasta [OPTIONS] PID                in those of a process
+//!   pasta [OPTIONS] --netns PATH|NAME  in this network namespace
+//! ```
+//! A guest of pasta's has its host's addresses and routes: [`crate::gate::Sharing`].
+//!
+//! Read as pasta of 2026-07 reads it. Departs: resolvers are followed when they change, where pasta
+//! reads them once; a published port keeps its client's address, where pasta shows the guest's own
+//! for clients on the host's loopback. Not there: `--conf-path`, `--splice-only`, `--fd`, and
+//! passt's own mode; they are refused by name.
+
+mod options;
+mod ports;
+mod resolve;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::cli::getopt::GetoptError;
+use crate::gate::forward::OverlapError;
+
+pub use resolve::PastaFacts;
+
+use crate::cli::Config;
+
+/// A command line that is none, or that this host cannot serve, in pasta's words where engines
+/// know them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PastaError {
+    /// Not by the table of options. The usage follows it.
+    #[error(transparent)]
+    Getopt(#[from] GetoptError),
+    /// A value that cannot be.
+    #[error("Invalid {what} {value}")]
+    Value {
+        /// What it should be.
+        what: &'static str,
+        /// As typed.
+        value: String,
+    },
+    /// A second value of a family.
+    #[error("Redundant {0}: there is one for this family already")]
+    Twice(&'static str),
+    /// Two options that exclude each other.
+    #[error("{0} and {1} are mutually exclusive")]
+    Exclusive(&'static str, &'static str),
+    /// An option without the one that it needs.
+    #[error("{0} needs {1}")]
+    Needs(&'static str, &'static str),
+    /// `--netns` and a command or process.
+    #[error("Both --netns and PID or command given")]
+    NetnsAndWords,
+    /// An option of a virtual machine's network.
+    #[error("{0} is for passt mode only")]
+    PasstOnly(&'static str),
+    /// An option that this version does not have.
+    #[error("{0} is not supported by this version of tapway")]
+    Unsupported(&'static str),
+    /// A specification of ports.
+    #[error("{0}")]
+    Ports(String),
+    /// Two rules for the same port.
+    #[error("Conflicting port forwarding: {0}")]
+    Overlap(#[from] OverlapError),
+    /// No such interface.
+    #[error("Invalid interface name {0}: No such device")]
+    Interface(String),
+    /// An interface without the family that it was named for.
+    #[error("Interface {interface} has no usable {family} address")]
+    Unusable {
+        /// The interface.
+        interface: String,
+        /// IPv4 or IPv6.
+        family: &'static str,
+    },
+    /// The host gave no random bytes for a MAC address.
+    #[error("No random numbers for a MAC address: give one with --ns-mac-addr")]
+    NoRandomness,
+    /// `--runas` names nobody, or the caller may not become them.
+    #[error("Invalid user or group {0}")]
+    RunAs(String),
+}
+
+impl PastaError {
+    fn value(what: &'static str, value: &str) -> PastaError {
+        PastaError::Value { what, value: value.to_owned() }
+    }
+
+    /// Whether the usage is to follow the message.
+    pub fn wants_usage(&self) -> bool {
+        matches!(self, PastaError::Getopt(_))
+    }
+}
+
+/// What the caller wants.
+pub enum Invocation {
+    /// A text for standard output.
+    Print(String),
+    /// A network.
+    Serve(Asked),
+}
+
+/// A network as asked for, before anybody has looked at the host.
+pub struct Asked(Box<options::Command>);
+
+/// How the process is to behave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// It stays in the foreground.
+    pub foreground: bool,
+    /// Gets the process id when everything is there.
+    pub pid_file: Option<PathBuf>,
+    /// The user and group to become, from root.
+    pub run_as: Option<String>,
+    /// The guest is served even when its namespace has lost its name.
+    pub stays: bool,
+    /// Deprecated options that were used.
+    pub deprecated: Vec<&'static str>,
+}
+
+/// Reads `arguments`, without the program's name.
+///
+/// # Errors
+/// The first mistake on the command line.
+pub fn parse(program: &str, arguments: Vec<OsString>) -> Result<Invocation, PastaError> {
+    Ok(match options::read(arguments)? {
+        options::Typed::Help => Invocation::Print(usage(program)),
+        options::Typed::Version => Invocation::Print(version()),
+        options::Typed::Command(command) => Invocation::Serve(Asked(command)),
+    })
+}
+
+impl Asked {
+    /// The interfaces to look at for a model of the guest's, for IPv4 and IPv6.
+    pub fn interfaces(&self) -> (Option<&str>, Option<&str>) {
+        let Asked(command) = self;
+        let any = command.interface.as_ref();
+        let (v4, v6) = (command.outbound_if.v4.as_ref(), command.outbound_if.v6.as_ref());
+        (any.or(v4).map(|name| name.as_str()), any.or(v6).map(|name| name.as_str()))
+    }
+
+    /// How the process is to behave.
+    pub fn process(&self) -> Process {
+        let Asked(command) = self;
+        let runs = matches!(command.subject, options::Subject::Command(_));
+        Process {
+            foreground: command.foreground || runs,
+            pid_file: command.pid_file.clone(),
+            run_as: command.run_as.clone(),
+            stays: !command.quit,
+            deprecated: command.deprecated.clone(),
+        }
+    }
+
+    /// What it means on the host of `facts`.
+    ///
+    /// # Errors
+    /// The first thing found that does not fit.
+    pub fn resolve(self, facts: &PastaFacts) -> Result<Config, PastaError> {
+        resolve::resolve(&self.0, facts)
+    }
+}
+
+/// The text of `--version`.
+pub fn version() -> String {
+    format!(
+        "pasta {}\ntapway, standing in for pasta\nLicense: Apache-2.0 OR MIT\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// The text of `--help`, as `program` calls itself.
+pub fn usage(program: &str) -> String {
+    format!(
+        "Usage: {program} [OPTION]... [COMMAND] [ARGS]...\n       \
+         {program} [OPTION]... PID\n       \
+         {program} [OPTION]... --netns [PATH|NAME]\n{}",
+        include_str!("help.txt")
+    )
+}
+
+#[cfg(test)]
+mod tests;
