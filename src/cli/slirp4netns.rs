@@ -289,6 +289,7 @@ impl Reader {
             refuses_calls: self.seccomp,
             trusts_outbound: true,
             greeting: std::mem::take(&mut self.said) + &greeting,
+            ..Conduct::default()
         };
         Ok(Draft {
             ifname,

@@ -162,6 +162,14 @@ pub enum Anchor {
 }
 
 impl Anchor {
+    /// One that stays as long as we do.
+    ///
+    /// # Errors
+    /// Those of pidfd_open(2).
+    pub fn never() -> io::Result<Anchor> {
+        Ok(Anchor::Process(process::pidfd_open(nix::unistd::getpid())?))
+    }
+
     /// Whether the target has gone away.
     pub fn is_gone(&self) -> io::Result<bool> {
         match self {

@@ -474,7 +474,6 @@ pub(super) mod tests {
                 host: vec!["169.254.1.2".parse().unwrap()],
                 ..Sharing::default()
             }),
-            habits: Habits::default(),
             ..plan()
         }
     }

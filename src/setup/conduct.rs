@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
+use super::daemon::Person;
 use crate::control::lifecycle::Leash;
 use crate::sys::inherit::take_descriptor;
 
@@ -21,6 +22,10 @@ pub struct Conduct {
     pub ready_fd: Option<RawFd>,
     /// Where its control socket is.
     pub control: ControlSocket,
+    /// The file that gets its process id when everything is in place.
+    pub pid_file: Option<PathBuf>,
+    /// Whom it becomes once everything is set up, if root has started it.
+    pub becomes: Option<Person>,
     /// What it keeps of its rights.
     pub keeps: Keeps,
     /// Which files it keeps in sight.
@@ -31,12 +36,14 @@ pub struct Conduct {
     pub trusts_outbound: bool,
     /// What it says of itself on standard output once the guest's link is there.
     pub greeting: String,
+    /// Options that were used and should not be, which the log tells.
+    pub deprecated: Vec<&'static str>,
 }
 
 /// Whom an instance lives for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LivesFor {
-    /// Its command or target.
+    /// Its command or target; where the target's end does not matter, itself.
     #[default]
     Guest,
     /// Whoever started it, who ends it by a signal, of which it dies, or by closing the other end

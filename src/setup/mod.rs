@@ -19,6 +19,7 @@
 
 pub mod attach;
 mod conduct;
+pub mod daemon;
 pub mod doctor;
 mod drops;
 mod enclose;

@@ -32,6 +32,24 @@ pub fn take_descriptor(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Closes every descriptor but the standard streams: for a program whose callers may leave some
+/// open by mistake. To be called before the program opens any.
+///
+/// # Errors
+/// `EBUSY` when the process has more than one thread; those of close_range(2).
+pub fn close_all_but_standard() -> io::Result<()> {
+    if !is_single_threaded()? {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let first = libc::STDERR_FILENO.unsigned_abs() + 1;
+    // SAFETY: the call takes three integers. No descriptor from `first` on has an owner yet, by the
+    // contract of this function: at worst a later use of one fails with EBADF.
+    if unsafe { libc::close_range(first, libc::c_uint::MAX, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Takes a variable out of the environment, so that children do not have it.
 ///
 /// # Errors

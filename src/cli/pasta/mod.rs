@@ -17,7 +17,6 @@ mod ports;
 mod resolve;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use crate::cli::getopt::GetoptError;
 use crate::gate::forward::OverlapError;
@@ -109,16 +108,12 @@ pub struct Asked(Box<options::Command>);
 /// How the process is to behave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
+    /// It runs a command.
+    pub runs: bool,
     /// It stays in the foreground.
     pub foreground: bool,
-    /// Gets the process id when everything is there.
-    pub pid_file: Option<PathBuf>,
     /// The user and group to become, from root.
     pub run_as: Option<String>,
-    /// The guest is served even when its namespace has lost its name.
-    pub stays: bool,
-    /// Deprecated options that were used.
-    pub deprecated: Vec<&'static str>,
 }
 
 /// Reads `arguments`, without the program's name.
@@ -146,20 +141,14 @@ impl Asked {
     pub fn process(&self) -> Process {
         let Asked(command) = self;
         let runs = matches!(command.subject, options::Subject::Command(_));
-        Process {
-            foreground: command.foreground || runs,
-            pid_file: command.pid_file.clone(),
-            run_as: command.run_as.clone(),
-            stays: !command.quit,
-            deprecated: command.deprecated.clone(),
-        }
+        Process { runs, foreground: command.foreground || runs, run_as: command.run_as.clone() }
     }
 
     /// What it means on the host of `facts`.
     ///
     /// # Errors
     /// The first thing found that does not fit.
-    pub fn resolve(self, facts: &PastaFacts) -> Result<Config, PastaError> {
+    pub fn resolve(&self, facts: &PastaFacts) -> Result<Config, PastaError> {
         resolve::resolve(&self.0, facts)
     }
 }

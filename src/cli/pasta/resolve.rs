@@ -16,6 +16,7 @@ use crate::engine::host::Outbound;
 use crate::gate::forward::{self, PortRange, Transport};
 use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing};
 use crate::setup::attach::{AttachOptions, Target};
+use crate::setup::daemon::Person;
 use crate::setup::{
     Conduct, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup, Template, Templates,
 };
@@ -25,6 +26,8 @@ use crate::setup::{
 pub struct PastaFacts {
     /// What matters to every personality.
     pub host: HostFacts,
+    /// Whom root becomes.
+    pub person: Option<Person>,
     /// The models for the guest's interface.
     pub templates: Templates,
     /// The ports that the host hands out to clients (`net.ipv4.ip_local_port_range`).
@@ -79,7 +82,12 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         action,
         ifname: ifname(command, &templates),
         link_setup,
-        conduct: Conduct::default(),
+        conduct: Conduct {
+            pid_file: command.pid_file.clone(),
+            becomes: facts.person,
+            deprecated: command.deprecated.clone(),
+            ..Conduct::default()
+        },
         dns: dns(command, &plan),
         outbound: outbound(command),
         forwards,

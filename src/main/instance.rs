@@ -1,0 +1,216 @@
+//! An instance, from its configuration to its end.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use nix::unistd::Pid;
+
+use tapway::cli::{self, Action, Config, ForwardOptions};
+use tapway::control::api::{self, Context, Places, Server};
+use tapway::control::lifecycle::{Guest, Leash, Outcome, Signals};
+use tapway::gate::AddressPlan;
+use tapway::launch::{DataPath, InstanceOptions, LaunchOptions, PortOptions};
+use tapway::observe::Info;
+use tapway::setup::attach::{self, Target};
+use tapway::setup::daemon::{Background, Person, PidFile};
+use tapway::setup::listen::AtStart;
+use tapway::setup::{
+    self, ControlSocket, LivesFor, NameLock, Tap, chain, open_output, probe_outbound, run,
+};
+use tapway::sys::clock;
+
+use super::{Failure, failed};
+
+/// Sets up the guest, starts what serves it, gives up all privilege, and stays until the end;
+/// gives the exit status. `background` is told when everything is in place.
+pub(super) fn serve(
+    config: &Config,
+    background: Option<Background>,
+    open_ports: impl FnOnce(&ForwardOptions) -> Result<AtStart, Failure>,
+) -> Result<u8, Failure> {
+    let conduct = &config.conduct;
+    // What can be refused without a trace comes first.
+    setup::start_log(config.log.level, config.log.file.as_deref())?;
+    for option in &conduct.deprecated {
+        tracing::warn!("{option} is deprecated");
+    }
+    let pid_file = conduct.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let _name = match conduct.control {
+        ControlSocket::Named => Some(NameLock::take(&config.name, config.identity.uid)?),
+        ControlSocket::At(_) | ControlSocket::Nowhere => None,
+    };
+    let pcap = config.pcap.as_deref();
+    let pcap = pcap.map(|path| open_output(path, "capture file", false)).transpose()?;
+    if !conduct.trusts_outbound {
+        let outbound = config.outbound.v4.map(Into::into).into_iter();
+        outbound.chain(config.outbound.v6.map(Into::into)).try_for_each(probe_outbound)?;
+    }
+    let signals = &Signals::take().map_err(failed("take over the signals"))?;
+    let link = config.link();
+    let (guest, data_path, guest_file, instance) = match &config.action {
+        Action::Run { command, own_ids, files } => {
+            let mut started = run::start(&run::RunOptions {
+                command,
+                own_ids: *own_ids,
+                identity: &config.identity,
+                link: &link,
+                files: files.as_ref(),
+                restore_signals: &|| signals.restore(),
+            })?;
+            setup::raise_descriptor_limit();
+            let ports = open_ports(&config.forwards)?;
+            let server = open_control_socket(config)?;
+            setup::seal(conduct.keeps)?;
+            let data_path = start_data_path(config, &mut started.tap, pcap, &ports)?;
+            let released = started.release()?;
+            let instance = InstanceOptions {
+                info: info(config, &format!("/proc/{}/ns/net", released.pid), command),
+                ports: port_options(config, ports),
+                server,
+                diag: released.diag,
+                guest: Some(released.pid),
+            };
+            (Guest::Command(released.pid), data_path, released.resolv_conf, instance)
+        }
+        Action::Attach(options) => {
+            let mut attached = attach::start(options, &link)?;
+            setup::raise_descriptor_limit();
+            let ports = open_ports(&config.forwards)?;
+            let server = open_control_socket(config)?;
+            let leash = conduct.lives_for.leash();
+            greet(&conduct.greeting);
+            conduct.becomes.map_or(Ok(()), Person::become_them)?;
+            conduct.sees.enforce(&options.target)?;
+            setup::seal(conduct.keeps)?;
+            if conduct.refuses_calls {
+                setup::refuse_dangerous_calls()?;
+            }
+            let data_path = start_data_path(config, &mut attached.tap, pcap, &ports)?;
+            let (namespace, process) = match &options.target {
+                Target::Process(pid) => (format!("/proc/{pid}/ns/net"), Some(Pid::from_raw(*pid))),
+                Target::Path(path) | Target::Socket(path) => (path.display().to_string(), None),
+                Target::Tap(number) => (format!("descriptor {number}"), None),
+            };
+            let instance = InstanceOptions {
+                info: info(config, &namespace, &[]),
+                ports: port_options(config, ports),
+                server,
+                diag: attached.diag,
+                guest: process,
+            };
+            let guest = match (leash, attached.anchor) {
+                (Some(leash), _) => Guest::Held(leash),
+                (None, Some(anchor)) => Guest::Target(anchor),
+                (None, None) => Guest::Held(Leash::Signals),
+            };
+            (guest, data_path, None, instance)
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed("start the event loop"))?;
+    pid_file.map_or(Ok(()), PidFile::write)?;
+    background.map_or(Ok(()), Background::ready)?;
+    if let Err(error) = conduct.report_ready() {
+        tracing::warn!("nobody hears that the network is ready: {error}");
+    }
+    match runtime.block_on(data_path.serve(&guest, signals, guest_file, instance)) {
+        Ok(Outcome::Exited(status)) => Ok(status),
+        Ok(Outcome::Asked(signal)) if matches!(conduct.lives_for, LivesFor::Starter(_)) => {
+            signals.die_of(signal).map_err(failed("end"))?;
+            Ok(0)
+        }
+        Ok(Outcome::Gone | Outcome::Asked(_)) => Ok(0),
+        Err(source) => Err(failed("serve the guest")(source)),
+    }
+}
+
+/// Says on standard output what the instance is.
+fn greet(text: &str) {
+    // Whoever has closed it does not want to know.
+    let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
+}
+
+fn start_data_path(
+    config: &Config,
+    tap: &mut Tap,
+    pcap: Option<File>,
+    ports: &AtStart,
+) -> Result<DataPath, Failure> {
+    // The interface may be somebody else's, with a MAC of its own.
+    let guest_mac = tap.mac().unwrap_or(config.plan.guest_mac);
+    let options = LaunchOptions {
+        plan: AddressPlan { guest_mac, ..config.plan.clone() },
+        outbound: config.outbound.clone(),
+        upstreams: config.dns.upstreams.clone(),
+        dns: config.dns.enabled,
+        search: config.dns.search.clone(),
+        local_names: config.dns.local_names.clone(),
+        published_sockets: ports.opened.iter().map(|opened| opened.sockets.len()).sum(),
+    };
+    DataPath::start(tap, options, pcap).map_err(failed("start the data path"))
+}
+
+fn port_options(config: &Config, at_start: AtStart) -> PortOptions {
+    let forwards = &config.forwards;
+    PortOptions {
+        at_start,
+        auto_publish: forwards.auto_publish.clone(),
+        expose: forwards.expose.clone(),
+        auto_expose: forwards.auto_expose.clone(),
+    }
+}
+
+/// Opens the control socket. Without the one that bears the instance's name there is still a
+/// network, and `doctor` tells why, so that is no reason to disturb everybody.
+fn open_control_socket(config: &Config) -> Result<Option<Server>, Failure> {
+    let context =
+        Context { parse_spec: cli::parse_rules, guest: config.plan.v4.map(|v4| v4.guest) };
+    match &config.conduct.control {
+        ControlSocket::Nowhere => Ok(None),
+        ControlSocket::At(path) => Ok(Some(Server::bind_at(path, context)?)),
+        ControlSocket::Named => {
+            let without = |error: &dyn std::error::Error| {
+                tracing::info!("there is no control socket: {}", chain(error));
+            };
+            let directory = Places::of_this_user().create().inspect_err(|e| without(e)).ok();
+            let server = directory.and_then(|directory| {
+                let server = Server::bind(directory, &config.name.to_string(), context);
+                server.inspect_err(|e| without(e)).ok()
+            });
+            Ok(server)
+        }
+    }
+}
+
+/// What the instance tells of itself.
+fn info(config: &Config, namespace: &str, command: &[OsString]) -> Info {
+    let plan = &config.plan;
+    let (v4, v6) = (plan.v4.as_ref(), plan.v6.as_ref());
+    let both = |first: Option<IpAddr>, second: Option<IpAddr>| -> Vec<IpAddr> {
+        first.into_iter().chain(second).collect()
+    };
+    Info {
+        name: config.name.to_string(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol: api::VERSION,
+        guest: both(v4.map(|v4| v4.guest.into()), v6.map(|v6| v6.guest.into())),
+        gateway: both(v4.map(|v4| v4.gateway.into()), v6.map(|v6| v6.gateway.into())),
+        dns: both(
+            v4.and_then(|v4| v4.dns).map(IpAddr::V4),
+            v6.and_then(|v6| v6.dns).map(IpAddr::V6),
+        ),
+        mtu: plan.mtu.into(),
+        ifname: config.ifname.as_str().to_owned(),
+        namespace: namespace.to_owned(),
+        command: command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        started: clock::wall().as_secs(),
+        uptime: Duration::ZERO,
+        ports: 0,
+    }
+}
