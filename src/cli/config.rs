@@ -51,6 +51,7 @@ impl Config {
             plan: self.plan.clone(),
             queues: self.threads,
             setup: self.link_setup.clone(),
+            inside: self.forwards.needs_inside(),
         }
     }
 }
@@ -101,6 +102,13 @@ pub struct ForwardOptions {
     pub inner: Vec<Inner>,
     /// What of the host's loopback is found at the guest's as soon as the host listens.
     pub auto_inner: Vec<AutoForward>,
+}
+
+impl ForwardOptions {
+    /// Whether something leads from the guest's loopback, for which sockets are made there.
+    pub fn needs_inside(&self) -> bool {
+        !self.inner.is_empty() || !self.auto_inner.is_empty()
+    }
 }
 
 /// Options of the log.

@@ -246,6 +246,14 @@ impl AutoForward {
     }
 }
 
+impl Inner {
+    /// Each port of the guest with the port of the host that it leads to.
+    pub fn pairs(&self) -> impl Iterator<Item = (u16, u16)> {
+        let ports = self.ports.first()..=self.ports.last();
+        ports.zip(self.host_ports.first()..=self.host_ports.last())
+    }
+}
+
 /// Two rules that want the same port.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{second} overlaps {first}")]

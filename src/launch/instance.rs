@@ -65,7 +65,7 @@ pub(super) async fn serve(
     let InstanceOptions { info, ports, server, diag, guest } = options;
     let guest_reach = reach(&plan);
     let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
-    let ports = Ports::new(worker.clone(), plan, ports);
+    let ports = Ports::new(worker.clone(), plan, ports)?;
     if ports.follows_guest() && diag.is_none() {
         return Err(cannot_tell());
     }

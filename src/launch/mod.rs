@@ -9,9 +9,11 @@
 //!     control socket, who listens ─▶ ports ───────▶ host sockets to serve
 //! ```
 
+mod inner;
 mod instance;
 mod ports;
 mod refusals;
+mod relay;
 
 use std::fs::File;
 use std::io::{self, Seek, Write};

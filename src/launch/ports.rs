@@ -5,6 +5,7 @@
 //! what is open.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use tokio::sync::oneshot;
 
@@ -17,12 +18,14 @@ use crate::gate::forward::{AutoForward, Exposure, Forward, ForwardId, Listen, Po
 use crate::gate::ports::{Family, PortTable, Reach};
 use crate::observe::PortRecord;
 use crate::setup::chain;
+use crate::setup::inside::{Inside, OpenInner};
 use crate::setup::listen::{self, AtStart, ListenError, Opened, SocketFile};
 
+use super::inner::InnerPorts;
 use super::refusals::Refusals;
 
 /// What leads from one side to the other at the start.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct PortOptions {
     /// Published ports, open or waiting.
     pub at_start: AtStart,
@@ -32,6 +35,12 @@ pub struct PortOptions {
     pub expose: Vec<Exposure>,
     /// What is exposed as soon as the host listens.
     pub auto_expose: Vec<AutoForward>,
+    /// Opens sockets in the guest's namespace, for the two that follow.
+    pub inside: Option<Inside>,
+    /// Ports of the guest's loopback that lead to the host's.
+    pub inner: Vec<OpenInner>,
+    /// What of the host's loopback is found at the guest's as soon as the host listens.
+    pub auto_inner: Vec<AutoForward>,
 }
 
 /// A published port or range.
@@ -67,15 +76,26 @@ pub(super) struct Ports {
     following_host: Standing<AutoService>,
     by_port: BTreeMap<AutoPort, ForwardId>,
     by_service: BTreeMap<AutoService, ForwardId>,
+    /// The guest's loopback in front of the host's.
+    inner: InnerPorts,
     /// Host ports that the last change has closed: what is known of the host may be older.
     just_closed: PortTable,
 }
 
 impl Ports {
     /// The ports of the start; the worker begins to serve them.
-    pub(super) fn new(worker: CommandSender, plan: AddressPlan, options: PortOptions) -> Ports {
-        let PortOptions { at_start, auto_publish, expose, auto_expose } = options;
+    ///
+    /// # Errors
+    /// A socket of the guest's loopback cannot be served.
+    pub(super) fn new(
+        worker: CommandSender,
+        plan: AddressPlan,
+        options: PortOptions,
+    ) -> io::Result<Ports> {
+        let PortOptions { at_start, auto_publish, expose, auto_expose, .. } = options;
+        let inner = InnerPorts::new(options.inside, options.inner, options.auto_inner)?;
         let mut ports = Ports {
+            inner,
             worker,
             last_id: 0,
             published: BTreeMap::new(),
@@ -100,7 +120,7 @@ impl Ports {
         for exposure in expose {
             ports.expose(exposure, false);
         }
-        ports
+        Ok(ports)
     }
 
     /// How many there are, ranges counted once.
@@ -116,7 +136,7 @@ impl Ports {
 
     /// Whether what listens on the host matters.
     pub(super) fn follows_host(&self) -> bool {
-        !self.auto_expose.is_empty()
+        !self.auto_expose.is_empty() || self.inner.follows_host()
     }
 
     /// All ports; `guest` is what listens in the guest, if that is known.
@@ -432,6 +452,7 @@ impl Ports {
             let id = self.expose(service.exposure(), true);
             self.by_service.insert(service, id);
         }
+        self.inner.follow_host(host, &ours);
     }
 }
 

@@ -16,9 +16,11 @@ use tapway::launch::{DataPath, InstanceOptions, LaunchOptions, PortOptions};
 use tapway::observe::Info;
 use tapway::setup::attach::{self, Target};
 use tapway::setup::daemon::{Background, Person, PidFile};
+use tapway::setup::inside::Inside;
 use tapway::setup::listen::AtStart;
 use tapway::setup::{
-    self, ControlSocket, LivesFor, NameLock, Tap, chain, open_output, probe_outbound, run,
+    self, ControlSocket, LivesFor, NameLock, SetupError, Tap, chain, open_output, probe_outbound,
+    run,
 };
 use tapway::sys::clock;
 
@@ -68,7 +70,7 @@ pub(super) fn serve(
             let released = started.release()?;
             let instance = InstanceOptions {
                 info: info(config, &format!("/proc/{}/ns/net", released.pid), command),
-                ports: port_options(config, ports),
+                ports: port_options(config, ports, released.inside)?,
                 server,
                 diag: released.diag,
                 guest: Some(released.pid),
@@ -96,7 +98,7 @@ pub(super) fn serve(
             };
             let instance = InstanceOptions {
                 info: info(config, &namespace, &[]),
-                ports: port_options(config, ports),
+                ports: port_options(config, ports, attached.inside)?,
                 server,
                 diag: attached.diag,
                 guest: process,
@@ -155,14 +157,22 @@ fn start_data_path(
     DataPath::start(tap, options, pcap).map_err(failed("start the data path"))
 }
 
-fn port_options(config: &Config, at_start: AtStart) -> PortOptions {
+fn port_options(
+    config: &Config,
+    at_start: AtStart,
+    inside: Option<Inside>,
+) -> Result<PortOptions, SetupError> {
     let forwards = &config.forwards;
-    PortOptions {
+    let inner = inside.as_ref().map(|inside| inside.open_all(&forwards.inner)).transpose()?;
+    Ok(PortOptions {
         at_start,
         auto_publish: forwards.auto_publish.clone(),
         expose: forwards.expose.clone(),
         auto_expose: forwards.auto_expose.clone(),
-    }
+        inside,
+        inner: inner.unwrap_or_default(),
+        auto_inner: forwards.auto_inner.clone(),
+    })
 }
 
 /// Opens the control socket. Without the one that bears the instance's name there is still a

@@ -14,7 +14,7 @@ use tapway::cli::personality::Called;
 use tapway::gate::forward::{Forward, Listen, PortRange};
 use tapway::setup::daemon::{self, Background, Person, Side};
 use tapway::setup::listen::{self, AtStart, ListenError};
-use tapway::setup::{self, HostFacts, chain};
+use tapway::setup::{self, HostFacts, SetupError, chain};
 use tapway::sys::inherit;
 
 use super::{Failure, failed, instance};
@@ -32,6 +32,12 @@ pub(super) fn main(called: Called) -> ExitCode {
                 Failure::Pasta(e) if e.wants_usage() => {
                     format!("{program}: {e}\n{}", pasta::usage(&program))
                 }
+                Failure::Setup(SetupError::Inner(e)) => format!(
+                    "Listen failed for SPLICE {} port {}: {}\nCouldn't listen on requested ports\n",
+                    e.transport.to_string().to_uppercase(),
+                    e.port,
+                    without_number(&e.source),
+                ),
                 failure => format!("{}\n", chain(failure)),
             };
             // With standard error gone there is nowhere left to say so.
@@ -147,6 +153,11 @@ fn open_ports(forwards: &ForwardOptions) -> Result<AtStart, Failure> {
     Ok(AtStart { opened, waiting: Vec::new() })
 }
 
+/// As strerror(3) has it, without the number that the language adds.
+fn without_number(error: &io::Error) -> String {
+    error.to_string().split(" (os error").next().unwrap_or_default().to_owned()
+}
+
 /// Why a port is not there, in pasta's two lines.
 fn refusal(forward: &Forward, error: &ListenError) -> String {
     let (address, first) = match &forward.listen {
@@ -154,11 +165,7 @@ fn refusal(forward: &Forward, error: &ListenError) -> String {
         Listen::Unix(_) => (None, 0),
     };
     let address = address.map_or_else(|| "*".to_owned(), |address| address.to_string());
-    let errno = |code| {
-        // As strerror(3) has it, without the number that Rust adds.
-        let text = io::Error::from_raw_os_error(code).to_string();
-        text.split(" (os error").next().unwrap_or_default().to_owned()
-    };
+    let errno = |code| without_number(&io::Error::from_raw_os_error(code));
     let (port, why) = match error {
         ListenError::InUse { port, .. } => (*port, errno(libc::EADDRINUSE)),
         ListenError::Privileged { port, .. } => (*port, errno(libc::EACCES)),

@@ -17,6 +17,7 @@ use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs, statfs};
 use nix::unistd::{ForkResult, Pid};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::inside::Inside;
 use super::link::{Autoconfiguration, LinkError, LinkOptions, configure};
 use super::message::{Channel, Child, Handover, report_failure};
 use super::netlink::Netlink;
@@ -59,6 +60,8 @@ pub struct Attached {
     /// Asks what listens in the target ([`crate::sys::sock_diag`]); `None` where the kernel cannot
     /// tell.
     pub diag: Option<OwnedFd>,
+    /// Opens sockets in the target, if they were wanted.
+    pub inside: Option<Inside>,
 }
 
 /// What is wrong with the target.
@@ -167,9 +170,10 @@ pub fn start(options: &AttachOptions, link: &LinkOptions) -> Result<Attached, Se
         ForkResult::Parent { child } => child,
     };
     drop(theirs);
-    let Handover { tap, diag, .. } = Child::new(pid, ours).ready()?;
+    let Handover { tap, diag, inside, .. } = Child::new(pid, ours).ready()?;
+    let inside = inside.map(Inside::new).transpose().map_err(fail("speak to the namespace"))?;
     let anchor = target.still_there(options)?;
-    Ok(Attached { tap, anchor, diag })
+    Ok(Attached { tap, anchor, diag, inside })
 }
 
 /// A TAP that we were started with.
@@ -177,7 +181,7 @@ fn adopt(number: RawFd) -> Result<Attached, SetupError> {
     let fail =
         |source| SetupError::Host { what: format!("use descriptor {number} as TAP"), source };
     let tap = Tap::adopt(inherit::take_descriptor(number).map_err(fail)?).map_err(fail)?;
-    Ok(Attached { tap, anchor: None, diag: None })
+    Ok(Attached { tap, anchor: None, diag: None, inside: None })
 }
 
 /// Waits at `path` for the other end of the link.
@@ -197,7 +201,7 @@ fn accept(path: &Path) -> Result<Attached, SetupError> {
     let (peer, _) = listener.accept().map_err(fail)?;
     peer.set_nonblocking(true).map_err(fail)?;
     let tap = Tap { queues: vec![peer.into()], features: TapFeatures::default() };
-    Ok(Attached { tap, anchor: None, diag: None })
+    Ok(Attached { tap, anchor: None, diag: None, inside: None })
 }
 
 /// The target's namespaces, open.
@@ -372,6 +376,8 @@ enum JoinError {
     Tap(#[from] TapError),
     #[error(transparent)]
     Link(#[from] LinkError),
+    #[error("leave a process in the network namespace")]
+    Inside(#[source] io::Error),
     #[error("hand over the TAP")]
     Parent(#[source] io::Error),
 }
@@ -408,6 +414,7 @@ fn join(target: &Opened, link: &LinkOptions, channel: &Channel) -> Result<(), Jo
         Netlink::open().map_err(|source| JoinError::Netlink { target: name(), source })?;
     let tap = Tap::open(&link.ifname, link.queues, &mut netlink)?;
     configure(link, Autoconfiguration::AsFound, &mut netlink)?;
-    let made = Handover { tap, resolv_conf: None, diag: Handover::open_diag() };
+    let inside = link.inside.then(Inside::leave_behind).transpose().map_err(JoinError::Inside)?;
+    let made = Handover { tap, resolv_conf: None, diag: Handover::open_diag(), inside };
     made.send(channel).map_err(JoinError::Parent)
 }

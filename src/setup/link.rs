@@ -37,6 +37,8 @@ pub struct LinkOptions {
     pub queues: usize,
     /// How much of it we set up.
     pub setup: LinkSetup,
+    /// Whether sockets of the guest's namespace are going to be wanted.
+    pub inside: bool,
 }
 
 /// How much of the guest's link we set up.

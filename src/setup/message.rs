@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+#[cfg(doc)]
+use super::inside::Inside;
 use super::tap::{Tap, TapFeatures};
 use super::{SetupError, chain};
 use crate::sys::{scm, sock_diag};
@@ -23,8 +25,8 @@ pub(crate) enum Report {
     /// The new user namespace exists and has no ids yet.
     UserNamespace,
     /// All is in place. Descriptors: the TAP's queues, then `resolv.conf` if `resolv_conf`, then
-    /// the netlink socket of [`sock_diag`] if `diag`.
-    Ready { features: TapFeatures, resolv_conf: bool, diag: bool },
+    /// the netlink socket of [`sock_diag`] if `diag`, then our end of [`Inside`] if `inside`.
+    Ready { features: TapFeatures, resolv_conf: bool, diag: bool, inside: bool },
     /// The child gives up.
     Failed { message: String, hint: Option<String> },
     /// `execve` refused with this errno.
@@ -45,6 +47,18 @@ pub(crate) struct Channel(OwnedFd);
 
 /// The longest message: an error chain with a hint, several times over.
 const MAX_MESSAGE: usize = 16 * 1024;
+
+impl From<OwnedFd> for Channel {
+    fn from(socket: OwnedFd) -> Channel {
+        Channel(socket)
+    }
+}
+
+impl From<Channel> for OwnedFd {
+    fn from(channel: Channel) -> OwnedFd {
+        channel.0
+    }
+}
 
 impl Channel {
     /// Two ends, close-on-exec.
@@ -93,6 +107,8 @@ pub(crate) struct Handover {
     pub(crate) resolv_conf: Option<OwnedFd>,
     /// Asks what listens in the guest; `None` where the kernel has no `NETLINK_SOCK_DIAG`.
     pub(crate) diag: Option<OwnedFd>,
+    /// Opens sockets in the guest's namespace; `None` if nobody wants any.
+    pub(crate) inside: Option<OwnedFd>,
 }
 
 impl Handover {
@@ -105,14 +121,16 @@ impl Handover {
 
     /// The child's side: hands everything over.
     pub(crate) fn send(self, channel: &Channel) -> io::Result<()> {
-        let Handover { tap, resolv_conf, diag } = self;
+        let Handover { tap, resolv_conf, diag, inside } = self;
         let mut descriptors: Vec<_> = tap.queues.iter().map(AsFd::as_fd).collect();
         descriptors.extend(resolv_conf.as_ref().map(AsFd::as_fd));
         descriptors.extend(diag.as_ref().map(AsFd::as_fd));
+        descriptors.extend(inside.as_ref().map(AsFd::as_fd));
         let ready = Report::Ready {
             features: tap.features,
             resolv_conf: resolv_conf.is_some(),
             diag: diag.is_some(),
+            inside: inside.is_some(),
         };
         channel.send(&ready, &descriptors)
     }
@@ -182,10 +200,16 @@ impl Child {
     /// Waits until the child has set up everything.
     pub(crate) fn ready(&mut self) -> Result<Handover, SetupError> {
         match self.report(false)? {
-            Some((Report::Ready { features, resolv_conf, diag }, mut descriptors)) => {
+            Some((Report::Ready { features, resolv_conf, diag, inside }, mut descriptors)) => {
+                let inside = if inside { descriptors.pop() } else { None };
                 let diag = if diag { descriptors.pop() } else { None };
                 let resolv_conf = if resolv_conf { descriptors.pop() } else { None };
-                Ok(Handover { tap: Tap { queues: descriptors, features }, resolv_conf, diag })
+                Ok(Handover {
+                    tap: Tap { queues: descriptors, features },
+                    resolv_conf,
+                    diag,
+                    inside,
+                })
             }
             other => Err(unexpected(other)),
         }

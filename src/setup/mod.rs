@@ -27,6 +27,7 @@ mod facts;
 mod files;
 mod hints;
 mod idmap;
+pub mod inside;
 mod instance;
 mod link;
 pub mod listen;
@@ -123,6 +124,9 @@ pub enum SetupError {
     /// A published port.
     #[error(transparent)]
     Listen(#[from] listen::ListenError),
+    /// A port of the guest's loopback.
+    #[error(transparent)]
+    Inner(#[from] inside::InnerError),
     /// The target of `attach`.
     #[error(transparent)]
     Target(#[from] attach::TargetError),

@@ -25,6 +25,7 @@ use nix::unistd::{ForkResult, Pid, getpid, getppid};
 use super::facts::on_path;
 use super::files::{MountError, PrivateFiles, mount_private};
 use super::idmap::{IdMaps, Identity};
+use super::inside::Inside;
 use super::link::{Autoconfiguration, LinkError, LinkOptions, configure};
 use super::message::{Channel, Child, Handover, Order, Report, report_failure};
 use super::netlink::Netlink;
@@ -60,6 +61,8 @@ pub struct Started {
     /// Asks what listens in the guest ([`crate::sys::sock_diag`]); `None` where the kernel cannot
     /// tell.
     pub diag: Option<OwnedFd>,
+    /// Opens sockets in the guest's namespace, if they were wanted.
+    pub inside: Option<Inside>,
 }
 
 /// Sets up the namespaces and everything in them, up to but not including the start of the command.
@@ -108,9 +111,10 @@ pub fn start(options: &RunOptions<'_>) -> Result<Started, SetupError> {
         }
     };
     child.order(&Order::Mapped { groups })?;
-    let Handover { tap, resolv_conf, diag } = child.ready()?;
+    let Handover { tap, resolv_conf, diag, inside } = child.ready()?;
+    let inside = inside.map(Inside::new).transpose().map_err(fail("speak to the namespace"))?;
     let resolv_conf = resolv_conf.map(File::from);
-    Ok(Started { child, command: command.clone(), tap, resolv_conf, diag })
+    Ok(Started { child, command: command.clone(), tap, resolv_conf, diag, inside })
 }
 
 /// The rest of a started guest, once its command runs.
@@ -123,6 +127,8 @@ pub struct Released {
     pub resolv_conf: Option<File>,
     /// See [`Started::diag`].
     pub diag: Option<OwnedFd>,
+    /// Opens sockets in the guest's namespace, if they were wanted.
+    pub inside: Option<Inside>,
 }
 
 impl Started {
@@ -134,8 +140,8 @@ impl Started {
         self.child.order(&Order::Go)?;
         match self.child.executed()? {
             (pid, None) => {
-                let Started { tap, resolv_conf, diag, .. } = self;
-                Ok(Released { pid, tap, resolv_conf, diag })
+                let Started { tap, resolv_conf, diag, inside, .. } = self;
+                Ok(Released { pid, tap, resolv_conf, diag, inside })
             }
             (_, Some(errno)) => Err(refused(self.command, errno)),
         }
@@ -179,6 +185,8 @@ enum GuestError {
     Link(#[from] LinkError),
     #[error(transparent)]
     Files(#[from] MountError),
+    #[error("leave a process in the network namespace")]
+    Inside(#[source] io::Error),
     #[error("talk to the parent process")]
     Parent(#[source] io::Error),
     #[error("the parent process is gone")]
@@ -225,7 +233,9 @@ fn guest(
         Some(files) => mount_private(files)?,
         None => None,
     };
-    let made = Handover { tap, resolv_conf, diag };
+    let inside = options.link.inside.then(Inside::leave_behind);
+    let inside = inside.transpose().map_err(GuestError::Inside)?;
+    let made = Handover { tap, resolv_conf, diag, inside };
     made.send(channel).map_err(GuestError::Parent)?;
 
     let Order::Go = order(channel)? else { return Err(GuestError::Orphaned) };

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use super::process::is_single_threaded;
 
@@ -48,6 +48,34 @@ pub fn close_all_but_standard() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Closes every descriptor but the standard streams and `kept`, for a process that was forked from
+/// one with many, and gives `kept` back.
+///
+/// # Errors
+/// As [`close_all_but_standard`], and those of duplicating `kept`.
+pub fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
+    if !is_single_threaded()? {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let number = libc::STDERR_FILENO + 1;
+    // Whoever owns `number` in this process never comes to use it: its owner, and all others, belong
+    // to the code that was left by the fork.
+    let kept = kept.into_raw_fd();
+    if kept != number {
+        // SAFETY: the call takes three integers; `kept` is open.
+        if unsafe { libc::dup3(kept, number, libc::O_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: the call takes three integers. The owners of what it closes are never reached again,
+    // as above.
+    if unsafe { libc::close_range(number.unsigned_abs() + 1, libc::c_uint::MAX, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, and its other owners are never reached again.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Takes a variable out of the environment, so that children do not have it.

@@ -78,7 +78,7 @@ fn a_unix_socket_comes_and_goes_with_its_server_time_and_again() {
     };
     let at_start = AtStart { opened: vec![], waiting: vec![forward] };
     let options = PortOptions { at_start, ..PortOptions::default() };
-    let mut ports = Ports::new(worker.sender.clone(), plan(), options);
+    let mut ports = Ports::new(worker.sender.clone(), plan(), options).unwrap();
     run(async {
         for _ in 0..3 {
             assert!(!path.exists(), "a socket that nobody serves");
