@@ -33,7 +33,7 @@ pub enum PastaError {
     #[error(transparent)]
     Getopt(#[from] GetoptError),
     /// A value that cannot be.
-    #[error("Invalid {what} {value}")]
+    #[error("Invalid {what}: {value}")]
     Value {
         /// What it should be.
         what: &'static str,

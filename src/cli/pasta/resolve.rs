@@ -343,7 +343,7 @@ fn forwards(
         }
         let auto = ["auto".to_owned()];
         let specs = if specs.is_empty() { &auto[..] } else { specs };
-        let fail = |e: SpecError| PastaError::Ports(format!("{option}: {e}"));
+        let fail = |e: SpecError| PastaError::Ports(e.to_string());
         let mut rules: Rules = ports::parse(table, specs, facts.ephemeral).map_err(fail)?;
         for rule in rules.strict.iter_mut().chain(&mut rules.weak) {
             rule.default_address(only_family);
@@ -352,7 +352,7 @@ fn forwards(
             let reachable =
                 rule.guest_address.is_none_or(|a| plan.inbound(None, Some(a)).is_some());
             if !reachable {
-                let text = format!("{option}: {rule}: the guest cannot have the target's address");
+                let text = format!("Invalid {option} {rule}: the guest cannot have this address");
                 return Err(PastaError::Ports(text));
             }
         }

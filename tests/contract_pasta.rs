@@ -1,0 +1,254 @@
+//! pasta's contract at the level of its command line: what comes of an argv, with our binary under
+//! that name and, where it is installed, with the original, so that the table itself is proved.
+//!
+//! Debian 12 has the original of 2023-03. Rows that a later one introduced are ours alone; where only
+//! the words changed since, the row names what both say.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::{
+    Background, PATIENCE, Ran, bare_namespace, binary, ends, in_namespace_of, scratch, user,
+};
+
+/// The original.
+const ORIGINAL: &str = "/usr/bin/pasta";
+
+/// Which programs a row holds for.
+#[derive(Clone, Copy, PartialEq)]
+enum For {
+    Both,
+    Ours,
+}
+
+/// Arguments, exit status, and what has to be in the output and in the messages.
+type Row = (For, &'static [&'static str], i32, &'static str, &'static str);
+
+/// Our binary under the name of pasta, in a directory that goes away.
+fn ours() -> (tempfile::TempDir, PathBuf) {
+    let directory = scratch();
+    let link = directory.path().join("pasta");
+    std::os::unix::fs::symlink(binary(), &link).unwrap();
+    (directory, link)
+}
+
+fn run(program: &Path, arguments: &[&str]) -> Ran {
+    // The original waits for ever where it cannot write its pid file: nothing here may.
+    let seconds = (PATIENCE / 1000).to_string();
+    user("timeout")
+        .args(["-k", "1", &seconds])
+        .arg(program)
+        .args(arguments)
+        .output()
+        .unwrap()
+        .into()
+}
+
+const QUIET: [&str; 8] = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"];
+
+#[test]
+fn argv_has_the_exit_status_and_the_words_of_the_contract() {
+    use For::{Both, Ours};
+    let table: &[Row] = &[
+        (Both, &["--version"], 0, "pasta ", ""),
+        (Both, &["--version", "--bogus"], 0, "pasta ", ""),
+        (Both, &["--vers"], 0, "pasta ", ""),
+        (Ours, &["--help"], 0, "Usage: ", ""),
+        (Ours, &["--host-lo-to-ns-lo", "--version"], 0, "pasta ", ""),
+        (Both, &["--bogus"], 1, "", "unrecognized option '--bogus'"),
+        (Both, &["--bogus", "--version"], 1, "", "unrecognized option '--bogus'"),
+        (Both, &["-Z"], 1, "", "invalid option -- 'Z'"),
+        (Both, &["-t"], 1, "", "option requires an argument -- 't'"),
+        (Both, &["--tcp-ports"], 1, "", "option '--tcp-ports' requires an argument"),
+        (Both, &["-fqZ"], 1, "", "invalid option -- 'Z'"),
+        (Both, &["-a", "127.0.0.1"], 1, "", "Invalid address: 127.0.0.1"),
+        (Both, &["-n", "33"], 1, "", "Invalid netmask: 33"),
+        (Both, &["-g", "bogus"], 1, "", "Invalid gateway address: bogus"),
+        (Both, &["-t", "x"], 1, "", "Invalid port specifier x"),
+        (Both, &["-t", "80-70"], 1, "", "Invalid port specifier 80-70"),
+        (Both, &["-t", "65536"], 1, "", "Invalid port specifier 65536"),
+        (Both, &["-t", "80:"], 1, "", "Invalid port specifier 80:"),
+        (Ours, &["-t", "0"], 1, "", "Invalid port specifier 0"),
+        (Both, &["-I", "toolonginterfacename0"], 1, "", "Invalid interface name"),
+        (Both, &["-i", "nosuch0"], 1, "", "Invalid interface name nosuch0: No such device"),
+        (Both, &["-D", "bogus"], 1, "", "DNS address"),
+        (Ours, &["--ns-mac-addr", "xx"], 1, "", "Invalid MAC address: xx"),
+        (Both, &["--netns", "/nonexistent"], 1, "", "/nonexistent"),
+        (Both, &["--netns", "/proc/self/ns/net", "1"], 1, "", "--netns"),
+        (Both, &["99999999"], 1, "", "99999999"),
+        (Ours, &["-s", "/tmp/x"], 1, "", "passt mode only"),
+        (Ours, &["--map-guest-addr", "127.0.0.1"], 1, "", "Invalid address"),
+    ];
+    let (_directory, ours) = ours();
+    let original = Path::new(ORIGINAL);
+    if !original.exists() {
+        eprintln!("{ORIGINAL} is not installed: the table is not proved against the original");
+    }
+    for &(programs, arguments, status, stdout, stderr) in table {
+        let mut tried = vec![ours.as_path()];
+        tried.extend((programs == For::Both && original.exists()).then_some(original));
+        for program in tried {
+            let ran = run(program, arguments);
+            let context = format!("{} {arguments:?}: {ran:?}", program.display());
+            assert_eq!(ran.status, Some(status), "{context}");
+            assert!(ran.stdout.contains(stdout) && ran.stderr.contains(stderr), "{context}");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_option_is_told_in_the_first_line_and_the_usage_follows() {
+    let (_directory, ours) = ours();
+    let ran = run(&ours, &["--config-net", "--map-guest-addr2", "169.254.1.2"]);
+    let first = format!("{}: unrecognized option '--map-guest-addr2'", ours.display());
+    let mut lines = ran.stderr.lines();
+    assert_eq!((ran.status, lines.next()), (Some(1), Some(first.as_str())));
+    assert!(lines.next().is_some_and(|line| line.starts_with("Usage: ")), "{ran:?}");
+    assert_eq!(ran.stdout, "");
+}
+
+#[test]
+fn a_commands_status_is_pastas() {
+    let (_directory, ours) = ours();
+    for (script, status) in [("exit 7", 7), ("kill -KILL $$", 128 + 9)] {
+        let ran = run(&ours, &[&QUIET[..], &["--", "sh", "-c", script]].concat());
+        assert_eq!((ran.status, ran.stdout.as_str(), ran.stderr.as_str()), (Some(status), "", ""));
+    }
+    let ran = run(&ours, &[&QUIET[..], &["/nonexistent/command"]].concat());
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+}
+
+#[test]
+fn a_guest_gets_the_addresses_that_it_is_given() {
+    let (_directory, ours) = ours();
+    let options = ["--config-net", "-a", "192.0.2.77/24", "-g", "192.0.2.1", "-I", "net7"];
+    let script = "ip -o link show net7; ip -4 -o addr show net7; ip -4 route";
+    let ran =
+        run(&ours, &[&QUIET[..], &options, &["-m", "1400", "--", "sh", "-c", script]].concat());
+    assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+    for words in ["192.0.2.77/24", "default via 192.0.2.1 dev net7", "mtu 1400 "] {
+        assert!(ran.stdout.contains(words), "no {words:?} in {ran:?}");
+    }
+    // Left alone unless it is to be configured.
+    let script = "ip -o addr show net7; ip route; ip -o link show net7 | grep -c 'state DOWN'";
+    let ran = run(&ours, &[&QUIET[..], &["-I", "net7", "--", "sh", "-c", script]].concat());
+    assert_eq!((ran.status, ran.stdout.as_str()), (Some(0), "1\n"), "{ran:?}");
+}
+
+/// A daemon that is ended with the test.
+struct Daemon(Pid);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGKILL);
+    }
+}
+
+/// Starts `program` for the namespace of `target` and gives its pid when it is ready.
+fn daemon(program: &Path, directory: &Path, target: &Background, options: &[&str]) -> Daemon {
+    let pid_file = directory.join("pid");
+    let pid = target.pid().to_string();
+    let path = pid_file.to_str().unwrap();
+    // Whoever reads the streams to their end, as `output` does, gets there when it is ready.
+    let ran = run(program, &[options, &["--quiet", "--config-net", "-P", path, &pid]].concat());
+    assert_eq!((ran.status, ran.stdout.as_str(), ran.stderr.as_str()), (Some(0), "", ""));
+    assert_eq!(fs::metadata(&pid_file).unwrap().permissions().mode() & 0o777, 0o600);
+    let text = fs::read_to_string(&pid_file).unwrap();
+    assert!(text.ends_with('\n'), "{text:?}");
+    Daemon(Pid::from_raw(text.trim().parse().unwrap()))
+}
+
+#[test]
+fn it_is_ready_when_the_callers_process_ends_and_goes_with_its_target() {
+    let (directory, ours) = ours();
+    let target = bare_namespace();
+    let daemon = daemon(&ours, directory.path(), &target, &[&QUIET[..], &["-I", "net7"]].concat());
+    let ran = in_namespace_of(&target, "ip -o link show net7");
+    assert!(ran.stdout.contains("mtu 65520 ") && ran.stdout.contains(",UP,"), "{ran:?}");
+    assert!(!ends(daemon.0, 0));
+    drop(target);
+    assert!(ends(daemon.0, PATIENCE), "the target is gone, and it is not");
+}
+
+#[test]
+fn a_signal_ends_it() {
+    let (directory, ours) = ours();
+    let target = bare_namespace();
+    let daemon = daemon(&ours, directory.path(), &target, &QUIET);
+    kill(daemon.0, Signal::SIGTERM).unwrap();
+    assert!(ends(daemon.0, PATIENCE));
+}
+
+#[test]
+fn a_port_that_is_taken_is_the_end_and_leaves_no_pid_file() {
+    let (directory, ours) = ours();
+    let target = bare_namespace();
+    let taken = TcpListener::bind("[::]:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let pid_file = directory.path().join("pid");
+    let (spec, pid) = (port.to_string(), target.pid().to_string());
+    let ran = run(&ours, &["-t", &spec, "-P", pid_file.to_str().unwrap(), &pid]);
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+    let lines: Vec<_> = ran.stderr.lines().collect();
+    let first = format!("Listen failed for HOST TCP port */{port}: Address already in use");
+    assert_eq!(lines, [first.as_str(), "Couldn't listen on requested ports"]);
+    assert!(!pid_file.exists());
+}
+
+#[test]
+fn ports_of_the_guests_loopback_lead_to_the_hosts() {
+    let (directory, ours) = ours();
+    let target = bare_namespace();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let spec = format!("7:{port}");
+    let options = ["-t", "none", "-u", "none", "-T", &spec, "-U", "none"];
+    let _daemon = daemon(&ours, directory.path(), &target, &options);
+    let serving = std::thread::spawn(move || {
+        let (mut client, _) = server.accept().unwrap();
+        let mut word = [0; 4];
+        client.read_exact(&mut word).unwrap();
+        client.write_all(&word).unwrap();
+    });
+    let script = "exec 3<>/dev/tcp/127.0.0.1/7; printf ping >&3; timeout 20 cat <&3";
+    let ran = in_namespace_of(&target, &format!("bash -c '{script}'"));
+    assert_eq!(ran.stdout, "ping", "{ran:?}");
+    serving.join().unwrap();
+}
+
+#[test]
+fn published_ports_reach_the_guest_from_the_hosts_loopback() {
+    let (directory, ours) = ours();
+    let target = bare_namespace();
+    let port = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+    let spec = format!("127.0.0.1/{port}:8099");
+    let options = ["-t", &spec, "-u", "none", "-T", "none", "-U", "none"];
+    let _daemon = daemon(&ours, directory.path(), &target, &options);
+    let mut server = user("nsenter");
+    server.args(["--preserve-credentials", "--user", "--net", "--target"]);
+    server.args([
+        &target.pid().to_string(),
+        "busybox",
+        "nc",
+        "-ll",
+        "-p",
+        "8099",
+        "-e",
+        "echo",
+        "hi",
+    ]);
+    let mut server = Background::start(&mut server);
+    let mut answer = String::new();
+    server.until("the guest's server answers", || {
+        answer.clear();
+        let Ok(mut client) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+        client.read_to_string(&mut answer).is_ok() && answer == "hi\n"
+    });
+}
