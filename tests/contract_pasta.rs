@@ -223,32 +223,38 @@ fn ports_of_the_guests_loopback_lead_to_the_hosts() {
     serving.join().unwrap();
 }
 
-#[test]
-fn published_ports_reach_the_guest_from_the_hosts_loopback() {
+/// What a server at `place` in the guest says to a client at `address` of a port published with
+/// `options`.
+fn published(place: &str, address: &str, options: &[&str]) -> Option<String> {
     let (directory, ours) = ours();
     let target = bare_namespace();
     let port = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
-    let spec = format!("127.0.0.1/{port}:8099");
-    let options = ["-t", &spec, "-u", "none", "-T", "none", "-U", "none"];
+    let spec = format!("{port}:8099");
+    let options = [&["-t", &spec, "-u", "none", "-T", "none", "-U", "none"], options].concat();
     let _daemon = daemon(&ours, directory.path(), &target, &options);
     let mut server = user("nsenter");
     server.args(["--preserve-credentials", "--user", "--net", "--target"]);
-    server.args([
-        &target.pid().to_string(),
-        "busybox",
-        "nc",
-        "-ll",
-        "-p",
-        "8099",
-        "-e",
-        "echo",
-        "hi",
-    ]);
+    // Its own first line says that it listens.
+    let listen = format!("exec socat -d -d TCP-LISTEN:8099,fork,{place} SYSTEM:'echo hi' 2>&1");
+    server.args([&target.pid().to_string(), "sh", "-c", &listen]);
     let mut server = Background::start(&mut server);
+    while !server.line().contains("listening on") {}
+    let mut client = TcpStream::connect((address, port)).ok()?;
     let mut answer = String::new();
-    server.until("the guest's server answers", || {
-        answer.clear();
-        let Ok(mut client) = TcpStream::connect(("127.0.0.1", port)) else { return false };
-        client.read_to_string(&mut answer).is_ok() && answer == "hi\n"
-    });
+    client.read_to_string(&mut answer).ok().filter(|length| *length > 0).map(|_| answer)
+}
+
+#[test]
+fn published_ports_reach_the_guest_from_the_hosts_loopback() {
+    let everywhere = published("bind=0.0.0.0", "127.0.0.1", &[]);
+    assert_eq!(everywhere.as_deref(), Some("hi\n"));
+}
+
+#[test]
+fn servers_on_the_guests_loopback_are_for_the_guest_unless_the_loopbacks_are_joined() {
+    assert_eq!(published("bind=127.0.0.1", "127.0.0.1", &[]), None);
+    let joined = published("bind=127.0.0.1", "127.0.0.1", &["--host-lo-to-ns-lo"]);
+    assert_eq!(joined.as_deref(), Some("hi\n"));
+    let joined = published("pf=ip6,bind=[::1]", "::1", &["--host-lo-to-ns-lo"]);
+    assert_eq!(joined.as_deref(), Some("hi\n"));
 }

@@ -98,6 +98,8 @@ pub struct ForwardOptions {
     pub expose: Vec<Exposure>,
     /// What is exposed as soon as the host listens; no transport is in two of them.
     pub auto_expose: Vec<AutoForward>,
+    /// Clients on the host's loopback reach the guest's loopback.
+    pub join_loopbacks: bool,
     /// Ports of the guest's loopback that lead to the host's.
     pub inner: Vec<Inner>,
     /// What of the host's loopback is found at the guest's as soon as the host listens.
@@ -105,9 +107,9 @@ pub struct ForwardOptions {
 }
 
 impl ForwardOptions {
-    /// Whether something leads from the guest's loopback, for which sockets are made there.
+    /// Whether something leads from or to the guest's loopback, for which sockets are made there.
     pub fn needs_inside(&self) -> bool {
-        !self.inner.is_empty() || !self.auto_inner.is_empty()
+        self.join_loopbacks || !self.inner.is_empty() || !self.auto_inner.is_empty()
     }
 }
 

@@ -85,18 +85,43 @@ pub struct DnsLink {
     pub ask: AskDns,
 }
 
+/// A client's connection that is to be joined to a port of the guest's loopback.
+#[derive(Debug)]
+pub struct Diverted {
+    /// The connection: non-blocking.
+    pub stream: OwnedFd,
+    /// Whether the client came over IPv6.
+    pub ipv6: bool,
+    /// The port of the guest's loopback.
+    pub port: u16,
+}
+
+/// Takes a diverted connection; whether it does.
+pub type Divert = Box<dyn FnMut(Diverted) -> bool + Send>;
+
+/// The ways to the control thread.
+pub struct Links {
+    /// To the DNS service.
+    pub dns: DnsLink,
+    /// To the guest's loopback, where that can be reached.
+    pub loopback: Option<Divert>,
+}
+
 /// Host sockets of one worker.
 pub struct HostSockets {
     epoll: Epoll,
     events: Vec<EpollEvent>,
     outbound: Outbound,
     dns: DnsLink,
+    loopback: Option<Divert>,
 }
 
 impl HostSockets {
     /// No sockets yet. Errors are those of `epoll_create1(2)`.
-    pub fn new(outbound: Outbound, dns: DnsLink) -> io::Result<HostSockets> {
+    pub fn new(outbound: Outbound, links: Links) -> io::Result<HostSockets> {
+        let Links { dns, loopback } = links;
         Ok(HostSockets {
+            loopback,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             events: vec![EpollEvent::empty(); BATCH],
             outbound,
@@ -251,6 +276,15 @@ impl SocketPort for HostSockets {
         Ok(Accepted { stream, client: client.as_socket().map(canonical) })
     }
 
+    fn divert(&mut self, stream: Socket, client: SocketAddr, port: u16) -> Option<Socket> {
+        let Some(divert) = &mut self.loopback else { return Some(stream) };
+        // It was registered when it was accepted; here nobody is to hear of it any more.
+        let _ = self.epoll.delete(&stream);
+        // One that is not taken is closed, as by a server whose queue is full.
+        divert(Diverted { stream: stream.into(), ipv6: client.is_ipv6(), port });
+        None
+    }
+
     fn stream_facts(&mut self, stream: &Socket) -> StreamFacts {
         let address = |address: io::Result<SockAddr>| Some(canonical(address.ok()?.as_socket()?));
         let local = address(stream.local_addr());
@@ -395,7 +429,7 @@ mod tests {
 
     fn host() -> HostSockets {
         let dns = DnsLink { connect: Box::new(|| None), ask: Box::new(|_, _| false) };
-        HostSockets::new(Outbound::default(), dns).unwrap()
+        HostSockets::new(Outbound::default(), Links { dns, loopback: None }).unwrap()
     }
 
     /// Waits until readiness is told for which `meant` holds.

@@ -137,6 +137,17 @@ pub trait SocketPort {
         token: Token,
     ) -> io::Result<Accepted<Self::Stream>>;
 
+    /// Gives a client's connection away, to be joined to `port` of the guest's loopback, or back
+    /// where nobody can do that.
+    fn divert(
+        &mut self,
+        stream: Self::Stream,
+        _client: SocketAddr,
+        _port: u16,
+    ) -> Option<Self::Stream> {
+        Some(stream)
+    }
+
     /// What the kernel knows of `stream`.
     fn stream_facts(&mut self, stream: &Self::Stream) -> StreamFacts;
 

@@ -14,7 +14,7 @@ use crate::observe::Capture;
 use crate::sys::clock;
 
 use super::command::Command;
-use super::host::{DnsLink, HostSockets, Outbound};
+use super::host::{HostSockets, Links, Outbound};
 use super::ports::{Event, FramePort, SocketPort};
 use super::tap::TapQueue;
 use super::token::{Kind, Token};
@@ -72,13 +72,13 @@ pub fn start(
     tap: OwnedFd,
     options: Options,
     outbound: Outbound,
-    dns: DnsLink,
+    links: Links,
     commands: Commands,
     capture: Option<Capture<File>>,
     ended: impl FnOnce(End) + Send + 'static,
 ) -> io::Result<()> {
     let tap = TapQueue::new(tap, options.vnet_header, capture);
-    let host = HostSockets::new(outbound, dns)?;
+    let host = HostSockets::new(outbound, links)?;
     host.watch(&tap, Token::only(Kind::Tap))?;
     host.watch(&*commands.wake, Token::only(Kind::Commands))?;
     let worker = move || {

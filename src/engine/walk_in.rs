@@ -171,7 +171,15 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// A client is there: the guest gets a SYN from its address.
     fn open_inbound(&mut self, now: Instant, rule: Published, accepted: Accepted<S::Stream>) {
-        let Accepted { stream, client } = accepted;
+        let Accepted { mut stream, client } = accepted;
+        if let Some(client) = client.filter(|client| self.plan.joins_loopbacks(client.ip()))
+            && rule.guest_address.is_none()
+        {
+            match self.io.host.divert(stream, client, rule.guest_port) {
+                None => return,
+                Some(kept) => stream = kept,
+            }
+        }
         let full = self.tcp.is_full() || self.inbound_tcp >= self.io.limits.inbound_tcp_flows();
         let Some(key) = self.inbound_key(rule, client).filter(|_| !full) else {
             self.ledger.refuse(FlowTransport::Tcp);

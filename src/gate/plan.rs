@@ -86,6 +86,8 @@ pub struct Habits {
 pub struct Sharing {
     /// Addresses that stand for the host's own address, which is the guest's too.
     pub host: Vec<IpAddr>,
+    /// Clients on the host's loopback reach the guest's loopback.
+    pub loopback: bool,
     /// Resolvers that DHCP and router advertisements name.
     pub resolvers: Vec<IpAddr>,
     /// What is answered on the link.
@@ -278,6 +280,11 @@ impl AddressPlan {
     /// guest may take any address but those that we need.
     pub fn defends(&self, address: IpAddr) -> bool {
         if self.sharing.is_some() { self.is_reserved(address) } else { self.answers_for(address) }
+    }
+
+    /// Whether a TCP client at `client` reaches the guest's loopback instead of its link.
+    pub fn joins_loopbacks(&self, client: IpAddr) -> bool {
+        client.is_loopback() && self.sharing.as_ref().is_some_and(|sharing| sharing.loopback)
     }
 
     /// What is answered on the link.

@@ -83,6 +83,15 @@ impl PortTable {
         &mut self.0[PortTable::at(transport, family)]
     }
 
+    /// Adds what is in `other`.
+    pub fn join(&mut self, other: &PortTable) {
+        for (set, more) in self.0.iter_mut().zip(&other.0) {
+            for (word, bits) in set.0.iter_mut().zip(more.0.iter()) {
+                *word |= bits;
+            }
+        }
+    }
+
     /// Whether `port` is there in either family.
     pub fn in_any_family(&self, transport: Transport, port: u16) -> bool {
         [Family::V4, Family::V6].into_iter().any(|family| self.of(transport, family).contains(port))
@@ -164,6 +173,10 @@ mod tests {
         let mut table = PortTable::default();
         table.of_mut(Transport::Udp, Family::V6).insert(53);
         assert!(table.in_any_family(Transport::Udp, 53));
+        let mut more = PortTable::default();
+        more.of_mut(Transport::Tcp, Family::V4).insert(80);
+        more.join(&table);
+        assert!(more.in_any_family(Transport::Udp, 53) && more.in_any_family(Transport::Tcp, 80));
         assert!(!table.in_any_family(Transport::Tcp, 53));
         assert!(!table.of(Transport::Udp, Family::V4).contains(53));
     }

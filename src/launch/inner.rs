@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+use crate::engine::host::Diverted;
 use crate::gate::auto::{self, AutoService, Standing};
 use crate::gate::forward::AutoForward;
 use crate::gate::ports::PortTable;
@@ -49,6 +50,21 @@ impl InnerPorts {
     /// Whether what listens on the host matters.
     pub(super) fn follows_host(&self) -> bool {
         self.relay.is_some() && !self.auto.is_empty()
+    }
+
+    /// Joins a client on the host's loopback to the guest's.
+    pub(super) fn join(&self, client: Diverted) {
+        if let Some(relay) = &self.relay {
+            relay.join(client);
+        }
+    }
+
+    /// Enters the ports of the guest's loopback that are ours into `table`.
+    pub(super) fn enter_ports(&self, table: &mut PortTable) {
+        for service in self.open.keys() {
+            table.of_mut(service.transport, service.family).insert(service.port);
+        }
+        table.join(&self.taken);
     }
 
     /// Opens and closes what depends on `host`, what listens at the host's loopback now; `ours` are

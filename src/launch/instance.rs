@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::control::api::{Call, ErrorCode, Failure, Reply as Answer, Request, Rule, Server};
 use crate::control::listening::{RESTRAINT, Watch};
+use crate::engine::host::Diverted;
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Reply};
 use crate::gate::AddressPlan;
@@ -61,6 +62,7 @@ pub(super) async fn serve(
     options: InstanceOptions,
     plan: AddressPlan,
     worker: CommandSender,
+    mut diverted: mpsc::Receiver<Diverted>,
 ) -> io::Result<()> {
     let InstanceOptions { info, ports, server, diag, guest } = options;
     let guest_reach = reach(&plan);
@@ -115,6 +117,7 @@ pub(super) async fn serve(
                         instance.ports.follow_guest(&table).await;
                     }
                 }
+                Some(client) = diverted.recv() => instance.ports.join(client),
                 table = next_table(&mut guest_table, due) => {
                     let began = Instant::now();
                     instance.ports.follow_guest(&table).await;

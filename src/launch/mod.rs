@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::control::dns::{self, DnsOptions, DnsRequest, ResolverView};
 use crate::control::lifecycle::{Guest, Outcome, Signals, supervise};
-use crate::engine::host::{DnsLink, Outbound};
+use crate::engine::host::{Divert, Diverted, DnsLink, Links, Outbound};
 use crate::engine::thread::{self, CommandSender, End};
 use crate::engine::{Command, Limits, Options};
 use crate::gate::AddressPlan;
@@ -40,6 +40,9 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Requests that may wait for the control thread; a full queue refuses, the guest asks again.
 const DNS_QUEUE: usize = 256;
+
+/// Clients for the guest's loopback that may wait for the control thread.
+const DIVERTED: usize = 256;
 
 /// Descriptors that are not for flows: logs, epoll, the TAP, resolver sockets, the guest's files.
 const RESERVED_DESCRIPTORS: u64 = 256;
@@ -69,6 +72,8 @@ pub struct DataPath {
     requests: mpsc::Receiver<DnsRequest>,
     worker: CommandSender,
     ended: oneshot::Receiver<End>,
+    /// Clients for the guest's loopback.
+    diverted: mpsc::Receiver<Diverted>,
 }
 
 impl DataPath {
@@ -96,7 +101,15 @@ impl DataPath {
             seed: u64::from_ne_bytes(seed),
         };
         let capture = capture.map(Capture::new).transpose()?;
-        let link = dns_link(options.dns, requests_in);
+        let (diverted_in, diverted) = mpsc::channel(DIVERTED);
+        let joins = options.plan.sharing.as_ref().is_some_and(|sharing| sharing.loopback);
+        let links = Links {
+            dns: dns_link(options.dns, requests_in),
+            loopback: joins.then(|| {
+                let divert: Divert = Box::new(move |client| diverted_in.try_send(client).is_ok());
+                divert
+            }),
+        };
         let ended = move |error| {
             // Nobody listens when the program is ending anyway.
             let _ = ended_in.send(error);
@@ -105,12 +118,12 @@ impl DataPath {
             queue,
             worker_options,
             options.outbound.clone(),
-            link,
+            links,
             commands,
             capture,
             ended,
         )?;
-        Ok(DataPath { options, requests, worker, ended: ended_out })
+        Ok(DataPath { options, requests, worker, ended: ended_out, diverted })
     }
 
     /// Serves until the guest's life ends; gives how. `guest_file` is the guest's `resolv.conf`,
@@ -125,7 +138,7 @@ impl DataPath {
         guest_file: Option<File>,
         instance: InstanceOptions,
     ) -> io::Result<Outcome> {
-        let DataPath { options, requests, worker, mut ended } = self;
+        let DataPath { options, requests, worker, mut ended, diverted } = self;
         let first = match &options.upstreams {
             Some(servers) => ResolverView { servers: servers.clone(), ..ResolverView::default() },
             None => ResolverView::default(),
@@ -154,7 +167,7 @@ impl DataPath {
             std::future::pending::<()>().await;
         };
         let search = pass_on_search(&options, view, &worker, guest_file);
-        let instance = instance::serve(instance, options.plan.clone(), worker.clone());
+        let instance = instance::serve(instance, options.plan.clone(), worker.clone(), diverted);
         tokio::select! {
             outcome = supervise(guest, signals) => {
                 // A guest that has ended may have said something last. One that is let go of while

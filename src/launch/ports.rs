@@ -6,10 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use tokio::sync::oneshot;
 
 use crate::control::api::{ErrorCode, Failure, Rule, Selector};
+use crate::engine::host::Diverted;
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Published, Reply, Withdrawal};
 use crate::gate::AddressPlan;
@@ -344,6 +346,11 @@ impl Ports {
         id
     }
 
+    /// Joins a client on the host's loopback to the guest's.
+    pub(super) fn join(&self, client: Diverted) {
+        self.inner.join(client);
+    }
+
     // --- following who listens ---
 
     /// Opens and closes what depends on `guest`, what listens there now.
@@ -353,6 +360,8 @@ impl Ports {
         for port in self.published.values().filter(|port| !port.auto) {
             enter_host_ports(&mut taken, &port.forward);
         }
+        // What we have opened at the guest's loopback is the host's already.
+        self.inner.enter_ports(&mut taken);
         let wanted: BTreeSet<AutoPort> = self
             .auto_publish
             .iter()
@@ -460,7 +469,9 @@ impl Ports {
 pub(super) fn reach(plan: &AddressPlan) -> Reach {
     let v4 = plan.v4.map(|v4| v4.guest.into());
     let v6 = plan.v6.map(|v6| v6.guest.into());
-    Reach(v4.into_iter().chain(v6).collect())
+    let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let loopback = loopback.into_iter().filter(|address| plan.joins_loopbacks(*address));
+    Reach(v4.into_iter().chain(v6).chain(loopback).collect())
 }
 
 /// The part of `forward` that leads to `guest_port`.

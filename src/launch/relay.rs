@@ -4,6 +4,9 @@
 //! ```text
 //!   client at 127.0.0.1:N in the guest ─▶ listener made inside ─▶ here ─▶ 127.0.0.1:M of the host
 //! ```
+//! And the other way round, for clients of published TCP ports on the host's loopback, where that was
+//! asked for: their connections are joined to the guest's loopback.
+//!
 //! Runs on the control thread. Each family is joined to its own; a server of the host that only one
 //! family has is reached by clients of that family. Everything is bounded: connections and sessions
 //! over all ports, bytes by the buffers of each.
@@ -16,10 +19,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::engine::host::Diverted;
 use crate::gate::forward::Transport;
 use crate::gate::ports::Family;
 use crate::setup::inside::{Inside, OpenInner};
@@ -103,6 +107,30 @@ impl Relay {
     }
 }
 
+impl Relay {
+    /// Joins a client of a published port to the guest's loopback. Where there are too many, or the
+    /// guest's server is not there, the client is reset.
+    pub(super) fn join(&self, client: Diverted) {
+        let Diverted { stream, ipv6, port } = client;
+        let Ok(client) = TcpStream::from_std(OwnedFd::into(stream)) else { return };
+        let family = if ipv6 { Family::V6 } else { Family::V4 };
+        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
+            return reset(&client);
+        };
+        let Ok(socket) = self.inside.socket(Transport::Tcp, family) else {
+            return reset(&client);
+        };
+        let socket = TcpSocket::from_std_stream(OwnedFd::into(socket));
+        let target = SocketAddr::new(loopback(family), port);
+        tokio::spawn(async move {
+            match socket.connect(target).await {
+                Ok(server) => join(client, server, permit).await,
+                Err(_) => reset(&client),
+            }
+        });
+    }
+}
+
 fn loopback(family: Family) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::LOCALHOST.into(),
@@ -127,8 +155,15 @@ async fn accept(listener: TcpListener, target: SocketAddr, permits: Arc<Semaphor
 }
 
 /// Joins a client to `target`; a client whose server is not there is reset.
-async fn join_streams(mut client: TcpStream, target: SocketAddr, _permit: OwnedSemaphorePermit) {
-    let Ok(mut server) = TcpStream::connect(target).await else { return reset(&client) };
+async fn join_streams(client: TcpStream, target: SocketAddr, permit: OwnedSemaphorePermit) {
+    match TcpStream::connect(target).await {
+        Ok(server) => join(client, server, permit).await,
+        Err(_) => reset(&client),
+    }
+}
+
+/// Carries bytes both ways until both have ended.
+async fn join(mut client: TcpStream, mut server: TcpStream, _permit: OwnedSemaphorePermit) {
     for stream in [&client, &server] {
         // It fails only for a connection that has failed.
         let _ = stream.set_nodelay(true);

@@ -229,6 +229,7 @@ fn plan(
         habits: Habits::default(),
         sharing: Some(Sharing {
             host: command.map_guest_addr.iter().filter(is_there).collect(),
+            loopback: command.host_lo_to_ns_lo,
             resolvers,
             services: SharedServices {
                 dhcp4: command.dhcp && has_router,
@@ -325,7 +326,8 @@ fn forwards(
     facts: &PastaFacts,
     plan: &AddressPlan,
 ) -> Result<ForwardOptions, PastaError> {
-    let mut options = ForwardOptions::default();
+    let join_loopbacks = command.host_lo_to_ns_lo;
+    let mut options = ForwardOptions { join_loopbacks, ..ForwardOptions::default() };
     let tables = [
         ("--tcp-ports", &command.tcp_ports, Table::Inbound(Transport::Tcp), command.tcp),
         ("--udp-ports", &command.udp_ports, Table::Inbound(Transport::Udp), command.udp),

@@ -26,6 +26,7 @@ fn facts() -> PastaFacts {
             pid: 4711,
             ..HostFacts::default()
         },
+        person: None,
         templates: Templates {
             v4: Some(Template {
                 interface: "eth7".to_owned(),
@@ -65,7 +66,7 @@ fn refused(line: &str) -> String {
 }
 
 fn copied(config: &Config) -> (Vec<String>, Vec<String>) {
-    let LinkSetup::Copied(copied) = &config.setup else { panic!("{:?}", config.setup) };
+    let LinkSetup::Copied(copied) = &config.link_setup else { panic!("{:?}", config.link_setup) };
     let addresses = copied.addresses.iter().map(|(a, p)| format!("{a}/{p}")).collect();
     let routes = copied.routes.iter().map(|route| {
         let by = route.gateway.map(|by| format!(" via {by}")).unwrap_or_default();
@@ -120,7 +121,7 @@ fn rootlesskits_guest_has_addresses_of_its_own_and_sets_them_up_itself() {
     let v4 = config.plan.v4.unwrap();
     assert_eq!((v4.guest.octets(), v4.prefix), ([10, 0, 2, 100], 24));
     assert_eq!(v4.dns.map(|a| a.octets()), Some([10, 0, 2, 3]));
-    assert_eq!((config.setup, config.plan.v6), (LinkSetup::Bare, None));
+    assert_eq!((config.link_setup, config.plan.v6), (LinkSetup::Bare, None));
     // The gateway stands for the host's loopback unless told otherwise.
     assert_eq!(config.plan.host_loopback, [IpAddr::from([10, 0, 2, 2])]);
     assert_eq!(config.forwards.auto_publish.len(), 2);

@@ -4,7 +4,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use super::*;
 use crate::base::Mac;
-use crate::engine::host::{DnsLink, Outbound};
+use crate::engine::host::{DnsLink, Links, Outbound};
 use crate::engine::{Limits, Options, thread};
 use crate::gate::forward::Transport;
 use crate::gate::{Habits, Plan4};
@@ -29,7 +29,8 @@ fn worker() -> Worker {
     let options = Options { plan: plan(), vnet_header: false, big_packets: false, limits, seed: 1 };
     let dns = DnsLink { connect: Box::new(|| None), ask: Box::new(|_, _| false) };
     let outbound = Outbound::default();
-    thread::start(tap.into(), options, outbound, dns, commands, None, |_| ()).unwrap();
+    let links = Links { dns, loopback: None };
+    thread::start(tap.into(), options, outbound, links, commands, None, |_| ()).unwrap();
     Worker { sender, _link: link }
 }
 
