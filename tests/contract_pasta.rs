@@ -1,8 +1,8 @@
 //! pasta's contract at the level of its command line: what comes of an argv, with our binary under
 //! that name and, where it is installed, with the original, so that the table itself is proved.
 //!
-//! Debian 12 has the original of 2023-03. Rows that a later one introduced are ours alone; where only
-//! the words changed since, the row names what both say.
+//! Debian 12 has the original of 2023-03. Rows that a later one introduced are ours alone; where
+//! only the words changed since, the row names what both say.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! Which ports of the guest's loopback lead to the host's: those that were asked for, and those that
-//! follow who listens on the host.
+//! Which ports of the guest's loopback lead to the host's: those that were asked for, and those
+//! that follow who listens on the host.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

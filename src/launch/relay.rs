@@ -2,10 +2,10 @@
 //! socket, without a frame on the TAP.
 //!
 //! ```text
-//!   client at 127.0.0.1:N in the guest ─▶ listener made inside ─▶ here ─▶ 127.0.0.1:M of the host
+//!   client at 127.0.0.1:N in the guest ─▶ listener inside ─▶ here ─▶ 127.0.0.1:M of the host
 //! ```
-//! And the other way round, for clients of published TCP ports on the host's loopback, where that was
-//! asked for: their connections are joined to the guest's loopback.
+//! And the other way round, for clients of published TCP ports on the host's loopback, where that
+//! was asked for: their connections are joined to the guest's loopback.
 //!
 //! Runs on the control thread. Each family is joined to its own; a server of the host that only one
 //! family has is reached by clients of that family. Everything is bounded: connections and sessions

@@ -7,9 +7,9 @@
 //!     exits with 0  <-------  "ready"
 //!     exits with 1  <-------  or the daemon's end before that
 //! ```
-//! The fork comes first, before any thread and any other descriptor, so the daemon is what it will be
-//! from its first step on. Callers that collect the standard streams until they are closed (podman
-//! does) get their end when the caller's process ends: by then nobody else has them.
+//! The fork comes first, before any thread and any other descriptor, so the daemon is what it will
+//! be from its first step on. Callers that collect the standard streams until they are closed
+//! (podman does) get their end when the caller's process ends: by then nobody else has them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -57,7 +57,7 @@ pub fn detach() -> Result<Side, SetupError> {
     }
 }
 
-/// The exit status of a daemon that ended before it was ready: never 0, which would mean that it is.
+/// The exit status of a daemon that ended before it was ready: never 0, which means that it is.
 fn status_of(daemon: Pid) -> u8 {
     loop {
         return match waitpid(daemon, None) {
@@ -153,8 +153,8 @@ pub struct Person {
 }
 
 impl Person {
-    /// `USER[:GROUP]`, by name or number; without a group, the user's own. `None` if there is nobody
-    /// of that name.
+    /// `USER[:GROUP]`, by name or number; without a group, the user's own. `None` if there is
+    /// nobody of that name.
     pub fn find(text: &str) -> Option<Person> {
         let (user, group) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group)),

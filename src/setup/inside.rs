@@ -1,15 +1,15 @@
 //! Sockets of the guest's network namespace, long after the set-up.
 //!
-//! A socket stays in the namespace in which it was made, so whoever wants one there has to be there.
+//! A socket stays in the namespace in which it was made: whoever wants one there has to be there.
 //! A process forked from the set-up's child stays behind for it: it opens what it is asked for over
 //! a `SOCK_SEQPACKET` pair, hands it back, and ends when the other end is closed.
 //!
 //! ```text
-//!   us  ── Want ──▶  inside: socket, bind to `lo`, listen  ── descriptor or errno ──▶  us
+//!   us  ── Want ──▶  inside: socket, bind to `lo`, listen ── descriptor, errno ──▶ us
 //! ```
 //! It keeps one privilege, to listen at low ports of the guest, and nothing else of what the
-//! set-up had: no other descriptors, no terminal, no way to gain more. It reads no byte that the guest
-//! has written.
+//! set-up had: no other descriptors, no terminal, no way to gain more. It reads no byte that the
+//! guest has written.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -7,10 +7,20 @@
 //! ```
 //! A guest of pasta's has its host's addresses and routes: [`crate::gate::Sharing`].
 //!
-//! Read as pasta of 2026-07 reads it. Departs: resolvers are followed when they change, where pasta
-//! reads them once; a published port keeps its client's address, where pasta shows the guest's own
-//! for clients on the host's loopback. Not there: `--conf-path`, `--splice-only`, `--fd`, and
-//! passt's own mode; they are refused by name.
+//! Read as pasta of 2026-07 reads it. Departs:
+//!
+//! - Resolvers are followed when they change, where pasta reads them once; `--dns-forward` answers
+//!   at port 53, not at 853.
+//! - A published port shows the guest its client's address, and for clients on the host's loopback
+//!   the address that stands for it, where pasta shows the guest's own. TCP clients there reach the
+//!   guest's loopback with `--host-lo-to-ns-lo`, as pasta's do; UDP clients do not.
+//! - `auto` for UDP follows UDP sockets alone, not the numbers of TCP listeners as well.
+//! - A host without a way out over IPv6 gives no IPv6, where pasta gives the link alone.
+//! - `COMMAND` has user, network and mount namespaces of its own, and no others.
+//! - There is one interface to send from: `--outbound-if4` is that of IPv6 too.
+//! - There is no system log, and the log file has tapway's own form and no limit.
+//!
+//! Not there, and refused by name: `--conf-path`, `--splice-only`, `--fd`, and passt's own mode.
 
 mod options;
 mod ports;

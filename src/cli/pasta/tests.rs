@@ -115,8 +115,9 @@ fn podmans_guest_is_like_its_host() {
 fn rootlesskits_guest_has_addresses_of_its_own_and_sets_them_up_itself() {
     let config = on(
         &facts(),
-        "--stderr --ns-ifname=tap0 --mtu=65520 --no-dhcp --no-ra --address=10.0.2.100 --netmask=24 \
-         --gateway=10.0.2.2 --dns-forward=10.0.2.3 --ipv4-only --tcp-ports=auto --udp-ports=auto 42",
+        "--stderr --ns-ifname=tap0 --mtu=65520 --no-dhcp --no-ra --address=10.0.2.100 \
+         --netmask=24 --gateway=10.0.2.2 --dns-forward=10.0.2.3 --ipv4-only --tcp-ports=auto \
+         --udp-ports=auto 42",
     );
     let v4 = config.plan.v4.unwrap();
     assert_eq!((v4.guest.octets(), v4.prefix), ([10, 0, 2, 100], 24));
