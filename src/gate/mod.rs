@@ -8,6 +8,7 @@ pub mod forward;
 mod inbound;
 mod plan;
 pub mod ports;
+pub mod table;
 
 pub use inbound::Inbound;
 pub use plan::{AddressPlan, Destination, Habits, Plan4, Plan6, SharedServices, Sharing};
