@@ -20,6 +20,7 @@ mod publish;
 mod resolve;
 pub mod show;
 pub mod slirp4netns;
+pub mod table_spec;
 mod value;
 
 pub use config::{Action, Config, DnsOptions, ForwardOptions, LogOptions};
