@@ -5,3 +5,4 @@ pub mod api;
 pub mod dns;
 pub mod lifecycle;
 pub mod listening;
+pub mod pesto;

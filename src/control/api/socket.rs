@@ -125,7 +125,7 @@ fn listen_private(socket: &OwnedFd, path: &Path) -> io::Result<()> {
 
 /// Binds with mode 0600 from the first moment on: the kernel gives the file the mode of the socket,
 /// less the umask.
-fn bind_private(socket: &OwnedFd, path: &Path) -> io::Result<()> {
+pub(in crate::control) fn bind_private(socket: &OwnedFd, path: &Path) -> io::Result<()> {
     fchmod(socket.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR)?;
     bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(())
