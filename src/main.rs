@@ -15,9 +15,11 @@ use tapway::cli::complete;
 use tapway::cli::native::{self, Invocation, exit};
 use tapway::cli::pasta::PastaError;
 use tapway::cli::personality::{self, Called, Personality};
+use tapway::cli::pesto;
 use tapway::cli::show::{self, Instances, ShowError};
 use tapway::cli::{self, Draft};
 use tapway::control::api;
+use tapway::control::pesto::BindError;
 use tapway::gate::forward::Forward;
 use tapway::setup::listen::{self, AtStart, Handed};
 use tapway::setup::{self, HostFacts, SetupError, chain, doctor};
@@ -33,6 +35,8 @@ enum Failure {
     Setup(#[from] SetupError),
     #[error(transparent)]
     Control(#[from] api::BindError),
+    #[error(transparent)]
+    Pesto(#[from] BindError),
     #[error(transparent)]
     Show(#[from] ShowError),
     #[error(transparent)]
@@ -57,6 +61,12 @@ fn main() -> ExitCode {
         Personality::Native => native_main(called.arguments),
         Personality::Slirp4netns => slirp4netns::main(called),
         Personality::Pasta => pasta::main(called),
+        Personality::Pesto => {
+            let (mut out, mut errors) = (io::stdout().lock(), io::stderr().lock());
+            let ephemeral = setup::ephemeral_ports();
+            let arguments = called.arguments;
+            ExitCode::from(pesto::run(&called.program, arguments, ephemeral, &mut out, &mut errors))
+        }
         other => refuse(&format!("this version does not stand in for {other}"), exit::FAILED),
     }
 }
@@ -138,6 +148,7 @@ fn report(personality: Personality, failure: &Failure) {
         Failure::Config(_)
         | Failure::Control(_)
         | Failure::Pasta(_)
+        | Failure::Pesto(_)
         | Failure::Listen(_)
         | Failure::Run { .. } => None,
     };

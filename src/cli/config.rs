@@ -31,6 +31,8 @@ pub struct Config {
     pub forwards: ForwardOptions,
     /// Workers, each with a queue of the TAP; at least one.
     pub threads: usize,
+    /// Where pesto finds the instance.
+    pub pesto_socket: Option<PathBuf>,
     /// The capture file.
     pub pcap: Option<PathBuf>,
     /// The log.

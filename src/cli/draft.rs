@@ -51,6 +51,8 @@ pub struct Draft {
     pub name: Option<InstanceName>,
     /// `--threads`
     pub threads: Option<DraftThreads>,
+    /// `--pesto-socket`
+    pub pesto_socket: Option<PathBuf>,
     /// `--pcap`
     pub pcap: Option<PathBuf>,
     /// `--log-level`
@@ -113,6 +115,7 @@ impl Draft {
             expose_host: Vec::new(),
             name: None,
             threads: None,
+            pesto_socket: None,
             pcap: None,
             log_level: None,
             log_file: None,

@@ -1,9 +1,9 @@
 //! The command line: argv to [`Draft`] to [`Config`].
 //!
 //! Each personality parses its own grammar into a [`Draft`], which remembers what was typed and
-//! nothing else. [`resolve()`] is a pure function of the draft and of [`HostFacts`]; its [`Config`]
-//! has nothing left to check and consists of the options of each room (design decision D11). No system
-//! call happens here, except in [`show`], the commands that speak to running instances, and where
+//! nothing else. [`resolve()`] is a pure function of the draft and of [`HostFacts`]; its [`Config`] has
+//! nothing left to check and consists of the options of each room (design decision D11). No system
+//! call happens here, except in [`show`] and [`pesto`], which speak to running instances, and where
 //! [`slirp4netns`] looks for files while it reads its options.
 //!
 //! [`HostFacts`]: crate::setup::HostFacts
@@ -16,6 +16,7 @@ pub mod getopt;
 pub mod native;
 pub mod pasta;
 pub mod personality;
+pub mod pesto;
 mod publish;
 mod resolve;
 pub mod show;

@@ -436,6 +436,9 @@ struct Shared {
     #[arg(long, value_name = "N|auto", value_parser = threads, help_heading = "Instance")]
     threads: Option<DraftThreads>,
 
+    /// Let pesto(1) show and change the published ports by a socket at PATH
+    #[arg(long, value_name = "PATH")]
+    pesto_socket: Option<PathBuf>,
     /// Write all frames of the guest to FILE, in pcap format
     #[arg(long, value_name = "FILE", help_heading = "Instance")]
     pcap: Option<PathBuf>,
@@ -485,6 +488,7 @@ impl Shared {
             expose_host: self.expose_host,
             name: self.name,
             threads: self.threads,
+            pesto_socket: self.pesto_socket,
             pcap: self.pcap,
             log_level: self.log_level,
             log_file: self.log_file,

@@ -173,6 +173,7 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
         outbound,
         forwards,
         threads,
+        pesto_socket: draft.pesto_socket,
         pcap: draft.pcap,
         log: LogOptions {
             level: draft.log_level.unwrap_or(LevelFilter::WARN),

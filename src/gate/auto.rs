@@ -14,7 +14,7 @@
 //!   except those at which tapway itself listens: they lead back into the guest.
 //! - **`--publish-when-listening`** opens the host side of its own ports.
 //! - A UDP socket says by nothing that it is a server. One whose port is among those that the
-//!   kernel hands out to clients ([`EPHEMERAL`]) is taken for a client and not followed.
+//!   kernel hands out to clients ([`PortRange::EPHEMERAL`]) is taken for a client and not followed.
 //! - Exposed ports open no socket in the guest, so nothing that was followed is followed back
 //!   there.
 //!
@@ -36,10 +36,6 @@ use super::ports::{Family, PortTable, Reach};
 /// the host's ports nor all of our descriptors: TCP over IPv4 comes first, and low ports before
 /// high.
 pub const MOST: usize = 4096;
-
-/// The ports that Linux hands out to clients in every new network namespace, unless told otherwise
-/// (`net.ipv4.ip_local_port_range`): the first and the last.
-const EPHEMERAL: (u16, u16) = (32_768, 60_999);
 
 /// A guest port that `--publish auto` has opened, or is to open, on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -154,7 +150,8 @@ pub fn exposed(
 
 /// Whether a socket at `port` is one to follow: not excluded, and not a client.
 fn follows(rule: &AutoForward, transport: Transport, port: u16) -> bool {
-    let client = transport == Transport::Udp && (EPHEMERAL.0..=EPHEMERAL.1).contains(&port);
+    let client =
+        transport == Transport::Udp && PortRange::EPHEMERAL.overlaps(PortRange::single(port));
     !client && rule.covers(transport, port)
 }
 

@@ -43,6 +43,10 @@ impl PortRange {
     /// Whichever port is free.
     pub const ANY: PortRange = PortRange { first: 0, last: 0 };
 
+    /// The ports that Linux hands out to clients in every new network namespace, unless told
+    /// otherwise (`net.ipv4.ip_local_port_range`).
+    pub const EPHEMERAL: PortRange = PortRange { first: 32_768, last: 60_999 };
+
     /// From `first` to `last`; `None` unless `1 <= first <= last`.
     pub fn new(first: u16, last: u16) -> Option<PortRange> {
         (first >= 1 && first <= last).then_some(PortRange { first, last })

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::control::api::{Call, ErrorCode, Failure, Reply as Answer, Request, Rule, Server};
 use crate::control::listening::{RESTRAINT, Watch};
+use crate::control::pesto;
 use crate::engine::host::Diverted;
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Reply};
@@ -21,6 +22,7 @@ use crate::setup::tap_drops;
 use crate::sys::{clock, sock_diag};
 
 use super::ports::{PortOptions, Ports, reach};
+use super::tables::{HostTable, RETRY};
 
 /// Calls that may wait for the control thread.
 const CALLS: usize = 64;
@@ -39,6 +41,8 @@ pub struct InstanceOptions {
     pub ports: PortOptions,
     /// The control socket, if there is one.
     pub server: Option<Server>,
+    /// The socket that pesto speaks to, if there is one.
+    pub pesto: Option<pesto::Server>,
     /// Asks what listens in the guest; `None` where the kernel cannot tell.
     pub diag: Option<OwnedFd>,
     /// A process in the guest's network namespace.
@@ -50,6 +54,8 @@ struct Instance {
     info: Info,
     started: crate::base::Instant,
     ports: Ports,
+    /// The host ports as pesto sees them.
+    table: HostTable,
     worker: CommandSender,
     guest: Option<Pid>,
 }
@@ -64,21 +70,29 @@ pub(super) async fn serve(
     worker: CommandSender,
     mut diverted: mpsc::Receiver<Diverted>,
 ) -> io::Result<()> {
-    let InstanceOptions { info, ports, server, diag, guest } = options;
+    let InstanceOptions { info, ports, server, pesto, diag, guest } = options;
     let guest_reach = reach(&plan);
     let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
+    let table = HostTable::new(&plan, diag.is_some());
     let ports = Ports::new(worker.clone(), plan, ports)?;
     if ports.follows_guest() && diag.is_none() {
         return Err(cannot_tell());
     }
     let host_watch = Watch::new(Reach(loopback.to_vec()));
     let host_diag = ports.follows_host().then(sock_diag::open).transpose()?;
-    let mut instance = Instance { info, started: clock::now(), ports, worker, guest };
+    let mut instance = Instance { info, started: clock::now(), ports, table, worker, guest };
     let guest_watch = diag.is_some().then(|| Watch::new(guest_reach));
     let (calls_in, mut calls) = mpsc::channel(CALLS);
     let control = async {
         match server {
             Some(server) => server.run(calls_in).await,
+            None => std::future::pending().await,
+        }
+    };
+    let (pesto_calls_in, mut pesto_calls) = mpsc::channel(CALLS);
+    let pesto = async {
+        match pesto {
+            Some(server) => server.run(pesto_calls_in).await,
             None => std::future::pending().await,
         }
     };
@@ -106,16 +120,18 @@ pub(super) async fn serve(
                 }
                 _ => guest_table = None,
             }
+            let waits = instance.table.waits();
             tokio::select! {
                 Some(call) = calls.recv() => {
                     instance.answer(call, guest_watch.as_ref()).await;
-                    // A port that waits may have its server already.
-                    let known = guest_table.as_ref().and_then(|table: &watch::Receiver<_>| {
-                        Option::<PortTable>::clone(&table.borrow())
-                    });
-                    if let Some(table) = known {
-                        instance.ports.follow_guest(&table).await;
-                    }
+                    instance.ports.follow_known(guest_table.as_ref()).await;
+                }
+                Some(call) = pesto_calls.recv() => {
+                    instance.answer_pesto(call).await;
+                    instance.ports.follow_known(guest_table.as_ref()).await;
+                }
+                () = tokio::time::sleep(RETRY), if waits => {
+                    instance.table.retry(&mut instance.ports);
                 }
                 Some(client) = diverted.recv() => instance.ports.join(client),
                 table = next_table(&mut guest_table, due) => {
@@ -133,6 +149,7 @@ pub(super) async fn serve(
     };
     tokio::select! {
         end = control => end,
+        end = pesto => end,
         error = watch_guest => Err(error),
         error = watch_host => Err(error),
         () = act => Ok(()),
@@ -169,6 +186,20 @@ impl Instance {
         let answer = self.perform(request, guest).await;
         // A client that has gone away does not want to know.
         let _ = reply.send(answer);
+    }
+
+    async fn answer_pesto(&mut self, call: pesto::Call) {
+        match call {
+            pesto::Call::Tables(reply) => {
+                // A client that has gone away does not want to know.
+                let _ = reply.send(vec![self.table.told(&self.ports)]);
+            }
+            pesto::Call::Replace(tables) => {
+                for pesto::PifTable { table, .. } in &tables {
+                    self.table.replace(&mut self.ports, table.rules()).await;
+                }
+            }
+        }
     }
 
     async fn perform(

@@ -14,6 +14,7 @@ mod instance;
 mod ports;
 mod refusals;
 mod relay;
+mod tables;
 
 use std::fs::File;
 use std::io::{self, Seek, Write};

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::control::api::{ErrorCode, Failure, Rule, Selector};
 use crate::engine::host::Diverted;
@@ -52,6 +52,8 @@ struct PublishedPort {
     /// As it is: a port that was left to the kernel is filled in.
     forward: Forward,
     auto: bool,
+    /// A port that cannot be had is no news.
+    weak: bool,
     /// Of an open Unix socket; dropping it removes the file.
     file: Option<SocketFile>,
 }
@@ -117,7 +119,7 @@ impl Ports {
             ports.enter(opened.forward.clone(), opened, false);
         }
         for forward in at_start.waiting {
-            ports.enter_waiting(forward);
+            ports.enter_waiting(forward, false);
         }
         for exposure in expose {
             ports.expose(exposure, false);
@@ -182,7 +184,9 @@ impl Ports {
         for rule in rules {
             ids.push(match rule {
                 Rule::Expose(exposure) => self.expose(exposure, false),
-                Rule::Publish(forward) if forward.when_listening => self.enter_waiting(forward),
+                Rule::Publish(forward) if forward.when_listening => {
+                    self.enter_waiting(forward, false)
+                }
                 Rule::Publish(forward) => {
                     // One was opened for each of these, in this order.
                     let Some(opened) = opened.next() else { continue };
@@ -285,8 +289,30 @@ impl Ports {
         ids.into_iter().collect()
     }
 
+    /// Publishes by one rule that no other overlaps; a weak one as far as its ports are free.
+    pub(super) fn open(&mut self, rule: Forward, weak: bool) -> Result<ForwardId, Failure> {
+        self.check_guest_addresses(&[Rule::Publish(rule.clone())])?;
+        if rule.when_listening {
+            return Ok(self.enter_waiting(rule, weak));
+        }
+        let opened = if weak { listen::open_free(&rule) } else { listen::open(&rule) };
+        Ok(self.enter(rule, opened.map_err(|error| failure(&error))?, false))
+    }
+
+    /// Whether there is a port `id`.
+    pub(super) fn has(&self, id: ForwardId) -> bool {
+        self.published.contains_key(&id) || self.exposed.contains_key(&id)
+    }
+
+    /// The published ports that were asked for, as far as they are known: a port that was picked is
+    /// filled in.
+    pub(super) fn rules(&self) -> impl Iterator<Item = (ForwardId, &Forward)> {
+        let asked_for = self.published.iter().filter(|(_, port)| !port.auto);
+        asked_for.map(|(id, port)| (*id, &port.forward))
+    }
+
     /// Closes the ports `ids`, and waits until their host sockets are closed.
-    async fn close(&mut self, ids: &[ForwardId]) {
+    pub(super) async fn close(&mut self, ids: &[ForwardId]) {
         for id in ids {
             if let Some(port) = self.published.remove(id) {
                 enter_loopback_ports(&mut self.just_closed, &port.forward);
@@ -315,14 +341,16 @@ impl Ports {
         let id = self.next_id();
         let Opened { forward, sockets, file, .. } = opened;
         self.hand_over(id, &forward, sockets);
-        self.published.insert(id, PublishedPort { rule, forward, auto, file });
+        let weak = false;
+        self.published.insert(id, PublishedPort { rule, forward, auto, weak, file });
         id
     }
 
-    fn enter_waiting(&mut self, forward: Forward) -> ForwardId {
+    fn enter_waiting(&mut self, forward: Forward, weak: bool) -> ForwardId {
         let id = self.next_id();
         let rule = forward.clone();
-        self.published.insert(id, PublishedPort { rule, forward, auto: false, file: None });
+        let port = PublishedPort { rule, forward, auto: false, weak, file: None };
+        self.published.insert(id, port);
         id
     }
 
@@ -392,6 +420,17 @@ impl Ports {
         refusals.tell();
     }
 
+    /// Follows what is known already of the guest: a port that waits may have its server there.
+    pub(super) async fn follow_known(
+        &mut self,
+        guest: Option<&watch::Receiver<Option<PortTable>>>,
+    ) {
+        let known = guest.and_then(|guest| guest.borrow().clone());
+        if let Some(table) = known {
+            self.follow_guest(&table).await;
+        }
+    }
+
     /// The forwards that are open only while the guest listens.
     async fn follow_conditional(&mut self, guest: &PortTable) {
         let forwards = self.published.iter().map(|(id, port)| (*id, &port.forward));
@@ -424,7 +463,7 @@ impl Ports {
                     self.hand_over(port.forward, &forward, opened.sockets);
                 }
                 Err(error) => {
-                    if self.conditional.refused(port) {
+                    if self.conditional.refused(port) && !known.weak {
                         refusals.add(&error);
                     }
                 }

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use tapway::cli::{self, Action, Config, ForwardOptions};
 use tapway::control::api::{self, Context, Places, Server};
 use tapway::control::lifecycle::{Guest, Leash, Outcome, Signals};
+use tapway::control::pesto::Server as PestoServer;
 use tapway::gate::AddressPlan;
 use tapway::launch::{DataPath, InstanceOptions, LaunchOptions, PortOptions};
 use tapway::observe::Info;
@@ -46,6 +47,7 @@ pub(super) fn serve(
     };
     let pcap = config.pcap.as_deref();
     let pcap = pcap.map(|path| open_output(path, "capture file", false)).transpose()?;
+    let pesto = config.pesto_socket.as_deref().map(PestoServer::bind).transpose()?;
     if !conduct.trusts_outbound {
         let outbound = config.outbound.v4.map(Into::into).into_iter();
         outbound.chain(config.outbound.v6.map(Into::into)).try_for_each(probe_outbound)?;
@@ -72,6 +74,7 @@ pub(super) fn serve(
                 info: info(config, &format!("/proc/{}/ns/net", released.pid), command),
                 ports: port_options(config, ports, released.inside)?,
                 server,
+                pesto,
                 diag: released.diag,
                 guest: Some(released.pid),
             };
@@ -100,6 +103,7 @@ pub(super) fn serve(
                 info: info(config, &namespace, &[]),
                 ports: port_options(config, ports, attached.inside)?,
                 server,
+                pesto,
                 diag: attached.diag,
                 guest: process,
             };

@@ -12,6 +12,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::idmap::{IdRange, Identity, subordinates_of};
 use super::netlink::Netlink;
 use crate::base::Mac;
+use crate::gate::forward::PortRange;
 
 /// How one address family leaves the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,6 +168,17 @@ fn own_ids(map: &str) -> Vec<IdRange> {
 pub(super) fn on_path(program: impl AsRef<Path>) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     std::env::split_paths(&path).map(|dir| dir.join(&program)).find(|path| path.is_file())
+}
+
+/// The ports that this host hands out to clients (`net.ipv4.ip_local_port_range`); the kernel's
+/// default where that cannot be read.
+pub fn ephemeral_ports() -> PortRange {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut numbers = text.split_whitespace().map(str::parse::<u16>);
+    let (Some(Ok(first)), Some(Ok(last))) = (numbers.next(), numbers.next()) else {
+        return PortRange::EPHEMERAL;
+    };
+    PortRange::new(first, last).unwrap_or(PortRange::EPHEMERAL)
 }
 
 /// The domains of the last `search` or `domain` line (resolv.conf(5)).

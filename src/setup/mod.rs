@@ -42,7 +42,7 @@ mod template;
 
 pub use conduct::{Conduct, ControlSocket, Keeps, LivesFor, Sees};
 pub use drops::tap_drops;
-pub use facts::{HostFacts, Outward, search_domains};
+pub use facts::{HostFacts, Outward, ephemeral_ports, search_domains};
 pub use files::{HOST_NAMES, HostEntry, PrivateFiles, hosts, resolv_conf};
 pub use idmap::{IdRange, Identity};
 pub use instance::{InstanceName, NameLock, ParseInstanceNameError, open_output, probe_outbound};

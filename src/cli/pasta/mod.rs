@@ -20,7 +20,7 @@
 //! - There is one interface to send from: `--outbound-if4` is that of IPv6 too.
 //! - There is no system log, and the log file has tapway's own form and no limit.
 //!
-//! Not there, and refused by name: `--conf-path`, `--splice-only`, `--fd`, and passt's own mode.
+//! Not there, and refused by name: `--splice-only`, `--fd`, and passt's own mode.
 
 mod options;
 mod ports;

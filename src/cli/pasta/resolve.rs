@@ -93,6 +93,7 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         forwards,
         threads: 1,
         pcap: command.pcap.clone(),
+        pesto_socket: command.pesto_socket.clone(),
         log: LogOptions { level: command.level, file: command.log_file.clone() },
         // Letters, dashes and digits are a name.
         name: name.parse().expect("a name"),

@@ -103,6 +103,42 @@ pub fn open(forward: &Forward) -> Result<Opened, ListenError> {
     open_unchecked(forward, &mut Handed::default())
 }
 
+/// Opens what is free of the ports that `forward` asks for, as far as descriptors reach.
+///
+/// # Errors
+/// None of them can be opened; the last one's reason.
+pub fn open_free(forward: &Forward) -> Result<Opened, ListenError> {
+    let Listen::Ports { address, interface, ports } = &forward.listen else {
+        return open(forward);
+    };
+    let mut all =
+        Opened { forward: forward.clone(), picked: false, sockets: Vec::new(), file: None };
+    let per_port = descriptors(forward) / forward.guest_ports.count();
+    let room = free_descriptors().1 / per_port;
+    let pairs = (ports.first()..=ports.last())
+        .zip(forward.guest_ports.first()..=forward.guest_ports.last());
+    let mut refusal = None;
+    for (port, guest_port) in pairs {
+        if all.sockets.len() / per_port >= room {
+            break;
+        }
+        let ports = PortRange::single(port);
+        let one = Forward {
+            listen: Listen::Ports { address: *address, interface: interface.clone(), ports },
+            guest_ports: PortRange::single(guest_port),
+            ..forward.clone()
+        };
+        match open_unchecked(&one, &mut Handed::default()) {
+            Ok(opened) => all.sockets.extend(opened.sockets),
+            Err(error) => refusal = Some(error),
+        }
+    }
+    match refusal {
+        Some(error) if all.sockets.is_empty() => Err(error),
+        _ => Ok(all),
+    }
+}
+
 /// The host sides that are there when the guest starts.
 #[derive(Debug, Default)]
 pub struct AtStart {
@@ -157,14 +193,24 @@ fn descriptors(forward: &Forward) -> usize {
 }
 
 fn check_descriptors(need: usize) -> Result<(), ListenError> {
-    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    // The directory itself is open while it is read.
-    let open = fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1));
-    if need.saturating_add(open).saturating_add(SPARE) > limit {
+    let (open, free) = free_descriptors();
+    if need > free {
+        let limit = descriptor_limit();
         return Err(ListenError::Descriptors { need, open, spare: SPARE, limit });
     }
     Ok(())
+}
+
+/// How many descriptors are open, and how many more ports may take.
+fn free_descriptors() -> (usize, usize) {
+    // The directory itself is open while it is read.
+    let open = fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1));
+    (open, descriptor_limit().saturating_sub(open.saturating_add(SPARE)))
+}
+
+fn descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 fn open_unchecked(forward: &Forward, handed: &mut Handed) -> Result<Opened, ListenError> {
