@@ -89,7 +89,7 @@ fn run(scenario: &str, name: &str, variable: &str, root: Option<&Path>) {
         .arg(scenario)
         .env("WORK", work.path())
         .env("HELPERS", &links)
-        .env("HELPER", fs::canonicalize(links.join(name)).unwrap())
+        .env("HELPER", links.join(name))
         .env("CONTRIB", scripts.join("contrib"))
         .env("LAB_UID", NOBODY_SPECIAL.to_string())
         .env("ROOT", root.unwrap_or(Path::new("")))
@@ -129,4 +129,39 @@ fn rootlesskit() {
 #[test]
 fn docker() {
     over_slirp4netns("docker.sh", &["dockerd", "docker", "rootlesskit"]);
+}
+
+/// The packages of Debian 13 that the scenario needs, beside the smallest system.
+const PACKAGES: &str = "podman,crun,conmon,passt,slirp4netns,netavark,aardvark-dns,uidmap,\
+                        busybox-static,iproute2,nftables,socat,curl,procps,catatonit";
+
+/// A root directory of Debian 13, made if it is not there.
+fn trixie() -> PathBuf {
+    let asked = std::env::var_os("TAPWAY_ENGINES_ROOT");
+    let root = asked.map_or_else(|| PathBuf::from("/var/tmp/tapway-trixie"), PathBuf::from);
+    if !root.join("usr/bin/podman").exists() {
+        loudly(&format!("making a root directory of Debian 13 at {}", root.display()));
+        // Made aside, so that half a root is never taken for one.
+        let half = root.with_extension("half");
+        let _ = fs::remove_dir_all(&half);
+        let made = Command::new("debootstrap")
+            .args(["--variant=minbase", &format!("--include={PACKAGES}"), "trixie"])
+            .arg(&half)
+            .output()
+            .expect("the scenario of podman 5 needs debootstrap");
+        assert!(made.status.success(), "{made:?}");
+        fs::rename(&half, &root).unwrap();
+    }
+    root
+}
+
+#[test]
+fn podman5() {
+    if std::env::var_os("TAPWAY_ENGINES_TRIXIE").is_none_or(|value| value != "1") {
+        loudly("NOT RUN: podman5.sh: TAPWAY_ENGINES_TRIXIE=1 asks for it");
+        return;
+    }
+    if has("podman5.sh", &["busybox", "socat", "dnsmasq", "ip"]) {
+        run("podman5.sh", "pasta", "PASTA_BIN", Some(&trixie()));
+    }
 }

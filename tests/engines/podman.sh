@@ -21,8 +21,8 @@ check "ping the gateway" ' 0% packet loss' \
 
 echo secret > /run/secret
 busybox httpd -p 127.0.0.1:9099 -h /run
-ask_host='wget -T 5 -qO- http://10.0.2.2:9099/secret || echo refused'
-check "the host's loopback is closed" '^refused$' run "$ask_host 2> /dev/null"
+ask_host='timeout 5 wget -qO- http://10.0.2.2:9099/secret || echo refused'
+check "the host's loopback is closed" 'refused$' run "$ask_host 2> /dev/null"
 check "allow_host_loopback" secret with allow_host_loopback=true localhost/lab sh -c "$ask_host"
 check "mtu" 'mtu 1400' with mtu=1400 localhost/lab ip link show dev tap0
 check "cidr" '10\.9\.8\.100/24.*peer=203\.0\.113\.1' with cidr=10.9.8.0/24 localhost/lab \
@@ -56,12 +56,12 @@ for handler in rootlesskit slirp4netns; do
 done
 
 as_lab podman pod create --name pod -p 127.0.0.1:18082:80 --infra-image localhost/lab \
-    --infra-command '["sleep","1000"]' > /dev/null
+    --infra-command /bin/pause > /dev/null
 as_lab podman run --detach --pod pod localhost/lab sh -c "$(serve of-the-pod)" > /dev/null
 until_served http://127.0.0.1:18082/ of-the-pod
 check "pod: published" '^of-the-pod$' fetch http://127.0.0.1:18082/
 check "pod: containers share the network" '^of-the-pod$' \
-    as_lab podman run --rm --pod pod localhost/lab wget -T 5 -qO- http://127.0.0.1/
+    as_lab podman run --rm --pod pod localhost/lab timeout 5 wget -qO- http://127.0.0.1/
 as_lab podman pod rm --force --time 0 pod > /dev/null 2>&1
 check "pod: the helper ends" gone helper_gone
 finish
