@@ -18,6 +18,9 @@ needs=(
     ping:iputils-ping tracepath:iputils-tracepath traceroute:traceroute mtr:mtr-tiny socat:socat
     iperf3:iperf3 nginx:nginx-light python3:python3 dnsmasq:dnsmasq-base busybox:busybox-static
     tcpdump:tcpdump openssl:openssl rdisc6:ndisc6
+    # the engines of tests/engines, and the helpers that tapway stands in for
+    podman:podman crun:crun buildah:buildah rootlesskit:rootlesskit dockerd:docker.io
+    slirp4netns:slirp4netns pasta:passt
 )
 
 install_packages() {
@@ -29,7 +32,8 @@ install_packages() {
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
         echo "== installing: ${missing[*]}"
         apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        # Services stay stopped: engines are started by their tests, in sandboxes.
+        RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
             "${missing[@]}" >/dev/null
     else
         echo "missing packages (Debian names): ${missing[*]}" >&2
@@ -65,4 +69,5 @@ if [ ! -e /dev/net/tun ]; then
     mknod /dev/net/tun c 10 200
 fi
 chmod 0666 /dev/net/tun
+# With TAPWAY_ENGINES_TRIXIE=1 also podman 5, in a root directory of Debian 13.
 step cargo test --no-fail-fast

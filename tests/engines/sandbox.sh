@@ -10,7 +10,7 @@
 # root directory (pivot_root: in a chroot the kernel refuses user namespaces). When the scenario
 # ends, the first process of the sandbox ends, and the kernel ends all others with it.
 #
-# In the environment: WORK, a directory on a disk, for storage; HELPERS, the directory of the
+# In the environment: WORK, a directory on a disk, for storage; HELPERS, a directory in it with the
 # helpers under test; LAB_UID, the user's number.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -122,9 +122,11 @@ if [ -n "${ROOT:-}" ]; then
     cp /run/resolv.conf $new/run/
     mount -t tmpfs -o mode=1777 tmpfs $new/tmp
     mount -t proc proc $new/proc
-    for directory in "$here" "$WORK" "$HELPERS" "$(dirname "$(realpath "$HELPERS/pasta")")"; do
+    # A helper of the system's is that of the root.
+    for directory in "$WORK" "$(dirname "$(readlink "$HELPERS/pasta")")"; do
+        case $directory in /bin | /usr/*) continue ;; esac
         mkdir -p "$new$directory"
-        mountpoint -q "$new$directory" || mount --rbind "$directory" "$new$directory"
+        mount --rbind "$directory" "$new$directory"
     done
 fi
 umount -l $new/dev 2>/dev/null || true
@@ -146,8 +148,13 @@ own_file passwd "lab:x:$LAB_UID:$LAB_UID::$WORK/home:/bin/sh"
 own_file group "lab:x:$LAB_UID:"
 own_file subuid "lab:200000:65536"
 own_file subgid "lab:200000:65536"
-rm -f $new/etc/resolv.conf.tapway
-[ ! -L $new/etc/resolv.conf ] || { target=$(readlink -m $new/etc/resolv.conf); mkdir -p "$(dirname "$target")"; : > "$target"; }
+# The file behind a link may be below /run, which is empty now.
+if [ -L $new/etc/resolv.conf ]; then
+    target=$(readlink -m $new/etc/resolv.conf)
+    mkdir -p "$(dirname "$target")"
+    : > "$target"
+fi
+[ -e $new/etc/resolv.conf ] || : > $new/etc/resolv.conf
 mount --bind $new/run/resolv.conf $new/etc/resolv.conf
 
 if [ -n "$new" ]; then
@@ -155,6 +162,8 @@ if [ -n "$new" ]; then
     mkdir -p .old
     pivot_root . .old
     cd /
+    # Else the namespaces' files would be unmounted here as well.
+    mount --make-rprivate /
     umount -l /.old
 fi
 # Engines warn without.
