@@ -16,10 +16,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::getopt::{Flag, Getopt, GetoptError, Item, Order};
-use super::table_spec::{self, PortOption, TableSpecError};
+use super::table_spec::{self, Change, ChangeError, PortOption};
 use crate::control::pesto::{Client, ClientError, HOST, PifTable, SPLICE};
 use crate::gate::forward::PortRange;
-use crate::gate::table::{Caps, Table, TableError, TableRule};
+use crate::gate::table::Caps;
 
 /// Status of success.
 const OK: u8 = 0;
@@ -124,11 +124,7 @@ enum Failure {
     #[error("Can't use {0}, no outbound interface")]
     NoOutbound(PortOption),
     #[error(transparent)]
-    Spec(#[from] TableSpecError),
-    #[error("{0} none conflicts with previous options")]
-    None(PortOption),
-    #[error("{error}\nUnable to {verb} rule {rule}")]
-    Table { error: TableError, verb: &'static str, rule: Box<TableRule> },
+    Change(#[from] ChangeError),
     #[error("write: {0}")]
     Output(#[from] io::Error),
 }
@@ -272,30 +268,13 @@ fn change(
                     table.table.clear();
                     replaced.push(pif);
                 }
-                apply(&mut table.table, *option, spec, mode, ephemeral)?;
+                let change = match mode {
+                    Mode::Delete => Change::Delete,
+                    Mode::Replace | Mode::Add => Change::Add,
+                };
+                table_spec::change(&mut table.table, change, *option, spec, ephemeral)?;
             }
         }
-    }
-    Ok(())
-}
-
-fn apply(
-    table: &mut Table,
-    option: PortOption,
-    spec: &str,
-    mode: Mode,
-    ephemeral: PortRange,
-) -> Result<(), Failure> {
-    let Some(rules) = table_spec::parse(option, spec, table.caps(), ephemeral)? else {
-        let has_some = table.rules().iter().any(|rule| rule.transport == option.transport());
-        return if has_some { Err(Failure::None(option)) } else { Ok(()) };
-    };
-    for rule in rules {
-        let (done, verb) = match mode {
-            Mode::Delete => (table.delete(&rule), "delete"),
-            Mode::Replace | Mode::Add => (table.add(rule.clone()), "add"),
-        };
-        done.map_err(|error| Failure::Table { error, verb, rule: rule.into() })?;
     }
     Ok(())
 }
@@ -303,6 +282,7 @@ fn apply(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::table::Table;
 
     /// Tables of pasta with `-t 70 -u 71 -T 72`.
     fn tables() -> Vec<PifTable> {

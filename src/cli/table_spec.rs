@@ -19,7 +19,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::gate::forward::{PortRange, Transport};
-use crate::gate::table::{Caps, TableRule};
+use crate::gate::table::{Caps, Table, TableError, TableRule};
 use crate::setup::IfName;
 
 /// Which option a specification belongs to.
@@ -79,12 +79,65 @@ pub enum TableSpecError {
     NoInterface(PortOption, String),
 }
 
-/// What `spec` means; `None` for `none`. `ephemeral` are the ports that the listening side hands
-/// out to its own clients.
+/// What is done with the rules of a specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// They join the table.
+    Add,
+    /// They leave it.
+    Delete,
+}
+
+/// Why a table is not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// No specification.
+    #[error(transparent)]
+    Spec(#[from] TableSpecError),
+    /// `none` after something.
+    #[error("{0} none conflicts with previous options")]
+    None(PortOption),
+    /// A rule that the table does not take or does not have.
+    #[error("{error}\nUnable to {verb} rule {rule}")]
+    Table {
+        /// The table's reason.
+        error: TableError,
+        /// What was tried.
+        verb: &'static str,
+        /// The rule.
+        rule: Box<TableRule>,
+    },
+}
+
+/// Does `change` to `table` with the rules of `spec`. `ephemeral` are the ports that the listening
+/// side hands out to its own clients.
 ///
 /// # Errors
-/// It is not of the grammar, or asks for what `caps` does not have.
-pub fn parse(
+/// [`ChangeError`]; rules before the one at fault are changed.
+pub fn change(
+    table: &mut Table,
+    change: Change,
+    option: PortOption,
+    spec: &str,
+    ephemeral: PortRange,
+) -> Result<(), ChangeError> {
+    let Some(rules) = parse(option, spec, table.caps(), ephemeral)? else {
+        let has_some = table.rules().iter().any(|rule| rule.transport == option.transport());
+        return if has_some { Err(ChangeError::None(option)) } else { Ok(()) };
+    };
+    for rule in rules {
+        let (done, verb) = match change {
+            Change::Delete => (table.delete(&rule), "delete"),
+            Change::Add => (table.add(rule.clone()), "add"),
+        };
+        done.map_err(|error| ChangeError::Table { error, verb, rule: rule.into() })?;
+    }
+    Ok(())
+}
+
+/// What `spec` means; `None` for `none`. `ephemeral` are the ports that the listening side hands
+/// out to its own clients.
+fn parse(
     option: PortOption,
     spec: &str,
     caps: Caps,

@@ -269,29 +269,6 @@ pub struct OverlapError {
 }
 
 impl Forward {
-    /// Lets a rule without an address listen at `address`, if there is one.
-    pub fn default_address(&mut self, default: Option<IpAddr>) {
-        if let Listen::Ports { address, .. } = &mut self.listen {
-            *address = address.or(default);
-        }
-    }
-
-    /// The ports of a range one by one.
-    pub fn each(&self) -> impl Iterator<Item = Forward> {
-        let ports = self.guest_ports.first()..=self.guest_ports.last();
-        ports.enumerate().map(|(at, guest_port)| {
-            let mut single = Forward { guest_ports: PortRange::single(guest_port), ..self.clone() };
-            if let Listen::Ports { ports, .. } = &mut single.listen
-                && *ports != PortRange::ANY
-            {
-                // Ranges have the same length on both sides, so this is at most the last port.
-                let step = u16::try_from(at).unwrap_or(u16::MAX);
-                *ports = PortRange::single(ports.first().saturating_add(step));
-            }
-            single
-        })
-    }
-
     /// Whether one host listener would be in the way of the other's.
     ///
     /// As the kernel sees it: a wildcard address overlaps every address that it includes, and two

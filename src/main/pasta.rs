@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use tapway::cli::ForwardOptions;
 use tapway::cli::pasta::{self, Asked, Invocation, PastaError, PastaFacts, Process};
 use tapway::cli::personality::Called;
-use tapway::gate::forward::{Forward, Listen, PortRange};
+use tapway::gate::forward::{Forward, Listen};
 use tapway::setup::daemon::{self, Background, Person, Side};
 use tapway::setup::listen::{self, AtStart, ListenError};
 use tapway::setup::{self, HostFacts, SetupError, chain};
@@ -104,53 +104,27 @@ fn facts(asked: &Asked, person: Option<Person>) -> Result<PastaFacts, Failure> {
         host: HostFacts::gather(None),
         person,
         templates,
-        ephemeral: ephemeral(),
+        ephemeral: setup::ephemeral_ports(),
         resolvers: resolvers.collect(),
     })
 }
 
-/// The ports that the host hands out to clients; ip(7) tells the default.
-fn ephemeral() -> PortRange {
-    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut numbers = text.split_whitespace().map(str::parse);
-    let range = match (numbers.next(), numbers.next()) {
-        (Some(Ok(first)), Some(Ok(last))) => PortRange::new(first, last),
-        _ => None,
-    };
-    range.unwrap_or_else(|| PortRange::new(32_768, 60_999).expect("ascending ports"))
-}
-
 /// Opens the ports that have to be there, and of the others those that are free.
 fn open_ports(forwards: &ForwardOptions) -> Result<AtStart, Failure> {
-    let mut opened = Vec::new();
+    let mut at_start = AtStart::default();
     for forward in &forwards.publish {
-        match listen::open(forward) {
-            Ok(ports) => opened.push(ports),
-            Err(error) => return Err(Failure::Listen(refusal(forward, &error))),
+        if forward.when_listening {
+            at_start.waiting.push(forward.clone());
+        } else {
+            let opened = listen::open(forward);
+            at_start.opened.push(opened.map_err(|e| Failure::Listen(refusal(forward, &e)))?);
         }
     }
     for forward in &forwards.publish_if_free {
-        let mut any = false;
-        for port in forward.each() {
-            match listen::open(&port) {
-                Ok(ports) => {
-                    any = true;
-                    opened.push(ports);
-                }
-                Err(
-                    error @ (ListenError::Descriptors { .. } | ListenError::NoDescriptor { .. }),
-                ) => {
-                    return Err(Failure::Listen(refusal(&port, &error)));
-                }
-                Err(error) => tracing::debug!("not published: {}", chain(&error)),
-            }
-        }
-        if !any {
-            let text = "Couldn't listen on requested ports".to_owned();
-            return Err(Failure::Listen(text));
-        }
+        let opened = listen::open_free(forward);
+        at_start.opened.push(opened.map_err(|e| Failure::Listen(refusal(forward, &e)))?);
     }
-    Ok(AtStart { opened, waiting: Vec::new() })
+    Ok(at_start)
 }
 
 /// As strerror(3) has it, without the number that the language adds.

@@ -29,7 +29,8 @@ mod resolve;
 use std::ffi::OsString;
 
 use crate::cli::getopt::GetoptError;
-use crate::gate::forward::OverlapError;
+use crate::cli::table_spec::ChangeError;
+use crate::gate::table::TableRule;
 
 pub use resolve::PastaFacts;
 
@@ -68,12 +69,12 @@ pub enum PastaError {
     /// An option that this version does not have.
     #[error("{0} is not supported by this version of tapway")]
     Unsupported(&'static str),
-    /// A specification of ports.
-    #[error("{0}")]
-    Ports(String),
-    /// Two rules for the same port.
-    #[error("Conflicting port forwarding: {0}")]
-    Overlap(#[from] OverlapError),
+    /// A specification of ports, or two that want the same one.
+    #[error(transparent)]
+    Ports(#[from] ChangeError),
+    /// A target in the networks of the guest that is not the guest's.
+    #[error("Invalid rule {0}: the guest cannot have this address")]
+    Unreachable(Box<TableRule>),
     /// No such interface.
     #[error("Invalid interface name {0}: No such device")]
     Interface(String),

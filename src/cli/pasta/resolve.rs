@@ -9,11 +9,11 @@ use std::path::PathBuf;
 
 use super::PastaError;
 use super::options::{Command, Subject};
-use super::ports::{self, Rules, SpecError, Table};
+use super::ports;
 use crate::base::Mac;
-use crate::cli::config::{Action, Config, DnsOptions, ForwardOptions, LogOptions};
+use crate::cli::config::{Action, Config, DnsOptions, LogOptions};
 use crate::engine::host::Outbound;
-use crate::gate::forward::{self, PortRange, Transport};
+use crate::gate::forward::PortRange;
 use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing};
 use crate::setup::attach::{AttachOptions, Target};
 use crate::setup::daemon::Person;
@@ -60,7 +60,7 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
     let v4 = command.v4.then(|| plan4(command, templates.v4.as_ref()));
     let v6 = if command.v6 { plan6(command, templates.v6.as_ref()) } else { None };
     let plan = plan(command, facts, &templates, v4, v6)?;
-    let forwards = forwards(command, facts, &plan)?;
+    let forwards = ports::forwards(command, &plan, facts.ephemeral)?;
     let link_setup = link_setup(command, &templates, &plan);
     let (kind, action, identity) = match &command.subject {
         Subject::Command(words) => {
@@ -320,51 +320,4 @@ fn outbound(command: &Command) -> Outbound {
         loopback: false,
         interface: interface.map(ToString::to_string),
     }
-}
-
-fn forwards(
-    command: &Command,
-    facts: &PastaFacts,
-    plan: &AddressPlan,
-) -> Result<ForwardOptions, PastaError> {
-    let join_loopbacks = command.host_lo_to_ns_lo;
-    let mut options = ForwardOptions { join_loopbacks, ..ForwardOptions::default() };
-    let tables = [
-        ("--tcp-ports", &command.tcp_ports, Table::Inbound(Transport::Tcp), command.tcp),
-        ("--udp-ports", &command.udp_ports, Table::Inbound(Transport::Udp), command.udp),
-        ("--tcp-ns", &command.tcp_ns, Table::Outbound(Transport::Tcp), command.tcp),
-        ("--udp-ns", &command.udp_ns, Table::Outbound(Transport::Udp), command.udp),
-    ];
-    let only_family = match (plan.v4.is_some(), plan.v6.is_some()) {
-        (true, false) => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-        (false, true) => Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
-        _ => None,
-    };
-    for (option, specs, table, carried) in tables {
-        if !carried {
-            continue;
-        }
-        let auto = ["auto".to_owned()];
-        let specs = if specs.is_empty() { &auto[..] } else { specs };
-        let fail = |e: SpecError| PastaError::Ports(e.to_string());
-        let mut rules: Rules = ports::parse(table, specs, facts.ephemeral).map_err(fail)?;
-        for rule in rules.strict.iter_mut().chain(&mut rules.weak) {
-            rule.default_address(only_family);
-        }
-        for rule in &rules.strict {
-            let reachable =
-                rule.guest_address.is_none_or(|a| plan.inbound(None, Some(a)).is_some());
-            if !reachable {
-                let text = format!("Invalid {option} {rule}: the guest cannot have this address");
-                return Err(PastaError::Ports(text));
-            }
-        }
-        options.publish.extend(rules.strict);
-        options.publish_if_free.extend(rules.weak);
-        options.auto_publish.extend(rules.auto);
-        options.inner.extend(rules.inner);
-        options.auto_inner.extend(rules.inner_auto);
-    }
-    forward::check_forwards(&options.publish)?;
-    Ok(options)
 }

@@ -1,10 +1,11 @@
 use std::net::IpAddr;
+use std::path::Path;
 
 use super::*;
 use crate::base::Mac;
 use crate::cli::Action;
 use crate::gate::Destination;
-use crate::gate::forward::PortRange;
+use crate::gate::forward::{Forward, PortRange, Transport};
 use crate::setup::attach::Target;
 use crate::setup::{CopiedRoute, HostFacts, LinkSetup, Template, Templates};
 
@@ -199,9 +200,21 @@ fn mistakes_are_told_in_pastas_words() {
         ("-g bogus", "Invalid gateway address: bogus"),
         ("-m 65522", "Invalid MTU: 65522"),
         ("-I toolonginterfacename0", "Invalid interface name: toolonginterfacename0"),
-        ("-t x", "Invalid port specifier x"),
-        ("-t 22 -t none", "'none' conflicts with the port specifiers before it"),
-        ("-t 80 -t 80-81", "Conflicting port forwarding: 80-81:80-81/tcp overlaps 80:80/tcp"),
+        ("-t x", "Invalid port specifier 'x'"),
+        ("-t 22 -t none", "-t none conflicts with previous options"),
+        (
+            "-t 80 -t 80-81",
+            "Forwarding configuration conflict: TCP [*]:80-81  =>  80-81  versus \
+             TCP [*]:80  =>  80 \nUnable to add rule TCP [*]:80-81  =>  80-81 ",
+        ),
+        (
+            "-4 -t 80:203.0.113.2",
+            "Invalid rule TCP [0.0.0.0]:80  =>  203.0.113.2:80 : the guest cannot have this address",
+        ),
+        (
+            "-T 80:81,auto",
+            "auto for other ports of the host is not supported by this version of tapway",
+        ),
         ("--netns n 42", "Both --netns and PID or command given"),
         (
             "--host-lo-to-ns-lo --no-splice",
@@ -215,4 +228,70 @@ fn mistakes_are_told_in_pastas_words() {
     ] {
         assert_eq!(refused(line), message, "{line}");
     }
+}
+
+#[test]
+fn rules_of_both_tables_become_ports() {
+    let forwards = |line: &str| on(&facts(), &format!("{line} true")).forwards;
+    let texts = |rules: &[Forward]| rules.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let named = forwards("-t 127.0.0.1/22,25:26 -t 2000-5000,~3000-4000 -u none -T none -U none");
+    assert_eq!(
+        texts(&named.publish),
+        [
+            "127.0.0.1:22:22/tcp",
+            "127.0.0.1:25:26/tcp",
+            "2000-2999:2000-2999/tcp",
+            "4001-5000:4001-5000/tcp"
+        ]
+    );
+    assert!(named.publish_if_free.is_empty() && named.auto_publish.is_empty());
+    assert!(!named.needs_inside());
+
+    let all = forwards("-t none -u ~1-32766 -T all -U 53:5353");
+    assert_eq!(texts(&all.publish_if_free), ["32767:32767/udp", "61000-65535:61000-65535/udp"]);
+    let inner = all.inner.iter();
+    let inner = inner.map(|i| (i.transport, i.ports.first(), i.host_ports.first(), i.weak));
+    assert_eq!(
+        inner.collect::<Vec<_>>(),
+        [
+            (Transport::Tcp, 1, 1, true),
+            (Transport::Tcp, 61_000, 61_000, true),
+            (Transport::Udp, 53, 5353, false)
+        ]
+    );
+}
+
+#[test]
+fn auto_follows_all_ports_or_those_that_are_named() {
+    let followed = |spec: &str, port| {
+        let forwards = on(&facts(), &format!("-t {spec} -u none -T none -U none true")).forwards;
+        assert!(forwards.publish.is_empty() && forwards.publish_if_free.is_empty(), "{spec}");
+        forwards.auto_publish.iter().any(|rule| rule.covers(Transport::Tcp, port))
+    };
+    assert!(followed("auto", 80) && !followed("auto", 40_000));
+    assert!(followed("80-82,auto", 81) && !followed("80-82,auto", 83));
+    assert!(!followed("auto,~80", 80) && followed("auto,~80", 81));
+    let elsewhere = on(&facts(), "-t 127.0.0.1/80:81,auto true").forwards;
+    assert!(elsewhere.publish[0].when_listening, "{:?}", elsewhere.publish);
+    let bound = on(&facts(), "-t 127.0.0.1/auto true").forwards.auto_publish;
+    assert_eq!(bound[0].bound.address, Some("127.0.0.1".parse().unwrap()));
+}
+
+#[test]
+fn pesto_finds_the_instance_at_its_configuration_path() {
+    let config = on(&facts(), "-c /run/user/7/pasta.sock true");
+    assert_eq!(config.pesto_socket.as_deref(), Some(Path::new("/run/user/7/pasta.sock")));
+    assert_eq!(on(&facts(), "true").pesto_socket, None);
+}
+
+#[test]
+fn the_process_behaves_as_its_caller_asks() {
+    let config = on(&facts(), "-P /run/p.pid --no-netns-quit -e 42");
+    let conduct = &config.conduct;
+    assert_eq!(conduct.pid_file.as_deref(), Some(Path::new("/run/p.pid")));
+    assert_eq!(conduct.deprecated, ["--stderr"]);
+    let Action::Attach(options) = &config.action else { panic!("a process is attached to") };
+    assert!(!options.watched);
+    let Action::Attach(options) = on(&facts(), "42").action else { panic!("likewise") };
+    assert!(options.watched);
 }
