@@ -177,6 +177,12 @@ impl SocketPort for Host {
         Ok(false)
     }
 
+    fn forget(&mut self, _: &Self::Stream) {}
+
+    fn adopt(&mut self, _: Token, _: &Self::Stream) -> io::Result<()> {
+        Ok(())
+    }
+
     fn take_error(&mut self, _: &()) -> Option<io::Error> {
         None
     }

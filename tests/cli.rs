@@ -47,7 +47,7 @@ fn bad_options_are_named() {
         (&["--expose-host", "5432:db:5432"], &["--expose-host", "\"db\""]),
         (&["--name", "a b"], &["--name", "a b"]),
         (&["--threads", "0"], &["--threads", "0"]),
-        (&["--threads", "2"], &["--threads 2", "one worker"]),
+        (&["--threads", "65"], &["--threads 65", "64 at most"]),
         (&["--log-level", "loud"], &["--log-level", "loud"]),
     ];
     for (options, words) in bad {

@@ -83,6 +83,8 @@ reasons! {
     NoLease => "no_lease",
     /// Rate limit on answers that a guest can provoke.
     RateLimited => "rate_limited",
+    /// For another worker, which has not kept up.
+    HandOver => "hand_over",
     /// The write to the TAP failed (interface down or gone).
     TapWrite => "tap_write",
     /// A datagram from the host that is larger than anything the guest's link can carry.

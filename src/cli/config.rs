@@ -29,8 +29,8 @@ pub struct Config {
     pub outbound: Outbound,
     /// Which ports lead from one side to the other.
     pub forwards: ForwardOptions,
-    /// Workers, each with a queue of the TAP; at least one.
-    pub threads: usize,
+    /// Workers, each with a queue of the TAP.
+    pub threads: Threads,
     /// Where pesto finds the instance.
     pub pesto_socket: Option<PathBuf>,
     /// The capture file.
@@ -45,13 +45,34 @@ pub struct Config {
     pub identity: Identity,
 }
 
+/// How many workers there are, as load asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// At least so many; one or more.
+    pub least: usize,
+    /// At most so many.
+    pub most: usize,
+}
+
+/// The most workers of an instance that was not told how many: what a guest gains beyond them, its
+/// peers on the same machine lose.
+const MOST_UNASKED: usize = 8;
+
+impl Threads {
+    /// As load asks, up to half of the processors: the guest and its peers need the others.
+    pub fn auto() -> Threads {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Threads { least: 1, most: (processors / 2).clamp(1, MOST_UNASKED) }
+    }
+}
+
 impl Config {
     /// The part of the set-up that concerns the guest's interface.
     pub fn link(&self) -> LinkOptions {
         LinkOptions {
             ifname: self.ifname.clone(),
             plan: self.plan.clone(),
-            queues: self.threads,
+            queues: self.threads.most,
             setup: self.link_setup.clone(),
             inside: self.forwards.needs_inside(),
         }

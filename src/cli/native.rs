@@ -432,7 +432,7 @@ struct Shared {
     #[arg(long, value_name = "NAME", help_heading = "Instance")]
     name: Option<InstanceName>,
 
-    /// Worker threads: 1 or auto in this version [default: auto]
+    /// Worker threads: so many, or as load asks [default: auto]
     #[arg(long, value_name = "N|auto", value_parser = threads, help_heading = "Instance")]
     threads: Option<DraftThreads>,
 

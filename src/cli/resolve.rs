@@ -4,11 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use tracing::level_filters::LevelFilter;
 
-use super::config::{Action, Config, DnsOptions, ForwardOptions, LogOptions};
+use super::config::{Action, Config, DnsOptions, ForwardOptions, LogOptions, Threads};
 use super::draft::{Draft, DraftTarget, DraftThreads};
 use super::publish::{ExposeSpec, PublishSpec};
 use super::value::{Cidr, DnsChoice, HostTarget, Switch};
 use crate::base::Mac;
+use crate::engine::MAX_WORKERS;
 use crate::engine::host::Outbound;
 use crate::gate::forward::{self, AutoForward, Forward, OverlapError, Transport};
 use crate::gate::{AddressPlan, Plan4, Plan6};
@@ -111,7 +112,7 @@ pub enum ConfigError {
         why: &'static str,
     },
     /// More than there can be.
-    #[error("--threads {0}: this version has one worker; leave the option out, or say auto")]
+    #[error("--threads {0}: there can be {MAX_WORKERS} at most")]
     Threads(usize),
     /// Not a process.
     #[error("{0} is not a process id")]
@@ -130,12 +131,7 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
     let outbound = outbound(&draft, facts)?;
     let forwards = forward_options(&draft, &plan)?;
     let mut dns = dns_options(&draft)?;
-    let threads = match draft.threads {
-        // One worker saturates most links; more are taken when asked for.
-        None | Some(DraftThreads::Auto) => 1,
-        Some(DraftThreads::Count(n)) if n.get() == 1 => 1,
-        Some(DraftThreads::Count(n)) => return Err(ConfigError::Threads(n.get())),
-    };
+    let threads = threads(draft.threads)?;
     let entries = host_entries(&draft, facts, &plan)?;
     dns.local_names = local_names(&entries);
     let (kind, action) = match draft.target {
@@ -184,6 +180,16 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
         conduct: draft.conduct,
         identity: facts.identity.clone(),
     })
+}
+
+fn threads(draft: Option<DraftThreads>) -> Result<Threads, ConfigError> {
+    match draft {
+        None | Some(DraftThreads::Auto) => Ok(Threads::auto()),
+        Some(DraftThreads::Count(count)) if count.get() > MAX_WORKERS => {
+            Err(ConfigError::Threads(count.get()))
+        }
+        Some(DraftThreads::Count(count)) => Ok(Threads { least: count.get(), most: count.get() }),
+    }
 }
 
 /// The network of slirp users: what every guide to rootless containers shows.

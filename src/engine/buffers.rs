@@ -34,6 +34,14 @@ pub(super) struct Pool {
     limit: usize,
 }
 
+/// What is lent of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Holding {
+    slabs: usize,
+    /// Bytes outside of slabs.
+    copied: usize,
+}
+
 /// Free slabs that are kept while there is traffic: 4 MiB.
 const KEEP: usize = 64;
 
@@ -57,6 +65,23 @@ impl Pool {
         if self.free.len() < KEEP {
             self.free.push(slab);
         }
+    }
+
+    /// So much of what was lent is another pool's now.
+    pub(super) fn forget(&mut self, held: Holding) {
+        self.in_use -= held.slabs;
+        self.copied -= held.copied;
+    }
+
+    /// So much that another pool has lent is ours now, even beyond the limit.
+    pub(super) fn acquire(&mut self, held: Holding) {
+        self.in_use += held.slabs;
+        self.copied += held.copied;
+    }
+
+    /// Lends at most `limit` slabs from now on; what is lent stays.
+    pub(super) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
     }
 
     /// Slabs that are lent.
@@ -255,6 +280,18 @@ impl RetransmitQueue {
                 break;
             }
         }
+    }
+
+    /// What is lent to this queue.
+    pub(super) fn holding(&self) -> Holding {
+        let mut held = Holding::default();
+        for chunk in &self.chunks {
+            match chunk {
+                Chunk::Slab { .. } => held.slabs += 1,
+                Chunk::Small(bytes) => held.copied += bytes.len(),
+            }
+        }
+        held
     }
 
     /// Gives everything back.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use socket2::Socket;
 
@@ -10,8 +11,10 @@ use crate::gate::forward::{Exposure, ForwardId, Transport};
 use crate::observe::{FlowPage, FlowQuery, Stats};
 
 use super::host::HostSockets;
-use super::ports::FramePort;
+use super::ports::{FramePort, SocketPort};
 use super::published::{Published, Withdrawal};
+use super::team::mail::Mail;
+use super::walk_across::Order;
 use super::worker::Worker;
 
 /// Takes an answer to where it is awaited. Called on the worker's thread, so it must not wait.
@@ -35,7 +38,33 @@ impl<T> fmt::Debug for Reply<T> {
     }
 }
 
-/// What the control thread tells a worker.
+/// Answers that have come in, and where they go when all have.
+struct Gathered<T> {
+    answers: Vec<T>,
+    done: Option<Reply<Vec<T>>>,
+}
+
+/// Replies of `count` workers, of which the last sends all answers to `done`.
+fn gather<T: Send + 'static>(count: usize, done: Reply<Vec<T>>) -> Vec<Reply<T>> {
+    let gathered = Gathered { answers: Vec::with_capacity(count), done: Some(done) };
+    let gathered = Arc::new(Mutex::new(gathered));
+    let reply = |gathered: Arc<Mutex<Gathered<T>>>| {
+        Reply::new(move |answer| {
+            // It is whole between calls, whoever panicked.
+            let mut gathered = gathered.lock().unwrap_or_else(PoisonError::into_inner);
+            gathered.answers.push(answer);
+            if gathered.answers.len() == count
+                && let Some(done) = gathered.done.take()
+            {
+                done.send(std::mem::take(&mut gathered.answers));
+            }
+        })
+    };
+    (0..count).map(|_| reply(Arc::clone(&gathered))).collect()
+}
+
+/// What the control thread tells a worker: the lead, where there are several, which passes on what
+/// concerns all.
 #[derive(Debug)]
 pub enum Command {
     /// The DNS service's answer to the query of this number.
@@ -64,7 +93,7 @@ pub enum Command {
 impl<F: FramePort> Worker<F, HostSockets> {
     /// A command from the control thread.
     pub fn on_command(&mut self, now: Instant, command: Command) {
-        match command {
+        match self.pass_on(command) {
             Command::DnsAnswer { token, message } => self.on_dns_answer(token, &message),
             Command::SetSearch(search) => {
                 self.services.set_search(now, search);
@@ -75,19 +104,7 @@ impl<F: FramePort> Worker<F, HostSockets> {
                     self.publish(rule, socket);
                 }
             }
-            Command::Expose(exposures) => {
-                for (id, exposure) in exposures {
-                    self.expose(id, exposure);
-                }
-            }
-            Command::Withdraw(withdrawals, reply) => {
-                self.withdraw(now, &withdrawals);
-                reply.send(());
-            }
-            Command::Flows(query, reply) => reply.send(self.list_flows(now, &query)),
-            Command::Stats(reply) => reply.send(self.stats(now)),
-            // The loop around the worker sees to it.
-            Command::Drain => {}
+            command => self.obey(now, command),
         }
     }
 
@@ -100,5 +117,80 @@ impl<F: FramePort> Worker<F, HostSockets> {
             let Published { guest_port, transport, .. } = rule;
             tracing::error!(%error, "guest port {guest_port}/{transport} is not published");
         }
+    }
+}
+
+impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// As the lead: tells the others what concerns them too. What is left is the lead's own part.
+    fn pass_on(&mut self, command: Command) -> Command {
+        let Some(team) = &self.team else { return command };
+        let others: Vec<_> = team.others().collect();
+        if others.is_empty() {
+            return command;
+        }
+        let count = others.len() + 1;
+        let mut commands: Vec<Command> = match command {
+            Command::Expose(exposures) => {
+                (0..count).map(|_| Command::Expose(exposures.clone())).collect()
+            }
+            Command::Withdraw(withdrawals, reply) => {
+                let replies = gather(count, Reply::new(|_| reply.send(())));
+                let withdraw = |reply| Command::Withdraw(withdrawals.clone(), reply);
+                replies.into_iter().map(withdraw).collect()
+            }
+            Command::Flows(query, reply) => {
+                let length = query.page_length();
+                let done = Reply::new(move |pages| reply.send(FlowPage::merge(pages, length)));
+                let flows = |reply| Command::Flows(query.clone(), reply);
+                gather(count, done).into_iter().map(flows).collect()
+            }
+            Command::Stats(reply) => {
+                let done = Reply::new(|all| reply.send(Stats::sum(all)));
+                gather(count, done).into_iter().map(Command::Stats).collect()
+            }
+            Command::Drain => (0..count).map(|_| Command::Drain).collect(),
+            command => return command,
+        };
+        for (worker, command) in others.into_iter().zip(commands.drain(1..)) {
+            team.send(worker, Mail::Command(Box::new(command)));
+        }
+        // There is one for each worker, so one is left.
+        commands.remove(0)
+    }
+
+    /// A command that concerns every worker.
+    pub(super) fn obey(&mut self, now: Instant, command: Command) {
+        match command {
+            Command::Expose(exposures) => {
+                for (id, exposure) in exposures {
+                    self.expose(id, exposure);
+                }
+            }
+            Command::Withdraw(withdrawals, reply) => {
+                self.withdraw(now, &withdrawals);
+                reply.send(());
+            }
+            Command::Flows(query, reply) => reply.send(self.list_flows(now, &query)),
+            Command::Stats(reply) => reply.send(self.stats(now)),
+            Command::Drain => self.orders.push(Order::Drain),
+            // These are the lead's, who passes none of them on.
+            Command::DnsAnswer { .. } | Command::SetSearch(_) | Command::Publish(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_several_answers_brings_them_all() {
+        let (sender, answers) = std::sync::mpsc::channel();
+        let mut replies = gather(3, Reply::new(move |all: Vec<u8>| sender.send(all).unwrap()));
+        replies.pop().unwrap().send(1);
+        replies.pop().unwrap().send(2);
+        assert!(answers.try_recv().is_err());
+        replies.pop().unwrap().send(3);
+        assert_eq!(answers.try_recv().unwrap(), [1, 2, 3]);
     }
 }

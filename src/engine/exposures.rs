@@ -16,7 +16,7 @@ pub(super) enum Service {
 }
 
 /// The exposed ports, by transport and first port. Ranges of one transport do not overlap.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Exposures(BTreeMap<(Transport, u16), (ForwardId, Exposure)>);
 
 impl Exposures {
@@ -28,6 +28,11 @@ impl Exposures {
     /// Removes those for which `withdrawn` holds.
     pub(super) fn remove(&mut self, withdrawn: impl Fn(ForwardId) -> bool) {
         self.0.retain(|_, (id, _)| !withdrawn(*id));
+    }
+
+    /// The numbers of all of them.
+    pub(super) fn ids(&self) -> impl Iterator<Item = ForwardId> {
+        self.0.values().map(|(id, _)| *id)
     }
 
     /// Where `port` of the gateway's address `gateway` leads.

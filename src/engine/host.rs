@@ -150,6 +150,11 @@ impl HostSockets {
         }
     }
 
+    /// Watches `fd` no more.
+    pub fn unwatch(&self, fd: impl AsFd) -> io::Result<()> {
+        Ok(self.epoll.delete(fd)?)
+    }
+
     fn register(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
         let flags = EpollFlags::EPOLLIN
             | EpollFlags::EPOLLOUT
@@ -226,6 +231,15 @@ impl SocketPort for HostSockets {
         stream.peek(&mut [MaybeUninit::uninit()]).map(|len| len == 0)
     }
 
+    fn forget(&mut self, stream: &Socket) {
+        // It was registered when it was made.
+        let _ = self.epoll.delete(stream);
+    }
+
+    fn adopt(&mut self, token: Token, stream: &Socket) -> io::Result<()> {
+        self.register(stream, token)
+    }
+
     fn take_error(&mut self, stream: &Socket) -> Option<io::Error> {
         stream.take_error().unwrap_or_else(Some)
     }
@@ -277,9 +291,11 @@ impl SocketPort for HostSockets {
     }
 
     fn divert(&mut self, stream: Socket, client: SocketAddr, port: u16) -> Option<Socket> {
+        if self.loopback.is_some() {
+            // Here nobody is to hear of it any more.
+            self.forget(&stream);
+        }
         let Some(divert) = &mut self.loopback else { return Some(stream) };
-        // It was registered when it was accepted; here nobody is to hear of it any more.
-        let _ = self.epoll.delete(&stream);
         // One that is not taken is closed, as by a server whose queue is full.
         divert(Diverted { stream: stream.into(), ipv6: client.is_ipv6(), port });
         None

@@ -49,6 +49,12 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The part of one of `workers`: memory is divided, flows are counted together.
+    pub fn share(&self, workers: usize) -> Limits {
+        let workers = workers.max(1);
+        Limits { backlog_bytes: self.backlog_bytes / workers, slabs: self.slabs / workers, ..*self }
+    }
+
     /// TCP connections that may begin outside: a quarter of all is left for the guest's own, so
     /// that clients, who cost a flood nothing, cannot cut the guest off from the world.
     pub fn inbound_tcp_flows(&self) -> usize {

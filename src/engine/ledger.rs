@@ -28,16 +28,31 @@ impl Account {
 }
 
 /// Sums since the start, and the next flow's number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ledger {
     opened: u64,
+    /// The number of the flow before the first, and how far apart numbers are.
+    numbers: (u64, u64),
     /// By [`FlowTransport`]. Traffic is that of flows that are over.
     totals: [TransportStats; 3],
     /// As `totals`, for the ports that are published or exposed now.
     forwards: BTreeMap<ForwardId, ForwardStats>,
 }
 
+impl Default for Ledger {
+    fn default() -> Ledger {
+        let (opened, numbers) = (0, (0, 1));
+        Ledger { opened, numbers, totals: Default::default(), forwards: BTreeMap::new() }
+    }
+}
+
 impl Ledger {
+    /// Numbers flows from `first` on in steps of `step`, so that several ledgers agree on whose
+    /// numbers are whose.
+    pub(super) fn number(&mut self, first: u64, step: u64) {
+        self.numbers = (first, step);
+    }
+
     /// A flow begins.
     pub(super) fn open(
         &mut self,
@@ -51,7 +66,7 @@ impl Ledger {
         if let Some(stats) = forward.and_then(|id| self.forwards.get_mut(&id)) {
             stats.connections += 1;
         }
-        let id = self.opened;
+        let id = self.numbers.0 + self.opened * self.numbers.1;
         let traffic = Traffic::default();
         Account { id, direction, forward, opened: now, last_use: now, traffic }
     }

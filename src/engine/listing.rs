@@ -106,6 +106,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let held = self.held();
         Stats {
             uptime: now.since(self.started),
+            workers: usize::from(self.queue_attached),
             frames: Traffic {
                 bytes_to_host: counters.bytes_from_guest,
                 packets_to_host: counters.frames_from_guest,

@@ -105,6 +105,13 @@ pub trait SocketPort {
     /// the connection is told once, here or there.
     fn at_end(&mut self, stream: &Self::Stream) -> io::Result<bool>;
 
+    /// Tells nothing of `stream` any more; another worker's edge will.
+    fn forget(&mut self, stream: &Self::Stream);
+
+    /// Tells of `stream`, which another worker's edge has forgotten, under `token`, beginning with
+    /// what it is ready for now.
+    fn adopt(&mut self, token: Token, stream: &Self::Stream) -> io::Result<()>;
+
     /// The error that is pending on the socket, if there is one.
     fn take_error(&mut self, stream: &Self::Stream) -> Option<io::Error>;
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::observe::Capture;
 use crate::stack::wire::VNET_HEADER_LEN;
-use crate::sys::clock;
+use crate::sys::{clock, tun};
 
 use super::ports::FramePort;
 
@@ -23,6 +23,14 @@ impl TapQueue {
     pub fn new(queue: OwnedFd, vnet_header: bool, capture: Option<Capture<File>>) -> TapQueue {
         let header_len = if vnet_header { VNET_HEADER_LEN } else { 0 };
         TapQueue { queue: File::from(queue), capture, header_len }
+    }
+
+    /// Has the kernel spread frames over this queue too, or no more.
+    ///
+    /// # Errors
+    /// As [`tun::set_queue`].
+    pub fn set_attached(&self, attached: bool) -> io::Result<()> {
+        tun::set_queue(self.queue.as_fd(), attached)
     }
 
     /// Adds a frame to the capture. A capture that cannot be written ends; the traffic goes on.

@@ -1,5 +1,6 @@
-//! A worker on its thread: the real edges, the loop around `wait` and `turn`, commands from outside.
+//! Workers on their threads: the real edges, the loop around `wait` and `turn`, commands from outside.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,7 +18,9 @@ use super::command::Command;
 use super::host::{HostSockets, Links, Outbound};
 use super::ports::{Event, FramePort, SocketPort};
 use super::tap::TapQueue;
+use super::team::{self, Member};
 use super::token::{Kind, Token};
+use super::walk_across::Order;
 use super::worker::{Options, Worker};
 
 /// Why a worker has ended.
@@ -63,60 +66,179 @@ pub fn commands() -> io::Result<(CommandSender, Commands)> {
     ))
 }
 
-/// Starts a worker on a thread of its own. `ended` is called there when the worker and its
-/// sockets are gone.
+/// One worker's share of the outside.
+pub struct Seat {
+    /// Its queue of the TAP, attached.
+    pub queue: OwnedFd,
+    /// Its ways to the control thread.
+    pub links: Links,
+}
+
+type RealWorker = Worker<TapQueue, HostSockets>;
+
+/// Starts a worker on a thread of its own, or a team of as many as there are `seats`, of which
+/// `least` are always at work and the others as load asks. `capture` is for a worker without
+/// others. `ended` is called when the workers can do no more.
 ///
 /// # Errors
-/// Those of epoll and of starting a thread.
+/// Those of epoll, of detaching a queue, and of starting a thread; `InvalidInput` without a seat.
 pub fn start(
-    tap: OwnedFd,
+    seats: Vec<Seat>,
+    least: usize,
     options: Options,
     outbound: Outbound,
-    links: Links,
     commands: Commands,
     capture: Option<Capture<File>>,
     ended: impl FnOnce(End) + Send + 'static,
 ) -> io::Result<()> {
-    let tap = TapQueue::new(tap, options.vnet_header, capture);
-    let host = HostSockets::new(outbound, links)?;
+    let now = clock::now();
+    let mut members = team::team(now, least, seats.len())?.into_iter();
+    let mut seats = seats.into_iter();
+    let (Some(seat), Some(member)) = (seats.next(), members.next()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let tap = TapQueue::new(seat.queue, options.vnet_header, capture);
+    let host = HostSockets::new(outbound.clone(), seat.links)?;
     host.watch(&tap, Token::only(Kind::Tap))?;
     host.watch(&*commands.wake, Token::only(Kind::Commands))?;
-    let worker = move || {
-        let worker = Worker::new(clock::now(), tap, host, options);
-        ended(serve(worker, &commands));
+    let mut reserve = VecDeque::new();
+    for (seat, member) in seats.zip(members) {
+        let tap = TapQueue::new(seat.queue, options.vnet_header, None);
+        tap.set_attached(false)?;
+        let spare = Spare { tap, links: seat.links, member };
+        let (options, outbound) = (options.clone(), outbound.clone());
+        let start: StartSpare = Box::new(move || spare.start(options, outbound));
+        reserve.push_back(start);
+    }
+    let lead = move || {
+        let mut worker = Worker::new(now, tap, host, options);
+        if !reserve.is_empty() {
+            if let Err(error) = worker.host_mut().watch(&member.inbox.bell.wake, MAIL) {
+                return ended(End::Failed(error));
+            }
+            worker.join(now, member);
+        }
+        ended(serve(worker, Some(&commands), reserve));
     };
-    std::thread::Builder::new().name("worker".to_owned()).spawn(worker)?;
+    std::thread::Builder::new().name("worker".to_owned()).spawn(lead)?;
     Ok(())
 }
 
+const MAIL: Token = Token::only(Kind::Mail);
+
+/// Starts the thread of a worker that has been waiting for its call.
+type StartSpare = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// A worker that is yet to be called.
+struct Spare {
+    tap: TapQueue,
+    links: Links,
+    member: Member<HostSockets>,
+}
+
+impl Spare {
+    fn start(self, options: Options, outbound: Outbound) -> io::Result<()> {
+        let Spare { tap, links, member } = self;
+        let host = HostSockets::new(outbound, links)?;
+        host.watch(&member.inbox.bell.wake, MAIL)?;
+        let name = format!("worker-{}", member.id.index());
+        let worker = move || {
+            let now = clock::now();
+            let mut worker = Worker::new(now, tap, host, options);
+            worker.join(now, member);
+            // It ends by an error only, which the lead has been told.
+            serve(worker, None, VecDeque::new());
+        };
+        std::thread::Builder::new().name(name).spawn(worker)?;
+        Ok(())
+    }
+}
+
 /// Turns until it is told to end, or cannot go on.
-fn serve(mut worker: Worker<TapQueue, HostSockets>, commands: &Commands) -> End {
+fn serve(
+    mut worker: RealWorker,
+    commands: Option<&Commands>,
+    mut reserve: VecDeque<StartSpare>,
+) -> End {
     let mut events = Vec::new();
     let mut spin = Spin::new(std::thread::available_parallelism().map_or(1, usize::from));
     let mut drain = None;
+    let mut rest = clock::now();
     loop {
         let patience = drain.as_ref().map(|_| DRAIN_STEP);
-        if let Err(error) = next_events(&mut worker, &mut spin, patience, &mut events) {
-            return End::Failed(error);
+        if let Err(error) = next_events(&mut worker, &mut spin, rest, patience, &mut events) {
+            return worker.fail(error);
         }
         let now = clock::now();
         let commanded = events.iter().any(|event| event.token.kind == Kind::Commands);
-        if commanded {
+        if let Some(commands) = commands.filter(|_| commanded) {
             // It only fails if there was nothing to read.
             let _ = commands.wake.read();
             for command in commands.queue.try_iter() {
-                match command {
-                    Command::Drain => drain = Some(Drain::new(now)),
-                    command => worker.on_command(now, command),
-                }
+                worker.on_command(now, command);
             }
         }
         if let Err(error) = worker.turn(now, &events) {
-            return End::Failed(error);
+            return worker.fail(error);
         }
-        if drain.as_mut().is_some_and(|drain| drain.is_over(now, &worker)) {
-            return End::Drained;
+        rest = clock::now();
+        worker.worked(rest, rest.since(now));
+        for order in worker.take_orders() {
+            match order {
+                Order::Start(id) => {
+                    let start = reserve.pop_front();
+                    if let Some(Err(error)) = start.map(|start| start()) {
+                        tracing::warn!(%error, "another worker cannot be started");
+                        worker.not_started(id);
+                    }
+                }
+                Order::Attach => worker.attach_queue(),
+                Order::Detach => worker.detach_queue(now),
+                Order::Drain => drain = Some(Drain::new(now)),
+                Order::Fail(error) => return End::Failed(error),
+            }
         }
+        if drain.as_mut().is_some_and(|drain| drain.is_over(now, &worker)) && worker.drained() {
+            if commands.is_some() {
+                return End::Drained;
+            }
+            drain = None;
+        }
+    }
+}
+
+/// Frames read from a queue before it is detached, at most: what comes later is lost and sent
+/// again.
+const LAST_BATCHES: usize = 16;
+
+impl RealWorker {
+    /// Takes part in carrying frames.
+    fn attach_queue(&mut self) {
+        let attached = self.frames_mut().set_attached(true);
+        let watched =
+            attached.and_then(|()| self.io.host.watch(&self.io.frames, Token::only(Kind::Tap)));
+        match watched {
+            Ok(()) => self.queue_attached = true,
+            Err(error) => {
+                tracing::warn!(%error, "another worker gets no queue of the TAP");
+                self.detached();
+            }
+        }
+    }
+
+    /// Takes no part any more.
+    fn detach_queue(&mut self, now: Instant) {
+        for _ in 0..LAST_BATCHES {
+            let before = self.counters().frames_from_guest;
+            // An error is met again when the queue is attached next.
+            if self.read_frames(now).is_err() || self.counters().frames_from_guest == before {
+                break;
+            }
+        }
+        // Neither fails for a queue that is attached and watched.
+        let _ = self.io.host.unwatch(&self.io.frames);
+        let _ = self.io.frames.set_attached(false);
+        self.detached();
     }
 }
 
@@ -160,10 +282,10 @@ impl Drain {
 fn next_events(
     worker: &mut Worker<TapQueue, HostSockets>,
     spin: &mut Spin,
+    start: Instant,
     patience: Option<Duration>,
     events: &mut Vec<Event>,
 ) -> io::Result<()> {
-    let start = clock::now();
     if spin.worthwhile() {
         loop {
             worker.wait(Some(Duration::ZERO), events)?;

@@ -22,9 +22,13 @@ pub enum Kind {
     DatagramPort = 7,
     /// A client of a published UDP socket.
     Session = 8,
+    /// The bell that announces mail of other workers.
+    Mail = 9,
+    /// The lead's review of its team.
+    Team = 10,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 11] = [
     Kind::Tap,
     Kind::Commands,
     Kind::Tcp,
@@ -34,6 +38,8 @@ const KINDS: [Kind; 9] = [
     Kind::Listener,
     Kind::DatagramPort,
     Kind::Session,
+    Kind::Mail,
+    Kind::Team,
 ];
 
 /// A name that fits epoll's 64 bits. The generation tells a flow from its predecessor in the same

@@ -32,7 +32,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Kind::Udp | Kind::Echo => self.on_mapping_deadline(now, token),
                 Kind::Session => self.on_session_deadline(now, token),
                 Kind::Listener => self.resume_accepting(now, token),
-                Kind::Tap | Kind::Commands | Kind::DatagramPort => {}
+                Kind::Team => self.review_team(now),
+                Kind::Tap | Kind::Commands | Kind::DatagramPort | Kind::Mail => {}
             }
         }
         self.due = due;

@@ -38,11 +38,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     ) -> Result<(), DropReason> {
         let ipv6 = packet.source.is_ipv6();
         if let Some(news) = path_mtu(packet.payload, ipv6) {
-            return self.on_path_mtu(now, &news);
+            return self.on_path_mtu(now, source_mac, packet, &news);
         }
         if let Some(TcpUnreachable { peer, guest, seq }) = tcp_unreachable(packet.payload, ipv6) {
-            let Some(token) = self.tcp.find(&TcpKey { guest, peer }) else {
-                return Err(DropReason::UnhandledIcmp);
+            let key = TcpKey { guest, peer };
+            let Some(token) = self.tcp.find(&key) else {
+                return self.on_icmp_of_no_flow(source_mac, packet, &key);
             };
             self.with_tcp(token, |flow, io, actions| flow.on_unreachable(seq, io, actions));
             return Ok(());
@@ -97,6 +98,19 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
+    /// An error about a TCP connection that is another worker's, or nobody's.
+    fn on_icmp_of_no_flow(
+        &mut self,
+        source_mac: Mac,
+        packet: &Packet<'_>,
+        key: &TcpKey,
+    ) -> Result<(), DropReason> {
+        match self.elsewhere(key) {
+            Some(owner) => self.hand_over(owner, source_mac, packet),
+            None => Err(DropReason::UnhandledIcmp),
+        }
+    }
+
     fn open_echo(
         &mut self,
         now: Instant,
@@ -121,13 +135,21 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     }
 
     /// The guest forwards for others behind a smaller MTU (RFC 1191 §6, RFC 8201 §4).
-    fn on_path_mtu(&mut self, now: Instant, news: &error::PathMtu) -> Result<(), DropReason> {
+    fn on_path_mtu(
+        &mut self,
+        now: Instant,
+        source_mac: Mac,
+        packet: &Packet<'_>,
+        news: &error::PathMtu,
+    ) -> Result<(), DropReason> {
         let headers = if news.guest.is_ipv4() { 40 } else { 60 };
         let unknown = Err(DropReason::UnhandledIcmp);
         match news.protocol {
             protocol::TCP => {
                 let key = TcpKey { guest: news.guest, peer: news.peer };
-                let Some(token) = self.tcp.find(&key) else { return unknown };
+                let Some(token) = self.tcp.find(&key) else {
+                    return self.on_icmp_of_no_flow(source_mac, packet, &key);
+                };
                 let mss = u16::try_from(news.mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
                 self.with_tcp(token, |flow, io, actions| flow.on_path_mtu(now, mss, io, actions));
                 Ok(())

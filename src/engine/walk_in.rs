@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::base::{DropReason, Instant};
+use crate::base::{DropReason, Instant, Mac};
 use crate::gate::forward::{Exposure, ForwardId, Transport};
 use crate::observe::{Direction, FlowTransport};
 use crate::stack::tcp::Connection;
@@ -21,6 +21,7 @@ use crate::stack::tcp::Connection;
 use super::ports::{Accepted, FramePort, SocketPort};
 use super::published::{DatagramPort, Listener, Published, Withdrawal};
 use super::tcp_flow::{TcpFlow, TcpKey};
+use super::team::mail::Mail;
 use super::token::Token;
 use super::worker::Worker;
 
@@ -180,13 +181,35 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Some(kept) => stream = kept,
             }
         }
-        let full = self.tcp.is_full() || self.inbound_tcp >= self.io.limits.inbound_tcp_flows();
+        if let Some(to) = self.another_for_client() {
+            self.io.host.forget(&stream);
+            let guest = self.plan.inbound(client.map(|client| client.ip()), rule.guest_address);
+            let guest_mac = guest.and_then(|ends| self.services.mac_of(ends.guest));
+            let guest_mac = guest_mac.unwrap_or(self.plan.guest_mac);
+            let accepted = Accepted { stream, client };
+            return self.send_client(to, Mail::Client { rule, guest_mac, accepted });
+        }
+        self.take_client(now, rule, None, Accepted { stream, client });
+    }
+
+    /// The client's connection, whose readiness comes under the table's next token, becomes a
+    /// flow. `guest_mac` is told where another worker knows the link.
+    pub(super) fn take_client(
+        &mut self,
+        now: Instant,
+        rule: Published,
+        guest_mac: Option<Mac>,
+        accepted: Accepted<S::Stream>,
+    ) {
+        let Accepted { stream, client } = accepted;
+        let full = self.tcp_is_full() || self.inbound_tcp >= self.io.limits.inbound_tcp_flows();
         let Some(key) = self.inbound_key(rule, client).filter(|_| !full) else {
             self.ledger.refuse(FlowTransport::Tcp);
             self.io.drop_frame(DropReason::FlowLimit);
             return self.io.host.reset(stream);
         };
-        let guest_mac = self.services.mac_of(key.guest.ip()).unwrap_or(self.plan.guest_mac);
+        let known = guest_mac.or_else(|| self.services.mac_of(key.guest.ip()));
+        let guest_mac = known.unwrap_or(self.plan.guest_mac);
         let mut options = self.tcp_options[usize::from(key.guest.is_ipv6())];
         // Our SYN offers a window before the flow is asked what memory allows.
         options.first_window = options.first_window.min(self.io.receive_limit());
@@ -195,9 +218,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let iss = self.initial_sequence(now, &key);
         let machine = Connection::to_guest(now, iss, options, &mut self.actions);
         let flow = TcpFlow::new(key, guest_mac, machine, stream, account);
-        if let Some(token) = self.tcp.insert(key, flow) {
-            self.inbound_tcp += 1;
-            self.with_tcp(token, |flow, io, actions| flow.begin(io, actions));
+        match self.enter(key, flow) {
+            Some(token) => {
+                self.inbound_tcp += 1;
+                self.with_tcp(token, |flow, io, actions| flow.begin(io, actions));
+            }
+            None => self.actions.clear(),
         }
     }
 
@@ -210,7 +236,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 let port = self.client_port(client, guest, attempt);
                 TcpKey { guest, peer: SocketAddr::new(ends.client, port) }
             })
-            .find(|key| self.tcp.find(key).is_none())
+            .find(|key| self.tcp.find(key).is_none() && self.elsewhere(key).is_none())
     }
 
     /// The port under which the guest sees `client`: its own, or in further attempts (and behind a

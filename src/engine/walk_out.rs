@@ -29,6 +29,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let frame = link::from_guest(frame, self.plan.gateway_mac)?;
         let parsed = match frame.carried {
             Carried::Arp => {
+                if let Some(verdict) = self.hand_to_lead(bytes, None) {
+                    return verdict;
+                }
                 let verdict =
                     self.services.on_arp(now, frame.source, frame.payload, &mut self.answers);
                 self.send_answers();
@@ -37,6 +40,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             Carried::Ipv4 => ip::parse_v4(frame.payload)?,
             Carried::Ipv6 => ip::parse_v6(frame.payload)?,
         };
+        if let Some(verdict) = self.hand_to_lead(bytes, Some(&parsed)) {
+            return verdict;
+        }
         match parsed {
             Parsed::Whole(packet) => {
                 self.on_packet(now, &vnet, frame.source, frame.to_group, &packet)
@@ -80,7 +86,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    fn on_packet(
+    pub(super) fn on_packet(
         &mut self,
         now: Instant,
         vnet: &VnetHeader,

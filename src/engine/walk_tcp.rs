@@ -19,6 +19,7 @@ use crate::sys::datagram::{Marks, Origin};
 use super::exposures::Service;
 use super::ports::{FramePort, SocketPort};
 use super::tcp_flow::{TcpFlow, TcpKey};
+use super::team::{Directory, Member};
 use super::token::Token;
 use super::worker::Worker;
 
@@ -46,9 +47,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 let verdict = self.with_tcp(token, |flow, io, actions| {
                     flow.on_segment(now, &segment, payload, io, actions)
                 });
+                self.follow_packets(token);
                 return verdict.unwrap_or(Err(DropReason::NoFlow));
             }
             self.with_tcp(token, |flow, io, actions| flow.abort_silently(io, actions));
+        }
+        if let Some(owner) = self.elsewhere(&key) {
+            return self.hand_over(owner, source_mac, packet);
         }
         let opens = segment.flags.syn && segment.ack.is_none();
         if segment.flags.rst || (segment.flags.syn && segment.flags.fin) {
@@ -70,7 +75,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         syn: &Segment,
         destination: Destination,
     ) -> Result<(), DropReason> {
-        if self.tcp.is_full() {
+        if self.tcp_is_full() {
             self.ledger.refuse(FlowTransport::Tcp);
             return Err(DropReason::FlowLimit);
         }
@@ -114,8 +119,24 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let machine = Connection::from_syn(now, syn, self.initial_sequence(now, &key), options);
         let account = self.ledger.open(now, FlowTransport::Tcp, Direction::Outbound, forward);
         let flow = TcpFlow::new(key, source_mac, machine, stream, account);
-        self.tcp.insert(key, flow);
-        Ok(())
+        self.enter(key, flow).map(|_| ()).ok_or(DropReason::FlowLimit)
+    }
+
+    /// Whether no further connection fits, those of all workers together.
+    pub(super) fn tcp_is_full(&self) -> bool {
+        let all = self.team.as_ref().and_then(Member::directory).map_or(0, Directory::len);
+        self.tcp.is_full() || all >= self.limits.tcp_flows
+    }
+
+    /// Makes a new flow this worker's own. `None` (and the flow dropped) if another worker has one
+    /// between the same ends.
+    pub(super) fn enter(&mut self, key: TcpKey, flow: TcpFlow<S>) -> Option<Token> {
+        if let Some(team) = &self.team
+            && let Some(directory) = team.directory()
+        {
+            directory.claim(key, team.id).ok()?;
+        }
+        self.tcp.insert(key, flow)
     }
 
     /// What `connect` to a closed port of the gateway fails with.

@@ -31,7 +31,9 @@ use super::outbox::Outbox;
 use super::ports::{Event, FramePort, Readiness, SocketPort};
 use super::published::{DatagramPort, Listener, Session, SessionKey};
 use super::tcp_flow::{TcpFlow, TcpKey};
+use super::team::Member;
 use super::token::{Kind, Token};
+use super::walk_across::Order;
 use super::walk_dns::PendingQueries;
 use super::wheel::Wheel;
 
@@ -131,6 +133,14 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) batch_used: bool,
     pub(super) trim_at: Option<Instant>,
     pub(super) housekeeping_entry: Option<Instant>,
+    /// The other workers, if there may be some.
+    pub(super) team: Option<Member<S>>,
+    /// What the loop around has to do for the team.
+    pub(super) orders: Vec<Order>,
+    /// Limits of a worker without others.
+    pub(super) limits: Limits,
+    /// Frames may come by the queue.
+    pub(super) queue_attached: bool,
 }
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
@@ -200,6 +210,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             batch_used: false,
             trim_at: None,
             housekeeping_entry: None,
+            team: None,
+            orders: Vec::new(),
+            limits,
+            queue_attached: true,
             plan,
         };
         worker.schedule_housekeeping();
@@ -280,7 +294,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Kind::DatagramPort => {
                     self.on_port_readiness(now, event.token, event.readiness);
                 }
-                Kind::Commands | Kind::Housekeeping | Kind::Session => {}
+                Kind::Mail => {
+                    if let Some(team) = &self.team {
+                        team.inbox.bell.silence();
+                    }
+                    self.read_mail(now);
+                }
+                Kind::Commands | Kind::Housekeeping | Kind::Session | Kind::Team => {}
             }
         }
         if self.tap_ready {
@@ -299,7 +319,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         Ok(())
     }
 
-    fn read_frames(&mut self, now: Instant) -> std::io::Result<()> {
+    pub(super) fn read_frames(&mut self, now: Instant) -> std::io::Result<()> {
         let mut frame = std::mem::take(&mut self.frame);
         let mut result = Ok(());
         for _ in 0..FRAME_BATCH {
@@ -411,12 +431,18 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         act: impl FnOnce(&mut TcpFlow<S>, &mut Io<F, S>, &mut Vec<Action>) -> R,
     ) -> Option<R> {
         let flow = self.tcp.get_mut(token)?;
+        if let Some(team) = &mut self.team {
+            team.meter.note(token);
+        }
         flow.machine.set_receive_limit(self.io.receive_limit());
         let result = act(flow, &mut self.io, &mut self.actions);
         flow.settle(&mut self.io);
         if flow.machine.is_closed() {
             if let Some((_, flow)) = self.tcp.remove(token) {
                 self.inbound_tcp -= usize::from(flow.account.direction == Direction::Inbound);
+                if let Some(directory) = self.team.as_ref().and_then(Member::directory) {
+                    directory.release(&flow.key);
+                }
                 self.ledger.close(FlowTransport::Tcp, &flow.account, flow.answered);
                 flow.release(&mut self.io);
             }

@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::control::dns::{self, DnsOptions, DnsRequest, ResolverView};
 use crate::control::lifecycle::{Guest, Outcome, Signals, supervise};
 use crate::engine::host::{Divert, Diverted, DnsLink, Links, Outbound};
-use crate::engine::thread::{self, CommandSender, End};
+use crate::engine::thread::{self, CommandSender, End, Seat};
 use crate::engine::{Command, Limits, Options};
 use crate::gate::AddressPlan;
 use crate::observe::Capture;
@@ -63,6 +63,8 @@ pub struct LaunchOptions {
     pub search: Option<Vec<String>>,
     /// Names that the DNS service answers by itself.
     pub local_names: Vec<(String, Vec<IpAddr>)>,
+    /// How many workers there are at least; the queues of the TAP say how many at most.
+    pub workers: usize,
     /// Host sockets that are open for published ports: descriptors that flows cannot have.
     pub published_sockets: usize,
 }
@@ -88,7 +90,6 @@ impl DataPath {
         options: LaunchOptions,
         capture: Option<File>,
     ) -> io::Result<DataPath> {
-        let queue = tap.queues.pop().ok_or_else(|| io::Error::other("the TAP has no queue"))?;
         let (requests_in, requests) = mpsc::channel(DNS_QUEUE);
         let (worker, commands) = thread::commands()?;
         let (ended_in, ended_out) = oneshot::channel();
@@ -104,22 +105,27 @@ impl DataPath {
         let capture = capture.map(Capture::new).transpose()?;
         let (diverted_in, diverted) = mpsc::channel(DIVERTED);
         let joins = options.plan.sharing.as_ref().is_some_and(|sharing| sharing.loopback);
-        let links = Links {
-            dns: dns_link(options.dns, requests_in),
-            loopback: joins.then(|| {
-                let divert: Divert = Box::new(move |client| diverted_in.try_send(client).is_ok());
-                divert
-            }),
+        let seat = |queue| {
+            let diverted = diverted_in.clone();
+            let divert: Divert = Box::new(move |client| diverted.try_send(client).is_ok());
+            let dns = dns_link(options.dns, requests_in.clone());
+            Seat { queue, links: Links { dns, loopback: joins.then_some(divert) } }
         };
+        let mut queues = std::mem::take(&mut tap.queues);
+        if capture.is_some() {
+            // One file, in the order of the frames.
+            queues.truncate(1);
+        }
+        let seats: Vec<Seat> = queues.into_iter().map(seat).collect();
         let ended = move |error| {
             // Nobody listens when the program is ending anyway.
             let _ = ended_in.send(error);
         };
         thread::start(
-            queue,
+            seats,
+            options.workers,
             worker_options,
             options.outbound.clone(),
-            links,
             commands,
             capture,
             ended,

@@ -156,6 +156,7 @@ fn start_data_path(
         dns: config.dns.enabled,
         search: config.dns.search.clone(),
         local_names: config.dns.local_names.clone(),
+        workers: config.threads.least,
         published_sockets: ports.opened.iter().map(|opened| opened.sockets.len()).sum(),
     };
     DataPath::start(tap, options, pcap).map_err(failed("start the data path"))

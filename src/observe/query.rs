@@ -37,6 +37,20 @@ pub struct FlowPage {
     pub next: Option<u64>,
 }
 
+impl FlowPage {
+    /// One page of at most `length` flows of pages that begin at the same number and hold `length`
+    /// flows, or all.
+    pub fn merge(pages: Vec<FlowPage>, length: usize) -> FlowPage {
+        let mut more = pages.iter().any(|page| page.next.is_some());
+        let mut flows: Vec<FlowRecord> = pages.into_iter().flat_map(|page| page.flows).collect();
+        flows.sort_by_key(|flow| flow.id);
+        more |= flows.len() > length;
+        flows.truncate(length);
+        let next = flows.last().filter(|_| more).map(|flow| flow.id);
+        FlowPage { flows, next }
+    }
+}
+
 impl FlowQuery {
     /// The length of a page if the query names none.
     pub const DEFAULT_LIMIT: usize = 1024;

@@ -15,6 +15,8 @@ pub struct Stats {
     /// Time since the start.
     #[serde(rename = "uptime_ms", with = "super::millis")]
     pub uptime: Duration,
+    /// Workers that share the flows now.
+    pub workers: usize,
     /// Frames on the guest link, headers included in the bytes. With offloads a frame holds up to
     /// 64 KiB, so frames are fewer than the packets on a wire would be.
     pub frames: Traffic,
@@ -35,6 +37,35 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// The counters of all workers of an instance, the first of which knows the ports that there
+    /// are.
+    pub fn sum(all: Vec<Stats>) -> Stats {
+        let mut all = all.into_iter();
+        let Some(mut sum) = all.next() else { return Stats::default() };
+        for part in all {
+            sum.workers += part.workers;
+            sum.frames += part.frames;
+            sum.tcp.add(&part.tcp);
+            sum.udp.add(&part.udp);
+            sum.icmp.add(&part.icmp);
+            for forward in &mut sum.forwards {
+                for other in part.forwards.iter().filter(|other| other.id == forward.id) {
+                    forward.connections += other.connections;
+                    forward.refused += other.refused;
+                    forward.traffic += other.traffic;
+                }
+            }
+            for (reason, count) in part.drops.0 {
+                *sum.drops.0.entry(reason).or_default() += count;
+            }
+            sum.memory.unacknowledged_bytes += part.memory.unacknowledged_bytes;
+            sum.memory.backlog_bytes += part.memory.backlog_bytes;
+            sum.memory.reassembly_bytes += part.memory.reassembly_bytes;
+            sum.memory.timers += part.memory.timers;
+        }
+        sum
+    }
+
     /// The counters of one transport.
     pub fn of(&self, transport: FlowTransport) -> &TransportStats {
         match transport {
@@ -57,6 +88,15 @@ pub struct TransportStats {
     /// What flows have carried, those that are over included.
     #[serde(flatten)]
     pub traffic: Traffic,
+}
+
+impl TransportStats {
+    fn add(&mut self, other: &TransportStats) {
+        self.open += other.open;
+        self.opened += other.opened;
+        self.refused += other.refused;
+        self.traffic += other.traffic;
+    }
 }
 
 /// One published or exposed port.

@@ -81,6 +81,21 @@ pub fn set_offload(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result<()
     })
 }
 
+/// Attaches or detaches a queue of an interface with several (`TUNSETQUEUE`). A detached queue
+/// stays the interface's, loses what waits in it, and takes no part in carrying frames.
+///
+/// # Errors
+/// `EINVAL` when it is so already, or the interface has one queue only.
+pub fn set_queue(tun: BorrowedFd<'_>, attached: bool) -> io::Result<()> {
+    // SAFETY: ifreq is plain data for which all-zero bytes are a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let flag = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+    // Both are below 0x800.
+    request.ifr_ifru.ifru_flags = flag as libc::c_short;
+    // SAFETY: the kernel reads one ifreq, which `request` is; `tun` is open for the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
+}
+
 /// What the device can do at all, `IFF_*` (`TUNGETFEATURES`).
 ///
 /// # Errors

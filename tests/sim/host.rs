@@ -20,6 +20,9 @@ use tapway::sys::datagram::{Batch, Marks, Origin, Outgoing, SocketError};
 
 use crate::peer::{End, Script, Seen, StreamState};
 
+/// The token of a stream that nobody watches.
+const NOBODY: Token = Token::only(tapway::engine::token::Kind::Housekeeping);
+
 /// A datagram that waits for the engine.
 struct Waiting {
     source: SocketAddr,
@@ -413,6 +416,22 @@ impl SocketPort for HostPort {
             state.next_step = Some(now);
         }
         Ok(Accepted { stream, client: client.address })
+    }
+
+    fn forget(&mut self, stream: &Stream) {
+        let host = &mut *self.0.borrow_mut();
+        let Some(state) = host.streams.get_mut(&stream.id) else { return };
+        let old = std::mem::replace(&mut state.token, NOBODY);
+        host.pending.retain(|event| event.token != old);
+    }
+
+    fn adopt(&mut self, token: Token, stream: &Stream) -> io::Result<()> {
+        let host = &mut *self.0.borrow_mut();
+        let state = host.streams.get_mut(&stream.id).ok_or(Errno::EBADF)?;
+        state.token = token;
+        let readiness = state.readiness();
+        host.pending.push(Event { token, readiness });
+        Ok(())
     }
 
     fn stream_facts(&mut self, _: &Stream) -> StreamFacts {

@@ -11,7 +11,7 @@ use super::PastaError;
 use super::options::{Command, Subject};
 use super::ports;
 use crate::base::Mac;
-use crate::cli::config::{Action, Config, DnsOptions, LogOptions};
+use crate::cli::config::{Action, Config, DnsOptions, LogOptions, Threads};
 use crate::engine::host::Outbound;
 use crate::gate::forward::PortRange;
 use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing};
@@ -91,7 +91,7 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         dns: dns(command, &plan),
         outbound: outbound(command),
         forwards,
-        threads: 1,
+        threads: Threads::auto(),
         pcap: command.pcap.clone(),
         pesto_socket: command.pesto_socket.clone(),
         log: LogOptions { level: command.level, file: command.log_file.clone() },

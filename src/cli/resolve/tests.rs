@@ -60,7 +60,7 @@ fn without_options_everything_has_its_documented_default() {
     assert!(config.plan.host_loopback.is_empty());
     assert_eq!(config.ifname.as_str(), "tap0");
     assert_eq!(config.name.to_string(), "run-4711");
-    assert_eq!(config.threads, 1);
+    assert_eq!(config.threads.least, 1);
     assert_eq!(config.log.level, LevelFilter::WARN);
     assert_eq!(config.dns, DnsOptions { enabled: true, ..config.dns.clone() });
     assert_eq!(config.outbound, Outbound::default());
@@ -267,8 +267,10 @@ fn process_ids_and_threads_have_bounds() {
     assert!(refused(attach(-5)).contains("-5"));
     let threads =
         |n: usize| Draft { threads: Some(DraftThreads::Count(n.try_into().unwrap())), ..draft() };
-    assert_eq!(ok(threads(1)).threads, 1);
-    assert!(refused(threads(4)).contains("one worker"));
+    for count in [1, 4, 64] {
+        assert_eq!(ok(threads(count)).threads, Threads { least: count, most: count });
+    }
+    assert!(refused(threads(65)).contains("64"));
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub(super) fn text(name: &str, stats: &Stats) -> String {
     let out = &mut families;
     out.begin("tapway_uptime_seconds", "gauge", "Time since the instance started.");
     out.sample(&[], stats.uptime.as_secs_f64());
+    out.begin("tapway_workers", "gauge", "Workers that share the flows.");
+    out.sample(&[], stats.workers as f64);
     link(out, stats);
     flows(out, stats);
     forwards(out, stats);

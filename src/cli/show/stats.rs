@@ -58,7 +58,11 @@ pub(super) fn run(
 }
 
 fn text(stats: &Stats) -> String {
-    let mut text = format!("up {}\n\n", time(stats.uptime));
+    let workers = match stats.workers {
+        0 | 1 => String::new(),
+        several => format!(", {several} workers"),
+    };
+    let mut text = format!("up {}{workers}\n\n", time(stats.uptime));
     let traffic = |traffic: &Traffic| {
         [
             count(traffic.bytes_to_host),

@@ -18,6 +18,7 @@ use super::io::Io;
 use super::ledger::Account;
 use super::parked::Parked;
 use super::ports::{FramePort, Readiness, SocketPort};
+use super::token::Token;
 
 /// Who talks to whom: the key of a TCP flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,6 +70,8 @@ pub(super) struct TcpFlow<S: SocketPort> {
     pub(super) on_ack_list: bool,
     /// On the worker's list of flows with more to read.
     pub(super) on_read_list: bool,
+    /// Packets in a row that another worker handed over.
+    pub(super) strays: u8,
 }
 
 impl<S: SocketPort> TcpFlow<S> {
@@ -101,6 +104,7 @@ impl<S: SocketPort> TcpFlow<S> {
             wheel_entry: None,
             on_ack_list: false,
             on_read_list: false,
+            strays: 0,
         }
     }
 
@@ -241,6 +245,40 @@ impl<S: SocketPort> TcpFlow<S> {
     ) {
         self.machine.abort(actions);
         actions.retain(|action| !matches!(action, Action::Emit(_)));
+        self.perform(&[], io, actions);
+    }
+
+    /// Leaves a worker: nothing there knows of it any more, and what it holds is not that worker's.
+    pub(super) fn leave<F: FramePort>(&mut self, io: &mut Io<F, S>) {
+        if let Some(stream) = &self.stream {
+            io.host.forget(stream);
+        }
+        io.pool.forget(self.sent.holding());
+        io.backlog_bytes -= self.backlog.len();
+        io.promised -= self.promised as usize;
+        self.promised = 0;
+        (self.on_ack_list, self.on_read_list, self.wheel_entry) = (false, false, None);
+        self.strays = 0;
+    }
+
+    /// Comes to a worker, where it is known by `token`.
+    ///
+    /// # Errors
+    /// The host edge cannot watch the socket.
+    pub(super) fn arrive<F: FramePort>(
+        &mut self,
+        token: Token,
+        io: &mut Io<F, S>,
+    ) -> io::Result<()> {
+        io.pool.acquire(self.sent.holding());
+        io.backlog_bytes += self.backlog.len();
+        self.settle(io);
+        self.stream.as_ref().map_or(Ok(()), |stream| io.host.adopt(token, stream))
+    }
+
+    /// Ends the flow, towards both sides.
+    pub(super) fn abort<F: FramePort>(&mut self, io: &mut Io<F, S>, actions: &mut Vec<Action>) {
+        self.machine.abort(actions);
         self.perform(&[], io, actions);
     }
 

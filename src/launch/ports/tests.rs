@@ -30,7 +30,8 @@ fn worker() -> Worker {
     let dns = DnsLink { connect: Box::new(|| None), ask: Box::new(|_, _| false) };
     let outbound = Outbound::default();
     let links = Links { dns, loopback: None };
-    thread::start(tap.into(), options, outbound, links, commands, None, |_| ()).unwrap();
+    let seats = vec![thread::Seat { queue: tap.into(), links }];
+    thread::start(seats, 1, options, outbound, commands, None, |_| ()).unwrap();
     Worker { sender, _link: link }
 }
 

@@ -1,0 +1,226 @@
+//! Several workers for one guest (D5): who does what, and how they come to agree.
+//!
+//! ```text
+//!            queue 0 ─▶ lead ──────────┐ services, UDP, echo, listeners, commands; TCP flows
+//!   TAP ────┤                          │ mail: packets of others' flows, flows, clients
+//!            queue 1 ─▶ another worker ┘ TCP flows
+//! ```
+//! The *lead* is the first worker and the only one while there is little to do; the queues of the
+//! others are detached then and their threads asleep, or not even started. A TCP flow belongs to
+//! one worker at a time, and nothing of it is shared. Two things bring packets to the right place:
+//!
+//! - The kernel sends a flow's packets to the queue into which the flow was last written
+//!   (`tun_flow_update`), and those of unknown flows to any queue by their hash. So a SYN chooses a
+//!   worker, and that worker's SYN-ACK makes the choice known.
+//! - The kernel forgets after three seconds without a write, knows 4,096 flows at most, and hashes
+//!   differently when queues come or go. A worker that reads a packet of none of its flows asks the
+//!   [`Directory`] and hands it over to the owner by [`Mail`].
+//!
+//! A flow changes hands as a whole, with its socket, its buffers and its machine: first the mail,
+//! then the entry in the directory. So whoever finds the new owner there finds the flow already in
+//! that owner's mail, and packets that are read in between go round once more.
+//!
+//! What there is to do, and when, is in [`balance`]; how it is done in `walk_across`. The guest can
+//! choose neither worker nor queue, and what it can make workers send each other is bounded.
+
+pub(super) mod balance;
+mod directory;
+pub(super) mod mail;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use balance::{Advice, Load, Meter};
+use mail::{Inbox, Mail, Post, mailbox};
+
+pub(super) use directory::Directory;
+
+use super::ports::SocketPort;
+use crate::base::Instant;
+
+/// The most workers of one guest.
+pub const MAX_WORKERS: usize = 64;
+
+/// Which worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WorkerId(u8);
+
+impl WorkerId {
+    /// The first worker.
+    pub(super) const LEAD: WorkerId = WorkerId(0);
+
+    pub(super) fn index(self) -> usize {
+        self.0.into()
+    }
+
+    fn at(index: usize) -> WorkerId {
+        // At most `MAX_WORKERS`.
+        WorkerId(index as u8)
+    }
+}
+
+/// What all workers see.
+struct Shared {
+    directory: Directory,
+    /// How many are at work: those with the lowest numbers. The lead alone changes it.
+    active: AtomicUsize,
+    /// For each worker, its latest load and when that was: milliseconds of the clock, then
+    /// sixteen bits of load.
+    loads: Box<[AtomicU64]>,
+    /// For each worker, nanoseconds at work since the start.
+    busy: Box<[AtomicU64]>,
+}
+
+/// How long a load says something: a worker that sleeps does not tell of it.
+const FRESH: u64 = 50;
+
+impl Shared {
+    fn load(&self, worker: WorkerId, now: Instant) -> Load {
+        let told = self.loads[worker.index()].load(Ordering::Relaxed);
+        let age = now.as_millis().saturating_sub(told >> 16);
+        // The lower sixteen bits.
+        if age > FRESH { 0 } else { (told & 0xffff) as Load }
+    }
+}
+
+/// A worker's part in its team.
+pub(super) struct Member<S: SocketPort> {
+    pub(super) id: WorkerId,
+    shared: Arc<Shared>,
+    posts: Box<[Post<S>]>,
+    pub(super) inbox: Inbox<S>,
+    pub(super) meter: Meter,
+    /// The queue is attached.
+    pub(super) attached: bool,
+    /// How often the packet at hand was handed over, and by whom it was last.
+    pub(super) handed: Option<(u8, WorkerId)>,
+    /// The lead's: how it leads.
+    pub(super) lead: Lead,
+}
+
+/// What only the lead keeps.
+#[derive(Default)]
+pub(super) struct Lead {
+    /// Workers whose threads run, the lead's included.
+    pub(super) started: usize,
+    /// The most workers there may be; fewer if one could not be started.
+    pub(super) most: usize,
+    /// Workers that are never let go.
+    pub(super) least: usize,
+    /// The last worker has been asked to retire.
+    pub(super) retiring: bool,
+    /// Whom the next client goes to.
+    pub(super) turn: usize,
+    /// When it was last seen to whether all are needed, with the time at work until then.
+    pub(super) reviewed: Option<(Instant, u64)>,
+    /// Reviews in a row that found one too many.
+    pub(super) light: u32,
+    /// Workers that have passed on all that the guest sent.
+    pub(super) drained: usize,
+}
+
+/// The members of a team of `most` workers, the lead first, of whom `least` are always at work.
+///
+/// # Errors
+/// Those of `eventfd(2)`.
+pub(super) fn team<S: SocketPort>(
+    now: Instant,
+    least: usize,
+    most: usize,
+) -> io::Result<Vec<Member<S>>> {
+    let most = most.clamp(1, MAX_WORKERS);
+    let (posts, inboxes): (Vec<Post<S>>, Vec<Inbox<S>>) =
+        (0..most).map(|_| mailbox()).collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
+    let zeros = || (0..most).map(|_| AtomicU64::new(0)).collect();
+    let shared = Arc::new(Shared {
+        directory: Directory::new(),
+        active: AtomicUsize::new(1),
+        loads: zeros(),
+        busy: zeros(),
+    });
+    let member = |(index, inbox): (usize, Inbox<S>)| Member {
+        id: WorkerId::at(index),
+        shared: Arc::clone(&shared),
+        posts: posts.clone().into_boxed_slice(),
+        inbox,
+        meter: Meter::new(now),
+        attached: index == 0,
+        handed: None,
+        lead: Lead { started: 1, most, least: least.clamp(1, most), ..Lead::default() },
+    };
+    Ok(inboxes.into_iter().enumerate().map(member).collect())
+}
+
+impl<S: SocketPort> Member<S> {
+    pub(super) fn is_lead(&self) -> bool {
+        self.id == WorkerId::LEAD
+    }
+
+    /// How many workers share the flows.
+    pub(super) fn active(&self) -> usize {
+        self.shared.active.load(Ordering::Relaxed)
+    }
+
+    /// As the lead: so many share the flows from now on.
+    pub(super) fn set_active(&self, active: usize) {
+        self.shared.active.store(active, Ordering::Relaxed);
+    }
+
+    /// Who owns what; `None` while one worker owns everything.
+    pub(super) fn directory(&self) -> Option<&Directory> {
+        (self.active() > 1 || !self.is_lead()).then_some(&self.shared.directory)
+    }
+
+    /// Sends a message; whether it is under way.
+    pub(super) fn send(&self, to: WorkerId, mail: Mail<S>) -> bool {
+        self.posts[to.index()].send(mail)
+    }
+
+    /// The workers whose threads run, other than the lead. To be asked by the lead.
+    pub(super) fn others(&self) -> impl Iterator<Item = WorkerId> + use<S> {
+        (1..self.lead.started).map(WorkerId::at)
+    }
+
+    /// The next worker that could be called. To be asked by the lead.
+    pub(super) fn next(&self) -> Option<WorkerId> {
+        let active = self.active();
+        (active < self.lead.most && !self.lead.retiring).then(|| WorkerId::at(active))
+    }
+
+    /// The last of those at work.
+    pub(super) fn last(&self) -> WorkerId {
+        WorkerId::at(self.active() - 1)
+    }
+
+    /// Whom a new client goes to: all in turn.
+    pub(super) fn worker_for_client(&mut self) -> WorkerId {
+        let takers = self.active() - usize::from(self.lead.retiring);
+        self.lead.turn = (self.lead.turn + 1) % takers.max(1);
+        WorkerId::at(self.lead.turn)
+    }
+
+    /// The worker was at work for so long until `now`. What to do about it.
+    pub(super) fn worked(&mut self, now: Instant, time: Duration) -> Advice {
+        let Some((load, busy)) = self.meter.worked(now, time) else { return Advice::Nothing };
+        let me = self.id.index();
+        self.shared.loads[me].store(now.as_millis() << 16 | u64::from(load), Ordering::Relaxed);
+        // 500 years.
+        self.shared.busy[me].fetch_add(busy.as_nanos() as u64, Ordering::Relaxed);
+        if !self.attached {
+            return Advice::Nothing;
+        }
+        let takers = self.active() - usize::from(self.is_lead() && self.lead.retiring);
+        let others = (0..takers).filter(|&index| index != me).map(WorkerId::at);
+        let others = others.map(|worker| (worker, self.shared.load(worker, now)));
+        // The others cannot know; the lead does.
+        let may_grow = !self.is_lead() || self.next().is_some();
+        self.meter.advice(load, others, may_grow)
+    }
+
+    /// Time at work of all workers since the start, in nanoseconds.
+    pub(super) fn total_busy(&self) -> u64 {
+        self.shared.busy.iter().map(|busy| busy.load(Ordering::Relaxed)).sum()
+    }
+}
