@@ -65,8 +65,8 @@
 //!   trip.
 //! - **Backlog instead of loss** (D3): what the host socket does not take is kept, and the window
 //!   shrinks by it. Everything that a guest can make us hold has a limit ([`engine::Limits`]).
-//! - **Workers own their flows** (D5): nothing on the hot path is shared or locked. This version
-//!   runs one worker.
+//! - **Workers own their flows** (D5): nothing on the hot path is shared or locked. There is one
+//!   worker while one is enough; others come and go as load asks, and flows move between them.
 //! - **Sans-IO machines** (D7): [`stack`] takes time, segments and host events and gives actions;
 //!   it has no descriptor and no clock, so tests and simulations drive the very code that runs.
 //! - **Errors keep their errno** (D9): refused is a reset, unreachable is the ICMP error that a

@@ -40,27 +40,31 @@ impl<T> fmt::Debug for Reply<T> {
 
 /// Answers that have come in, and where they go when all have.
 struct Gathered<T> {
-    answers: Vec<T>,
+    /// By worker.
+    answers: Vec<Option<T>>,
+    missing: usize,
     done: Option<Reply<Vec<T>>>,
 }
 
-/// Replies of `count` workers, of which the last sends all answers to `done`.
+/// Replies of `count` workers, of which the last sends all answers to `done`, in the workers' order.
 fn gather<T: Send + 'static>(count: usize, done: Reply<Vec<T>>) -> Vec<Reply<T>> {
-    let gathered = Gathered { answers: Vec::with_capacity(count), done: Some(done) };
+    let answers = std::iter::repeat_with(|| None).take(count).collect();
+    let gathered = Gathered { answers, missing: count, done: Some(done) };
     let gathered = Arc::new(Mutex::new(gathered));
-    let reply = |gathered: Arc<Mutex<Gathered<T>>>| {
+    let reply = |worker: usize, gathered: Arc<Mutex<Gathered<T>>>| {
         Reply::new(move |answer| {
             // It is whole between calls, whoever panicked.
             let mut gathered = gathered.lock().unwrap_or_else(PoisonError::into_inner);
-            gathered.answers.push(answer);
-            if gathered.answers.len() == count
+            gathered.answers[worker] = Some(answer);
+            gathered.missing -= 1;
+            if gathered.missing == 0
                 && let Some(done) = gathered.done.take()
             {
-                done.send(std::mem::take(&mut gathered.answers));
+                done.send(gathered.answers.drain(..).flatten().collect());
             }
         })
     };
-    (0..count).map(|_| reply(Arc::clone(&gathered))).collect()
+    (0..count).map(|worker| reply(worker, Arc::clone(&gathered))).collect()
 }
 
 /// What the control thread tells a worker: the lead, where there are several, which passes on what
@@ -191,6 +195,6 @@ mod tests {
         replies.pop().unwrap().send(2);
         assert!(answers.try_recv().is_err());
         replies.pop().unwrap().send(3);
-        assert_eq!(answers.try_recv().unwrap(), [1, 2, 3]);
+        assert_eq!(answers.try_recv().unwrap(), [3, 2, 1]);
     }
 }

@@ -5,7 +5,8 @@
 //!                      ─▶ acknowledgments of the batch ─▶ timers ─▶ wait
 //! ```
 //! One clock reading per turn. Every list is worked off in bounded batches, so that neither a
-//! busy guest nor a busy host starves the other. Nothing here is shared or locked.
+//! busy guest nor a busy host starves the other. Nothing here is shared or locked; how workers work
+//! together is in [`team`](super::team).
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;

@@ -16,4 +16,5 @@ mod ports_udp;
 #[path = "../support/mod.rs"]
 mod support;
 mod tcp;
+mod team;
 mod udp;

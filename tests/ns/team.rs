@@ -1,0 +1,99 @@
+//! Several workers: connections are shared between them, and nobody can tell.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::instance::{EndWith, Instance, PATIENCE, echo, rally};
+use crate::lab::Lab;
+use crate::support::Background;
+
+/// A client of the published echo.
+fn client(lab: &Lab, port: u16) -> TcpStream {
+    let stream = lab.within(&lab.outside, || TcpStream::connect(("192.0.2.1", port)).unwrap());
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn call_and_answer(stream: &mut TcpStream) {
+    let mut answer = [0; 5];
+    stream.write_all(b"hello").unwrap();
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+}
+
+fn stats(lab: &Lab, guest: &Instance) -> Value {
+    guest.ask_json(lab, &["stats"], &[]).remove(0)
+}
+
+#[test]
+fn what_is_listed_and_counted_is_that_of_all_workers() {
+    let lab = Lab::new();
+    let guest = echo(&lab, "web", &["--threads", "3", "-p", "8007:7"]);
+    let mut clients: Vec<TcpStream> = (0..9).map(|_| client(&lab, 8007)).collect();
+    clients.iter_mut().for_each(call_and_answer);
+    let added = guest.ask(&lab, &["port", "add"], &["8008:7"]);
+    assert!(added.contains("8008"), "{added}");
+    clients.extend((0..3).map(|_| client(&lab, 8008)));
+    clients.iter_mut().for_each(call_and_answer);
+    let flows = guest.ask_json(&lab, &["flows"], &[]);
+    let ports: BTreeSet<u16> =
+        clients.iter().map(|client| client.local_addr().unwrap().port()).collect();
+    let listed: BTreeSet<u16> = flows
+        .iter()
+        .filter_map(|flow| flow["peer"].as_str()?.rsplit_once(':')?.1.parse().ok())
+        .collect();
+    assert!(ports.is_subset(&listed), "{flows:?}");
+    let ids: BTreeSet<u64> = flows.iter().filter_map(|flow| flow["id"].as_u64()).collect();
+    assert_eq!(ids.len(), flows.len(), "{flows:?}");
+    let all = stats(&lab, &guest);
+    assert_eq!(all["workers"], 3, "{all}");
+    assert_eq!(all["tcp"]["open"], 12, "{all}");
+    let connections = |forward: usize| all["forwards"][forward]["connections"].clone();
+    assert_eq!((connections(0), connections(1)), (9.into(), 3.into()), "{all}");
+    assert_eq!(all["drops"]["hand_over"], 0, "{all}");
+    // A port that is gone is gone with all of them; its clients stay.
+    guest.ask(&lab, &["port", "rm"], &["8008:7"]);
+    clients.iter_mut().for_each(call_and_answer);
+    assert_eq!(stats(&lab, &guest)["forwards"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn workers_come_with_load_and_go_without() {
+    let mut lab = Lab::new();
+    if std::thread::available_parallelism().unwrap().get() < 4 {
+        eprintln!("SKIPPED: with less than four processors there is one worker");
+        return;
+    }
+    lab.serve("iperf3 -s", "ss -Hltn sport = :5201 | grep -q .");
+    let mut guest = echo(&lab, "web", &["-p", "8007:7"]);
+    let mut early = client(&lab, 8007);
+    call_and_answer(&mut early);
+    assert_eq!(stats(&lab, &guest)["workers"], 1);
+    let mut load = guest.inside_command("iperf3");
+    let mut load = Background::start(load.args(["-c", "192.0.2.2", "-P", "4", "-t", "60"]));
+    load.until("there are two workers", || stats(&lab, &guest)["workers"] == 2);
+    // What is sent while flows change hands arrives as it was.
+    let (over, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut late = client(&lab, 8007);
+    std::thread::scope(|scope| {
+        let streams = [client(&lab, 8007), client(&lab, 8007)];
+        for stream in streams {
+            scope.spawn(|| rally(stream, &over, &rounds));
+        }
+        let _end = EndWith(&over);
+        call_and_answer(&mut early);
+        call_and_answer(&mut late);
+        load.until("a hundred pieces went round", || rounds.load(Ordering::Relaxed) >= 100);
+    });
+    load.signal(Signal::SIGSTOP);
+    load.until("one worker is left", || stats(&lab, &guest)["workers"] == 1);
+    call_and_answer(&mut early);
+    call_and_answer(&mut late);
+    assert_eq!(stats(&lab, &guest)["drops"]["hand_over"], 0);
+    assert_eq!(guest.tapway.errors(), "");
+}
