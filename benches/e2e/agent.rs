@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tapway::sys::clock;
 
 use crate::base::{Failure, output_of, pause};
+use crate::datagrams::{self, Plan};
 
 /// Runs the agent that `args` name; the returned text is its answer.
 pub fn run(args: &[String]) -> Result<String, Failure> {
@@ -27,6 +28,8 @@ pub fn run(args: &[String]) -> Result<String, Failure> {
             connect(address(server)?, number(count)?, number(seconds)?)
         }
         ["publish", socket, first, last] => publish(socket, number(first)?, number(last)?),
+        ["datagrams", port] => datagrams::serve(number(port)?),
+        ["datagrams", server, plan @ ..] => datagrams::client(address(server)?, Plan::parse(plan)?),
         ["stamp"] => Ok(clock::now().as_nanos().to_string()),
         ["launch", count, command @ ..] => launch(number(count)?, command),
         _ => Err(Failure(format!("unknown agent: {}", words.join(" ")))),
@@ -55,7 +58,8 @@ fn sit() -> Result<String, Failure> {
     Ok(String::new())
 }
 
-fn listen(port: u16) -> Result<TcpListener, Failure> {
+/// Listens on TCP `port` of both families.
+pub fn listen(port: u16) -> Result<TcpListener, Failure> {
     // One socket for both families: the lab's namespaces keep `bindv6only` at 0.
     TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
         .map_err(|e| Failure::because(format_args!("listen on port {port}"), e))

@@ -38,6 +38,7 @@ mod agent;
 mod base;
 mod chart;
 mod contenders;
+mod datagrams;
 mod keeper;
 mod lab;
 mod machine;
@@ -63,9 +64,9 @@ use crate::workloads::{Figure, MTU, Outcome, SMALL_MTU, Workload};
 #[derive(Debug, Parser)]
 #[command(name = "e2e")]
 struct Options {
-    /// Workloads to run, by the beginning of their ids: tcp, tcp-up-1500, tcp4, http-keepalive,
-    /// http-close, latency, idle, conns, start, published (published-up, published-down,
-    /// published-rate, published-ports), publish-add.
+    /// Workloads to run, by the beginning of their ids: tcp, tcp-up-1500, tcp4, udp (udp-gso,
+    /// udp-1400, udp-small), http-keepalive, http-close, latency, idle, conns, start, published
+    /// (published-up, published-down, published-rate, published-ports), publish-add.
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,
     /// Who takes part.

@@ -54,7 +54,7 @@ const fn row(
 }
 
 /// All rows, in the order of the table. "up" is guest → server, "down" server → guest.
-pub const ROWS: [Row; 35] = {
+pub const ROWS: [Row; 47] = {
     use Better::{Less, More};
     [
         row("tcp-up-65520", "TCP up, 1 stream, MTU 65520", "Gbit/s", More, 2),
@@ -67,6 +67,18 @@ pub const ROWS: [Row; 35] = {
         row("tcp-down-65520/cpu", "helper CPU, down, MTU 65520", "s/GB", Less, 2),
         row("tcp-up-1500/cpu", "helper CPU, up, MTU 1500", "s/GB", Less, 2),
         row("tcp-down-1500/cpu", "helper CPU, down, MTU 1500", "s/GB", Less, 2),
+        row("udp-gso-up", "UDP up, 1400 bytes, offload", "Gbit/s", More, 2),
+        row("udp-gso-down", "UDP down, 1400 bytes, offload", "Gbit/s", More, 2),
+        row("udp-1400-up", "UDP up, 1400 bytes, one by one", "Gbit/s", More, 2),
+        row("udp-1400-down", "UDP down, 1400 bytes, one by one", "Gbit/s", More, 2),
+        row("udp-small-up", "UDP up, 64 bytes, one by one", "M/s", More, 3),
+        row("udp-small-down", "UDP down, 64 bytes, one by one", "M/s", More, 3),
+        row("udp-gso-up/cpu", "helper CPU, UDP up, offload", "s/GB", Less, 2),
+        row("udp-gso-down/cpu", "helper CPU, UDP down, offload", "s/GB", Less, 2),
+        row("udp-1400-up/cpu", "helper CPU, UDP up, 1400 bytes", "s/GB", Less, 2),
+        row("udp-1400-down/cpu", "helper CPU, UDP down, 1400 bytes", "s/GB", Less, 2),
+        row("udp-small-up/cpu", "helper CPU, UDP up, 64 bytes", "s/GB", Less, 2),
+        row("udp-small-down/cpu", "helper CPU, UDP down, 64 bytes", "s/GB", Less, 2),
         row("http-keepalive", "HTTP, 32 kept connections", "req/s", More, 0),
         row("http-keepalive/p99", "  its 99th percentile", "ms", Less, 2),
         row("http-close", "HTTP, a connection per request", "conn/s", More, 0),
@@ -275,6 +287,13 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
                 factor(&id, Better::More, 6.0, "the better peer", peer);
             }
             factor(&id, Better::More, 0.6, "bridge", of(&id, Contender::Bridge));
+        }
+    }
+    for (kind, limit) in [("gso", 3.0), ("1400", 1.5), ("small", 1.5)] {
+        for way in ["up", "down"] {
+            let id = format!("udp-{kind}-{way}");
+            let peer = find(&id).and_then(|row| results.best_peer(row));
+            factor(&id, Better::More, limit, "the better peer", peer);
         }
     }
     let bridge = |id: &str| of(id, Contender::Bridge);

@@ -43,6 +43,27 @@ impl Way {
     }
 }
 
+/// How datagrams are sent and received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// 1400 bytes each, with segmentation offload at both ends.
+    Gso,
+    /// 1400 bytes each, one by one.
+    Plain,
+    /// 64 bytes each, one by one: their number counts.
+    Small,
+}
+
+impl Sending {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gso => "gso",
+            Self::Plain => "1400",
+            Self::Small => "small",
+        }
+    }
+}
+
 /// What a contender is made to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Workload {
@@ -50,6 +71,8 @@ pub enum Workload {
     Idle,
     /// iperf3 with this many streams.
     Tcp { way: Way, streams: u32, mtu: u32 },
+    /// Datagrams as fast as they go, in a way of sending them.
+    Udp { way: Way, sending: Sending },
     /// wrk on 32 connections that stay open.
     KeepAlive,
     /// wrk on 32 connections at a time, a new one for each request.
@@ -72,13 +95,19 @@ pub enum Workload {
 
 impl Workload {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Workload; 17] = [
+    pub const ALL: [Workload; 23] = [
         Workload::PublishedPorts,
         Workload::Idle,
         Workload::Tcp { way: Way::Up, streams: 1, mtu: MTU },
         Workload::Tcp { way: Way::Down, streams: 1, mtu: MTU },
         Workload::Tcp { way: Way::Up, streams: 4, mtu: MTU },
         Workload::Tcp { way: Way::Down, streams: 4, mtu: MTU },
+        Workload::Udp { way: Way::Up, sending: Sending::Gso },
+        Workload::Udp { way: Way::Down, sending: Sending::Gso },
+        Workload::Udp { way: Way::Up, sending: Sending::Plain },
+        Workload::Udp { way: Way::Down, sending: Sending::Plain },
+        Workload::Udp { way: Way::Up, sending: Sending::Small },
+        Workload::Udp { way: Way::Down, sending: Sending::Small },
         Workload::KeepAlive,
         Workload::ConnectionEach,
         Workload::PingPong,
@@ -99,6 +128,7 @@ impl Workload {
                 let streams = if streams == 1 { String::new() } else { streams.to_string() };
                 format!("tcp{streams}-{}-{mtu}", way.name())
             }
+            Self::Udp { way, sending } => format!("udp-{}-{}", sending.name(), way.name()),
             Self::KeepAlive => "http-keepalive".into(),
             Self::ConnectionEach => "http-close".into(),
             Self::PingPong => "latency".into(),
@@ -176,6 +206,7 @@ pub fn measure(
             tcp(lab, &Ends::outward(lab, guest), way, streams, seconds)
         }
         Workload::Published { way } => tcp(lab, &Ends::inward(lab, guest), way, 1, seconds),
+        Workload::Udp { way, sending } => udp(lab, guest, way, sending, seconds),
         Workload::KeepAlive => http(lab, &Ends::outward(lab, guest), seconds, &[]),
         Workload::ConnectionEach => http(lab, &Ends::outward(lab, guest), seconds, CLOSE),
         Workload::PublishedRate => http(lab, &Ends::inward(lab, guest), seconds, CLOSE),
@@ -201,8 +232,10 @@ pub fn measure(
             guest.device, moved.sent, moved.received, cell.sent, cell.received
         )));
     }
-    let is_stream =
-        matches!(workload, Workload::Tcp { streams: 1, .. } | Workload::Published { .. });
+    let is_stream = matches!(
+        workload,
+        Workload::Tcp { streams: 1, .. } | Workload::Published { .. } | Workload::Udp { .. }
+    );
     if let (true, Some(from), Some(to)) = (is_stream, usage_before, guest.usage()) {
         let busy = to.seconds() - from.seconds();
         let bytes = cell.sent + cell.received;
@@ -211,7 +244,10 @@ pub fn measure(
         }
         cell.figures.push((format!("{}/cpu", workload.id()), busy / (bytes as f64 / 1e9)));
     }
-    Ok(Outcome { figures: cell.figures, dropped: moved.dropped() })
+    // Who sends datagrams as fast as it can fills every queue; what did not fit is not counted.
+    let overrun = matches!(workload, Workload::Udp { .. });
+    let dropped = if overrun { 0 } else { moved.dropped() };
+    Ok(Outcome { figures: cell.figures, dropped })
 }
 
 /// More bytes than any helper can carry in less than one tick of processor time.
@@ -285,6 +321,49 @@ fn tcp(lab: &Lab, ends: &Ends<'_>, way: Way, streams: u32, seconds: u32) -> Resu
     let bytes = number("/end/sum_received/bytes")? as u64;
     let figures = vec![(String::new(), rate / 1e9)];
     Ok(if to_client { ends.cell(figures, 0, bytes) } else { ends.cell(figures, bytes, 0) })
+}
+
+/// TCP and UDP port of the datagram counter.
+const DATAGRAMS_PORT: u16 = 7002;
+
+/// Gbit/s of payload that arrived, or millions of datagrams per second where they are small.
+fn udp(
+    lab: &Lab,
+    guest: &Guest,
+    way: Way,
+    sending: Sending,
+    seconds: u32,
+) -> Result<Cell, Failure> {
+    let (size, joined) = match sending {
+        Sending::Gso => (1400, 46),
+        Sending::Plain => (1400, 1),
+        Sending::Small => (64, 1),
+    };
+    let program = lab.agent.to_string_lossy().into_owned();
+    let port = DATAGRAMS_PORT.to_string();
+    let options = ["agent", "datagrams", &port];
+    let _server = lab.serve(&lab.ext, &program, &options, DATAGRAMS_PORT, "datagrams.log")?;
+    let [size_text, joined] = [size, joined].map(|number: u64| number.to_string());
+    let (server, time) = (format!("{SERVER}:{port}"), seconds.to_string());
+    let words = [&program, "agent", "datagrams", &server, way.name(), &time, &size_text, &joined];
+    let report = client(lab, guest.net(lab), seconds, &words)?;
+    let numbers: Vec<u64> = report.split_whitespace().map_while(|w| w.parse().ok()).collect();
+    let [datagrams, nanos] = numbers[..] else {
+        return Err(Failure::because("the counter's report", report.trim()));
+    };
+    if nanos < u64::from(seconds) * 1_000_000_000 / 2 {
+        return Err(Failure(format!("only {datagrams} datagrams arrived, and then no more")));
+    }
+    let bytes = datagrams * size;
+    let value = match sending {
+        Sending::Small => 1e3 * datagrams as f64 / nanos as f64,
+        Sending::Gso | Sending::Plain => 8.0 * bytes as f64 / nanos as f64,
+    };
+    let figures = vec![(String::new(), value)];
+    Ok(match way {
+        Way::Up => Cell { figures, sent: bytes, received: 0 },
+        Way::Down => Cell { figures, sent: 0, received: bytes },
+    })
 }
 
 /// What the web server sends: a small page, so that requests count and not bytes.
