@@ -278,8 +278,14 @@ fn established(payload_len: u32) -> (Worker<TapPort, Host>, TapPort) {
         habits: Habits::default(),
     };
     let tap = TapPort::default();
-    let options =
-        Options { plan, vnet_header: true, big_packets: true, limits: Limits::default(), seed: 1 };
+    let options = Options {
+        plan,
+        vnet_header: true,
+        uso: true,
+        big_packets: true,
+        limits: Limits::default(),
+        seed: 1,
+    };
     let mut worker = Worker::new(Instant::ZERO, tap.clone(), Host, options);
     let mut feed = |frame: Vec<u8>, events: &[Event]| {
         *tap.0.borrow_mut() = Tap { frame, left: 1, ..Tap::default() };

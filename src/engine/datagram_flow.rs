@@ -52,6 +52,8 @@ pub(super) struct DatagramFlow<S: SocketPort> {
     pub(super) last_peer: Option<SocketAddr>,
     /// Whether the socket is set to forbid fragmentation.
     pub(super) dont_fragment: bool,
+    /// Datagrams of so many bytes and more are not joined: the kernel did not take them.
+    pub(super) joins_below: usize,
     /// MTU towards the guest, if it told of a smaller one than the link's.
     pub(super) path_mtu: Option<usize>,
     /// The earliest entry in the timer wheel.
@@ -73,6 +75,7 @@ impl<S: SocketPort> DatagramFlow<S> {
             mapping,
             last_peer: None,
             dont_fragment: false,
+            joins_below: usize::MAX,
             path_mtu: None,
             wheel_entry: None,
             on_run_list: false,

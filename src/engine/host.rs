@@ -155,6 +155,13 @@ impl HostSockets {
         Ok(self.epoll.delete(fd)?)
     }
 
+    /// A datagram socket tells only what is to be read: each datagram that leaves it would be an
+    /// event of its own otherwise, since room in its buffer is news.
+    fn register_datagrams(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        Ok(self.epoll.add(fd, EpollEvent::new(flags, token.to_bits()))?)
+    }
+
     fn register(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
         let flags = EpollFlags::EPOLLIN
             | EpollFlags::EPOLLOUT
@@ -314,7 +321,7 @@ impl SocketPort for HostSockets {
     }
 
     fn watch_datagrams(&mut self, token: Token, socket: &OwnedFd) -> io::Result<()> {
-        self.register(socket, token)
+        self.register_datagrams(socket, token)
     }
 
     fn datagram_local(&mut self, socket: &OwnedFd) -> Option<SocketAddr> {
@@ -322,14 +329,15 @@ impl SocketPort for HostSockets {
     }
 
     fn open_udp(&mut self, token: Token, key: MappingKey) -> io::Result<OwnedFd> {
-        let socket = datagram::open_udp(&self.datagram_options(key))?;
-        self.register(&socket, token)?;
+        let options = DatagramOptions { coalesce: true, ..self.datagram_options(key) };
+        let socket = datagram::open_udp(&options)?;
+        self.register_datagrams(&socket, token)?;
         Ok(socket)
     }
 
     fn open_ping(&mut self, token: Token, key: MappingKey) -> io::Result<OwnedFd> {
         let socket = datagram::open_ping(&self.datagram_options(key))?;
-        self.register(&socket, token)?;
+        self.register_datagrams(&socket, token)?;
         Ok(socket)
     }
 

@@ -13,6 +13,7 @@ mod datagram_flow;
 mod exposures;
 mod flow_table;
 pub mod host;
+mod inbox;
 mod io;
 mod ledger;
 mod listing;

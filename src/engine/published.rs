@@ -49,6 +49,10 @@ pub(super) struct DatagramPort<S: SocketPort> {
     pub(super) sessions: usize,
     /// Whether the socket is set to forbid fragmentation.
     pub(super) dont_fragment: bool,
+    /// Whether it is of that family.
+    pub(super) ipv6: bool,
+    /// Datagrams of so many bytes and more are not joined: the kernel did not take them.
+    pub(super) joins_below: usize,
     pub(super) on_run_list: bool,
 }
 

@@ -75,8 +75,16 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let token = self.datagram_ports.next_token();
         self.io.host.watch_datagrams(token, &socket)?;
         self.sockets_published += 1;
-        let (sessions, dont_fragment, on_run_list) = (0, false, false);
-        let port = DatagramPort { rule, socket, sessions, dont_fragment, on_run_list };
+        let ipv6 = self.io.host.datagram_local(&socket).is_some_and(|local| local.is_ipv6());
+        let port = DatagramPort {
+            rule,
+            socket,
+            sessions: 0,
+            dont_fragment: false,
+            ipv6,
+            joins_below: usize::MAX,
+            on_run_list: false,
+        };
         if self.datagram_ports.insert(self.sockets_published, port).is_none() {
             return Err(ErrorKind::StorageFull.into());
         }

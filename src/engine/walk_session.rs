@@ -7,9 +7,11 @@ use crate::base::{DropReason, Instant, Mac};
 use crate::observe::{Direction, FlowTransport};
 use crate::stack::icmp::error;
 use crate::stack::ip::Packet;
-use crate::stack::wire::{Addresses, HEADROOM, UdpHeader};
+use crate::stack::udp::offload;
+use crate::stack::wire::{Addresses, HEADROOM};
 use crate::sys::datagram::{Batch, Marks, Outgoing, Received};
 
+use super::inbox::Onward;
 use super::ports::{FramePort, Readiness, SocketPort};
 use super::published::{Published, Session, SessionKey};
 use super::token::Token;
@@ -30,12 +32,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.drain_port_errors(token);
         }
         if readiness.readable {
-            self.receive_from_clients(now, token);
+            self.receive_from_clients(now, token, readiness.failed);
         }
     }
 
-    /// Takes datagrams of clients until there are no more or others are due.
-    pub(super) fn receive_from_clients(&mut self, now: Instant, token: Token) {
+    /// Takes datagrams of clients until there are no more or others are due, as
+    /// [`Worker::receive`] does.
+    pub(super) fn receive_from_clients(&mut self, now: Instant, token: Token, failed: bool) {
         let mut batch = std::mem::replace(&mut self.batch, Batch::new(1, HEADROOM));
         for round in 0..=BATCH_BUDGET {
             let Some(port) = self.datagram_ports.get_mut(token) else { break };
@@ -50,10 +53,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let rule = port.rule;
             match self.io.host.recv_datagrams(&port.socket, &mut batch) {
                 Ok(_) => {
-                    for (received, bytes) in batch.datagrams() {
-                        if let Err(reason) = self.on_client(now, token, rule, received, bytes) {
-                            self.io.drop_frame(reason);
-                        }
+                    self.deliver(&mut batch, |worker, received| {
+                        worker.on_client(now, token, rule, received)
+                    });
+                    if !batch.is_full() && !failed {
+                        break;
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
@@ -65,23 +69,20 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.batch_used = true;
     }
 
-    /// A client's datagram, at [`HEADROOM`] of `bytes`, goes to the guest.
+    /// A client's datagram for the guest.
     fn on_client(
         &mut self,
         now: Instant,
         port: Token,
         rule: Published,
         received: &Received,
-        bytes: &mut [u8],
-    ) -> Result<(), DropReason> {
-        if received.truncated {
-            return Err(DropReason::TooBig);
-        }
+    ) -> Result<Onward, DropReason> {
         let (token, key) = self.session(now, port, rule, received)?;
         let Some(session) = self.sessions.get_mut(token) else { return Err(DropReason::NoFlow) };
         session.local = received.local;
         session.account.last_use = now;
-        session.account.traffic.count_to_guest(received.len);
+        let datagrams = offload::count(received.len, received.segment_size);
+        session.account.traffic.count_several_to_guest(datagrams, received.len);
         let mtu = usize::from(self.plan.mtu);
         let mtu = session.path_mtu.map_or(mtu, |path| path.min(mtu));
         self.sessions.touch(token);
@@ -93,15 +94,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             peer: key.client,
             guest: key.guest,
         };
-        let header = UdpHeader {
-            tos: received.marks.tos,
-            hop_limit: received.marks.hop_limit,
-            ident: 0,
-            dont_fragment: true,
-            segment_size: None,
-        };
-        self.send_datagram(bytes, received.len, &addresses, &header, mtu);
-        Ok(())
+        Ok(Onward { addresses, marks: received.marks, mtu })
     }
 
     /// The session of a client, which begins with its first datagram.
@@ -192,7 +185,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let Some(session) = self.sessions.get_mut(token) else { return Err(DropReason::NoFlow) };
         session.replied = true;
         session.account.last_use = now;
-        session.account.traffic.count_to_host(payload.len());
+        let datagrams = offload::count(payload.len(), segment_size);
+        session.account.traffic.count_several_to_host(datagrams, payload.len());
         let outgoing = Outgoing {
             target: session.client,
             source: session.local,
@@ -200,29 +194,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             marks: Marks { tos: packet.tos, hop_limit: packet.hop_limit },
             segment_size,
         };
-        let port_token = session.port;
+        let port = session.port;
         self.sessions.touch(token);
-        let Some(port) = self.datagram_ports.get_mut(port_token) else {
-            return Err(DropReason::NoFlow);
-        };
-        if port.dont_fragment != packet.dont_fragment {
-            port.dont_fragment = packet.dont_fragment;
-            let ipv6 = outgoing.target.is_ipv6();
-            self.io.host.set_dont_fragment(&port.socket, ipv6, packet.dont_fragment);
-        }
-        let Err(error) = super::walk_udp::send(&mut self.io.host, &port.socket, &outgoing) else {
-            return Ok(());
-        };
-        if error.raw_os_error() == Some(libc::EMSGSIZE) {
-            // The error queue knows the MTU.
-            self.drain_port_errors(port_token);
-            return Ok(());
-        }
-        self.answer_send_failure(source_mac, packet.bytes, &error)
+        self.send_out(now, port, source_mac, packet, &outgoing)
     }
 
     /// Takes what stands in the error queue of a published socket and tells the guest.
-    fn drain_port_errors(&mut self, token: Token) {
+    pub(super) fn drain_port_errors(&mut self, token: Token) {
         let mut quoted = [0u8; 1280];
         for _ in 0..ERROR_BATCH {
             let Some(port) = self.datagram_ports.get_mut(token) else { return };

@@ -11,7 +11,7 @@ use crate::gate::forward::{ForwardId, Transport};
 use crate::observe::{Direction, FlowTransport};
 use crate::stack::icmp::error::Problem;
 use crate::stack::ip::Packet;
-use crate::stack::udp::{Mapping, Timeouts};
+use crate::stack::udp::{Mapping, Timeouts, offload};
 use crate::stack::wire::{Addresses, Datagram, Gso, HEADROOM, UdpHeader, VnetHeader};
 use crate::sys::datagram::{Marks, Outgoing};
 
@@ -45,16 +45,21 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let datagram = Datagram::parse(packet.payload)?;
         let guest = SocketAddr::new(packet.source, datagram.source_port);
         let peer = SocketAddr::new(packet.target, datagram.target_port);
-        let segment_size = match vnet.gso {
+        let claimed = match vnet.gso {
             Some(Gso::Udp(size)) => Some(size),
             _ => None,
         };
+        let segment_size = offload::segment(claimed, datagram.payload.len())?;
         if let Some(session) = self.find_session(guest, peer) {
             let payload = datagram.payload;
             return self.on_answer(now, session, source_mac, packet, payload, segment_size);
         }
         if destination == Destination::Dns && peer.port() == DNS_PORT {
-            return self.on_dns_query(guest, source_mac, peer, datagram.payload);
+            let size = segment_size.map_or(datagram.payload.len().max(1), usize::from);
+            let queries = datagram.payload.chunks(size);
+            return queries
+                .map(|query| self.on_dns_query(guest, source_mac, peer, query))
+                .fold(Ok(()), Result::and);
         }
         let Some(Way { route, target, forward }) = self.udp_way(guest, peer, destination) else {
             let at_gateway = destination == Destination::Gateway;
@@ -81,22 +86,45 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         flow.mapping.on_outgoing(now, outgoing.target);
         flow.last_peer = Some(peer);
         flow.account.last_use = now;
-        flow.account.traffic.count_to_host(datagram.payload.len());
+        let datagrams = offload::count(datagram.payload.len(), segment_size);
+        flow.account.traffic.count_several_to_host(datagrams, datagram.payload.len());
         self.udp.touch(token);
         self.settle_mapping(token);
-        if segment_size.is_none() && packet.bytes.len() <= SMALL {
+        self.send_out(now, token, source_mac, packet, &outgoing)
+    }
+
+    /// Sends what the guest's `packet` carries through the socket of a mapping or of a published
+    /// port: with others of this turn if it is small, else at once.
+    pub(super) fn send_out(
+        &mut self,
+        now: Instant,
+        token: Token,
+        source_mac: Mac,
+        packet: &Packet<'_>,
+        outgoing: &Outgoing<'_>,
+    ) -> Result<(), DropReason> {
+        if outgoing.segment_size.is_none() && packet.bytes.len() <= SMALL {
             if self.outbox.is_full() {
                 self.flush_datagrams(now);
             }
-            self.outbox.push(token, source_mac, packet, &outgoing);
+            self.outbox.push(token, source_mac, packet, outgoing);
             return Ok(());
         }
         self.flush_datagrams(now);
         self.allow_fragments(token, !packet.dont_fragment);
-        let Some(flow) = self.udp.get(token) else { return Err(DropReason::NoFlow) };
-        match send(&mut self.io.host, &flow.socket, &outgoing) {
-            Ok(()) => Ok(()),
-            Err(error) => self.on_send_failure(now, token, source_mac, packet.bytes, &error),
+        let sent =
+            match token.kind {
+                Kind::DatagramPort => self.datagram_ports.get_mut(token).map(|port| {
+                    send(&mut self.io.host, &port.socket, outgoing, &mut port.joins_below)
+                }),
+                _ => self.udp.get_mut(token).map(|flow| {
+                    send(&mut self.io.host, &flow.socket, outgoing, &mut flow.joins_below)
+                }),
+            };
+        match sent {
+            None => Err(DropReason::NoFlow),
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => self.on_send_failure(now, token, source_mac, packet.bytes, &error),
         }
     }
 
@@ -174,7 +202,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     ) -> Result<(), DropReason> {
         if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) {
             // The error queue knows the MTU.
-            self.drain_errors(now, token);
+            match token.kind {
+                Kind::DatagramPort => self.drain_port_errors(token),
+                _ => self.drain_errors(now, token),
+            }
             return Ok(());
         }
         self.answer_send_failure(guest_mac, original, error)
@@ -220,20 +251,38 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     }
 }
 
-/// Sends one datagram, or the several that segmentation offload left in one. A kernel or device
-/// that cannot cut them (`EIO`, `EINVAL`) gets them one by one.
-pub(super) fn send<S: SocketPort>(
+/// Sends one datagram, or the several that segmentation offload left in one. A kernel, device or
+/// path that cannot have them joined gets them one by one, from then on at once.
+fn send<S: SocketPort>(
     host: &mut S,
     socket: &S::Datagram,
     outgoing: &Outgoing<'_>,
+    joins_below: &mut usize,
 ) -> io::Result<()> {
-    let Err(error) = host.send_datagram(socket, outgoing) else { return Ok(()) };
-    let offload = matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE));
-    let Some(size) = outgoing.segment_size.filter(|_| offload) else { return Err(error) };
-    for payload in outgoing.payload.chunks(usize::from(size)) {
-        host.send_datagram(socket, &Outgoing { payload, segment_size: None, ..*outgoing })?;
+    let Some(size) = outgoing.segment_size.map(usize::from) else {
+        return host.send_datagram(socket, outgoing);
+    };
+    if size < *joins_below {
+        match host.send_datagram(socket, outgoing) {
+            Err(error) if is_about_joining(&error) => *joins_below = size,
+            result => return result,
+        }
+    }
+    let single = |payload| Outgoing { payload, segment_size: None, ..*outgoing };
+    let datagrams: Vec<Outgoing<'_>> = outgoing.payload.chunks(size).map(single).collect();
+    let mut rest = &datagrams[..];
+    while !rest.is_empty() {
+        // At least one was taken.
+        rest = &rest[host.send_datagrams(socket, rest)?.clamp(1, rest.len())..];
     }
     Ok(())
+}
+
+/// Whether the same datagrams may leave one by one: the device cannot sum them up (`EIO`), one of
+/// them exceeds the path's MTU (`EMSGSIZE`, `EINVAL` before Linux 6.9), or they are more than the
+/// kernel cuts (`EINVAL`).
+pub(super) fn is_about_joining(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
 }
 
 fn lacks_descriptors(error: &io::Error) -> bool {

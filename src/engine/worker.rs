@@ -42,7 +42,7 @@ use super::wheel::Wheel;
 const FRAME_BATCH: usize = 64;
 
 /// Datagrams received with one system call.
-const DATAGRAM_BATCH: usize = 16;
+const DATAGRAM_BATCH: usize = 64;
 
 /// The window of a new connection: all that a SYN-ACK can say. It grows as the guest uses it.
 const FIRST_WINDOW: u32 = 65_535;
@@ -64,6 +64,9 @@ pub struct Options {
     pub plan: AddressPlan,
     /// Frames carry a virtio-net header, so sums and segmentation are left to the kernel.
     pub vnet_header: bool,
+    /// The guest's kernel cuts UDP packets that several datagrams were joined to; only with a
+    /// virtio-net header.
+    pub uso: bool,
     /// The guest's kernel takes TCP packets beyond 64 KiB; only with a virtio-net header.
     pub big_packets: bool,
     /// Bounds on what the guest can make us hold.
@@ -94,6 +97,7 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) io: Io<F, S>,
     pub(super) plan: AddressPlan,
     pub(super) vnet_header: bool,
+    pub(super) uso: bool,
     pub(super) tcp_options: [TcpOptions; 2],
     pub(super) services: Services,
     pub(super) tcp: FlowTable<TcpKey, TcpFlow<S>>,
@@ -147,7 +151,7 @@ pub struct Worker<F: FramePort, S: SocketPort> {
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// A worker without flows.
     pub fn new(now: Instant, frames: F, host: S, options: Options) -> Worker<F, S> {
-        let Options { plan, vnet_header, big_packets, limits, seed } = options;
+        let Options { plan, vnet_header, uso, big_packets, limits, seed } = options;
         let tcp_options = [20, 40].map(|ip_header| {
             // An MTU is at least 68 (RFC 791).
             let mss = plan.mtu.saturating_sub(ip_header + 20).max(48);
@@ -179,6 +183,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 gateway_mac: plan.gateway_mac,
             },
             vnet_header,
+            uso: uso && vnet_header,
             tcp_options,
             services: Services::new(plan.clone(), now),
             tcp: FlowTable::new(Kind::Tcp, limits.tcp_flows),
@@ -368,7 +373,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Kind::DatagramPort => {
                     if let Some(port) = self.datagram_ports.get_mut(token) {
                         port.on_run_list = false;
-                        self.receive_from_clients(now, token);
+                        self.receive_from_clients(now, token, true);
                     }
                 }
                 _ => {
@@ -376,7 +381,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                         if token.kind == Kind::Udp { &mut self.udp } else { &mut self.echo };
                     if let Some(flow) = table.get_mut(token) {
                         flow.on_run_list = false;
-                        self.receive(now, token);
+                        self.receive(now, token, true);
                     }
                 }
             }

@@ -98,6 +98,7 @@ impl DataPath {
         let worker_options = Options {
             plan: options.plan.clone(),
             vnet_header: tap.features.vnet_hdr,
+            uso: tap.features.uso,
             big_packets: tap.features.big_packets,
             limits: limits(options.published_sockets),
             seed: u64::from_ne_bytes(seed),

@@ -138,14 +138,24 @@ pub struct Traffic {
 impl Traffic {
     /// Counts one packet from the guest with `bytes` of payload.
     pub fn count_to_host(&mut self, bytes: usize) {
+        self.count_several_to_host(1, bytes);
+    }
+
+    /// Counts so many packets from the guest with `bytes` of payload in all.
+    pub fn count_several_to_host(&mut self, packets: usize, bytes: usize) {
         self.bytes_to_host += bytes as u64;
-        self.packets_to_host += 1;
+        self.packets_to_host += packets as u64;
     }
 
     /// Counts one packet to the guest with `bytes` of payload.
     pub fn count_to_guest(&mut self, bytes: usize) {
+        self.count_several_to_guest(1, bytes);
+    }
+
+    /// Counts so many packets to the guest with `bytes` of payload in all.
+    pub fn count_several_to_guest(&mut self, packets: usize, bytes: usize) {
         self.bytes_to_guest += bytes as u64;
-        self.packets_to_guest += 1;
+        self.packets_to_guest += packets as u64;
     }
 }
 

@@ -17,6 +17,8 @@
 //! bounded, and the peer addressed longest ago is forgotten first.
 #![forbid(unsafe_code)]
 
+pub mod offload;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 

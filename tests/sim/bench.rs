@@ -47,8 +47,13 @@ impl Bench {
     }
 
     pub fn with_plan(plan: AddressPlan, vnet_header: bool, limits: Limits) -> Bench {
+        Bench::with_uso(plan, vnet_header, vnet_header, limits)
+    }
+
+    /// As on a kernel before 6.2 if `uso` is off.
+    pub fn with_uso(plan: AddressPlan, vnet_header: bool, uso: bool, limits: Limits) -> Bench {
         let (tap, host) = (TapPort::default(), HostPort::default());
-        let options = Options { plan, vnet_header, big_packets: false, limits, seed: 7 };
+        let options = Options { plan, vnet_header, uso, big_packets: false, limits, seed: 7 };
         let worker = Worker::new(Instant::ZERO, tap.clone(), host.clone(), options);
         let mut bench = Bench { now: 0, worker, tap, host, vnet_header };
         bench.pass(1_000_000_000);

@@ -143,7 +143,7 @@ fn cut(frame: &[u8], layout: &Layout, gso: Gso, header_len: usize, mtu: usize) -
             assert!(!layout.ipv4 && layout.protocol == 6, "gso_type");
             size
         }
-        Gso::Udp(_) => panic!("nothing here sends UDP in batches"),
+        Gso::Udp(size) => return cut_udp(frame, layout, usize::from(size), header_len, mtu),
     };
     let size = usize::from(size);
     let tcp = TcpPacket::new_checked(&frame[layout.transport_at..]).expect("a TCP header");
@@ -183,6 +183,60 @@ fn cut(frame: &[u8], layout: &Layout, gso: Gso, header_len: usize, mtu: usize) -
         piece
     };
     payload.chunks(size).enumerate().map(piece).collect()
+}
+
+/// Segmentation as `__udp_gso_segment` does it: each datagram has a header of its own.
+fn cut_udp(
+    frame: &[u8],
+    layout: &Layout,
+    size: usize,
+    header_len: usize,
+    mtu: usize,
+) -> Vec<Vec<u8>> {
+    assert_eq!(layout.protocol, 17, "gso_type");
+    let headers = layout.transport_at + 8;
+    assert_eq!(header_len, headers, "hdr_len");
+    let payload = &frame[headers..];
+    assert!(payload.len() > size, "segmentation of what is one datagram");
+    assert!(headers - ETHERNET + size <= mtu, "gso_size beyond the MTU");
+    let claimed = usize::from(u16::from_be_bytes([frame[headers - 4], frame[headers - 3]]));
+    assert_eq!(claimed, 8 + payload.len(), "the UDP length is that of all of them");
+    let piece = |(index, bytes): (usize, &[u8])| {
+        let mut piece = [&frame[..headers], bytes].concat();
+        let ip_len = (piece.len() - ETHERNET) as u16;
+        if layout.ipv4 {
+            let mut ip = Ipv4Packet::new_unchecked(&mut piece[ETHERNET..]);
+            ip.set_total_len(ip_len);
+            ip.set_ident(ip.ident().wrapping_add(index as u16));
+            ip.fill_checksum();
+        } else {
+            Ipv6Packet::new_unchecked(&mut piece[ETHERNET..]).set_payload_len(ip_len - 40);
+        }
+        let len = 8 + bytes.len();
+        piece[headers - 4..headers - 2].copy_from_slice(&(len as u16).to_be_bytes());
+        fill(&mut piece, &Layout { len, ..*layout }, 6);
+        piece
+    };
+    payload.chunks(size).enumerate().map(piece).collect()
+}
+
+/// A frame of the guest's stack that holds several datagrams of `size` bytes, as a socket with
+/// `UDP_SEGMENT` makes them: `frame` is the datagram that they would be together.
+pub fn joined(mut frame: Vec<u8>, size: u16) -> Vec<u8> {
+    let layout = layout(&frame).expect("a UDP packet");
+    let (pseudo, _) = pseudo_sum(&frame, &layout);
+    let at = layout.transport_at + 6;
+    frame[at..at + 2].copy_from_slice(&checksum::fold(pseudo).to_be_bytes());
+    let header = VnetHeader {
+        partial_checksum: Some((layout.transport_at as u16, 6)),
+        gso: Some(Gso::Udp(size)),
+        header_len: layout.transport_at as u16 + 8,
+        ..VnetHeader::default()
+    };
+    let mut bytes = vec![0; VNET_HEADER_LEN];
+    header.emit(&mut bytes);
+    bytes.extend(frame);
+    bytes
 }
 
 /// Puts a complete frame of the guest's stack on the TAP. With a virtio-net header, its checksum

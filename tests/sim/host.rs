@@ -23,10 +23,18 @@ use crate::peer::{End, Script, Seen, StreamState};
 /// The token of a stream that nobody watches.
 const NOBODY: Token = Token::only(tapway::engine::token::Kind::Housekeeping);
 
-/// A datagram that waits for the engine.
+/// A datagram that waits for the engine, or several that the kernel has joined.
 struct Waiting {
     source: SocketAddr,
+    marks: Marks,
     payload: Vec<u8>,
+    segment_size: Option<u16>,
+}
+
+impl Waiting {
+    fn one(source: SocketAddr, payload: Vec<u8>) -> Waiting {
+        Waiting { source, marks: Marks::DEFAULT, payload, segment_size: None }
+    }
 }
 
 struct DatagramState {
@@ -74,6 +82,10 @@ pub struct Host {
     pub datagram_calls: u64,
     /// The errno that sending to a port gives.
     pub unreachable: BTreeMap<u16, Errno>,
+    /// The longest datagram that can be one of several in a send; without it all can.
+    pub join_limit: Option<u16>,
+    /// How many sends had several datagrams.
+    pub joined_sends: u64,
 }
 
 impl Host {
@@ -205,9 +217,21 @@ impl Host {
 
     /// Gives a datagram from `source` to every datagram socket.
     pub fn inject(&mut self, source: SocketAddr, payload: &[u8]) {
+        self.inject_as(source, Marks::DEFAULT, payload, None);
+    }
+
+    /// As [`Host::inject`], with marks, and perhaps several datagrams that the kernel has joined.
+    pub fn inject_as(
+        &mut self,
+        source: SocketAddr,
+        marks: Marks,
+        payload: &[u8],
+        segment_size: Option<u16>,
+    ) {
         let mut tokens = vec![];
         for socket in self.datagrams.values_mut() {
-            socket.queue.push_back(Waiting { source, payload: payload.to_vec() });
+            let payload = payload.to_vec();
+            socket.queue.push_back(Waiting { source, marks, payload, segment_size });
             tokens.push(socket.token);
         }
         tokens.into_iter().for_each(|token| self.tell_readable(token));
@@ -216,7 +240,7 @@ impl Host {
     /// Gives a datagram from `source` to the published socket `id`.
     pub fn inject_into(&mut self, id: u64, source: SocketAddr, payload: &[u8]) {
         let Some(socket) = self.datagrams.get_mut(&id) else { return };
-        socket.queue.push_back(Waiting { source, payload: payload.to_vec() });
+        socket.queue.push_back(Waiting::one(source, payload.to_vec()));
         let token = socket.token;
         self.tell_readable(token);
     }
@@ -233,8 +257,25 @@ impl Host {
         }
     }
 
-    /// A datagram from the engine, which comes back from where it was sent to.
+    /// What the engine sends at once: a datagram, or several, as `udp_send_skb` takes them.
     fn take(&mut self, socket: &Datagram, datagram: &Outgoing<'_>) -> io::Result<()> {
+        let Some(size) = datagram.segment_size else { return self.take_one(socket, datagram) };
+        let pieces = datagram.payload.chunks(usize::from(size));
+        if self.join_limit.is_some_and(|limit| size > limit) {
+            return Err(Errno::EMSGSIZE.into());
+        }
+        if pieces.len() > 128 || datagram.payload.len() > 65_507 {
+            return Err(Errno::EINVAL.into());
+        }
+        self.joined_sends += 1;
+        for payload in pieces {
+            self.take_one(socket, &Outgoing { payload, segment_size: None, ..*datagram })?;
+        }
+        Ok(())
+    }
+
+    /// A datagram from the engine, which comes back from where it was sent to.
+    fn take_one(&mut self, socket: &Datagram, datagram: &Outgoing<'_>) -> io::Result<()> {
         if let Some(&errno) = self.unreachable.get(&datagram.target.port()) {
             return Err(errno.into());
         }
@@ -254,7 +295,9 @@ impl Host {
             // Echo reply: 0 of ICMP, 129 of ICMPv6.
             *kind = if *kind == 8 { 0 } else { 129 };
         }
-        state.queue.push_back(Waiting { source: datagram.target, payload });
+        let marks = datagram.marks;
+        let back = Waiting { marks, ..Waiting::one(datagram.target, payload) };
+        state.queue.push_back(back);
         let readiness = Readiness { readable: true, writable: true, ..Readiness::default() };
         let event = Event { token: state.token, readiness };
         self.pending.push(event);
@@ -598,7 +641,8 @@ impl SocketPort for HostPort {
         batch.clear();
         let mut count = 0;
         while let Some(waiting) = state.queue.front() {
-            if !batch.push(waiting.source, Marks::DEFAULT, &waiting.payload)? {
+            let Waiting { source, marks, payload, segment_size } = waiting;
+            if !batch.push_joined(*source, *marks, payload, *segment_size)? {
                 break;
             }
             state.queue.pop_front();

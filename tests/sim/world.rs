@@ -100,6 +100,7 @@ impl World {
         let options = Options {
             plan: plan(setting.mtu),
             vnet_header: setting.vnet_header,
+            uso: setting.vnet_header,
             big_packets: setting.big_packets,
             limits: setting.limits,
             seed: rng.bits(),

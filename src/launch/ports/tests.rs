@@ -26,7 +26,14 @@ fn worker() -> Worker {
     tap.set_nonblocking(true).unwrap();
     let (sender, commands) = thread::commands().unwrap();
     let limits = Limits::default();
-    let options = Options { plan: plan(), vnet_header: false, big_packets: false, limits, seed: 1 };
+    let options = Options {
+        plan: plan(),
+        vnet_header: false,
+        uso: false,
+        big_packets: false,
+        limits,
+        seed: 1,
+    };
     let dns = DnsLink { connect: Box::new(|| None), ask: Box::new(|_, _| false) };
     let outbound = Outbound::default();
     let links = Links { dns, loopback: None };

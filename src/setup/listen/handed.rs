@@ -158,8 +158,11 @@ impl HandedSocket {
         };
         match (&place, transport) {
             (Place::Port { address, .. }, Transport::Udp) => {
-                let options =
-                    DatagramOptions { tell_local: true, ..DatagramOptions::new(*address) };
+                let options = DatagramOptions {
+                    tell_local: true,
+                    coalesce: true,
+                    ..DatagramOptions::new(*address)
+                };
                 datagram::adopt_udp(socket.as_fd(), &options).map_err(|_| {
                     "a UDP socket has to be of one family: the unit needs BindIPv6Only=ipv6-only"
                 })?;

@@ -310,6 +310,7 @@ fn udp(address: Option<IpAddr>, interface: Option<&str>, port: u16) -> io::Resul
             port: PortChoice::Required,
             device: interface,
             tell_local: true,
+            coalesce: true,
             ..DatagramOptions::new(SocketAddr::new(address, port))
         })
     };

@@ -30,7 +30,8 @@ pub struct DatagramOptions<'a> {
     pub device: Option<&'a str>,
     /// Marks of datagrams that do not ask for others.
     pub marks: Marks,
-    /// Let several datagrams of one peer arrive as one (`UDP_GRO`); UDP only.
+    /// Let several datagrams of one peer arrive as one (`UDP_GRO`), where the kernel does that; UDP
+    /// only.
     pub coalesce: bool,
     /// Tell of each datagram which of this host's addresses it was sent to (`IP_PKTINFO`,
     /// `IPV6_RECVPKTINFO`): a socket bound to a wildcard address has to answer from it.
@@ -90,7 +91,8 @@ fn prepare_udp(fd: BorrowedFd<'_>, options: &DatagramOptions<'_>) -> io::Result<
     let _ = socket.set_recv_buffer_size(BUFFER_LEN);
     let _ = socket.set_send_buffer_size(BUFFER_LEN);
     if options.coalesce {
-        set(fd, libc::SOL_UDP, libc::UDP_GRO, 1)?;
+        // Kernels before 5.0 do not know it; there each datagram arrives alone.
+        let _ = set(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
     }
     if options.tell_local {
         let (level, option) = match Family::from(options.bind) {

@@ -12,7 +12,14 @@ use super::Marks;
 use super::message::{Control, Messages, Name, decode_packet_info, space};
 
 /// The most datagrams of one [`Batch`].
-pub const MAX_SLOTS: usize = 32;
+pub const MAX_SLOTS: usize = 64;
+
+/// Slots that are offered to the kernel until all of them were needed: to lay out what few
+/// datagrams need costs less than a system call, and few large ones stay in the processor's cache.
+const FEW: usize = 4;
+
+/// Payload bytes from which a datagram is large.
+const LARGE: usize = 8192;
 
 /// Room for a payload: more than UDP's largest (65,507 and 65,527 bytes) and than what `UDP_GRO`
 /// joins (65,535).
@@ -52,18 +59,42 @@ pub struct Batch {
     headroom: usize,
     memory: Option<Pages>,
     received: Vec<Received>,
+    /// Slots that the next call offers, and that the last one offered.
+    next: usize,
+    offered: usize,
 }
 
 impl Batch {
     /// A batch of up to `slots` datagrams (1 to [`MAX_SLOTS`], else the nearer of the two), each
     /// with `headroom` bytes in front of its payload. Holds no memory yet.
     pub fn new(slots: usize, headroom: usize) -> Batch {
-        Batch { slots: slots.clamp(1, MAX_SLOTS), headroom, memory: None, received: Vec::new() }
+        let slots = slots.clamp(1, MAX_SLOTS);
+        let (next, offered) = (FEW.min(slots), slots);
+        Batch { slots, headroom, memory: None, received: Vec::new(), next, offered }
     }
 
     /// The most datagrams that one call receives.
     pub fn slots(&self) -> usize {
         self.slots
+    }
+
+    /// Whether the last [`recv_batch`] filled all the slots that it had offered: more may wait.
+    pub fn is_full(&self) -> bool {
+        self.received.len() >= self.offered
+    }
+
+    /// What is known about the datagrams of the last [`recv_batch`], in order of arrival.
+    pub fn received(&self) -> &[Received] {
+        &self.received
+    }
+
+    /// The payload of the datagram at `index`; empty if there is none.
+    pub fn payload(&self, index: usize) -> &[u8] {
+        let (Some(received), Some(memory)) = (self.received.get(index), &self.memory) else {
+            return &[];
+        };
+        let start = index * self.stride() + self.headroom;
+        &memory[start..start + received.len]
     }
 
     /// The datagrams of the last [`recv_batch`] in order of arrival, each with its bytes: the
@@ -79,7 +110,10 @@ impl Batch {
 
     /// The datagram at `index`, as in [`datagrams`](Batch::datagrams).
     pub fn datagram(&mut self, index: usize) -> Option<(&Received, &mut [u8])> {
-        self.datagrams().nth(index)
+        let (start, headroom) = (index * self.stride(), self.headroom);
+        let received = self.received.get(index)?;
+        let memory = self.memory.as_deref_mut()?;
+        Some((received, &mut memory[start..start + headroom + received.len]))
     }
 
     /// Forgets the datagrams; the memory stays.
@@ -93,6 +127,21 @@ impl Batch {
     /// # Errors
     /// `ENOMEM` if there is no memory for the slots.
     pub fn push(&mut self, source: SocketAddr, marks: Marks, payload: &[u8]) -> io::Result<bool> {
+        self.push_joined(source, marks, payload, None)
+    }
+
+    /// As [`push`](Batch::push), for several datagrams of `segment_size` bytes as `UDP_GRO` joins
+    /// them.
+    ///
+    /// # Errors
+    /// As [`push`](Batch::push).
+    pub fn push_joined(
+        &mut self,
+        source: SocketAddr,
+        marks: Marks,
+        payload: &[u8],
+        segment_size: Option<u16>,
+    ) -> io::Result<bool> {
         let (index, headroom, stride) = (self.received.len(), self.headroom, self.stride());
         if index >= self.slots {
             return Ok(false);
@@ -105,7 +154,8 @@ impl Batch {
         let start = index * stride + headroom;
         memory[start..start + len].copy_from_slice(&payload[..len]);
         let truncated = len < payload.len();
-        let (local, segment_size) = (None, None);
+        self.offered = self.slots;
+        let local = None;
         self.received.push(Received { source, local, len, truncated, marks, segment_size });
         Ok(true)
     }
@@ -123,24 +173,40 @@ impl Batch {
 }
 
 /// Receives what has arrived at `fd`, up to [`Batch::slots`] datagrams; returns how many, at least
-/// one. Fewer than slots does not mean that nothing is left: an error may have come in between, so
-/// an edge-triggered caller goes on until `WouldBlock`.
+/// one.
+///
+/// If [`Batch::is_full`] says no, nothing was left at some moment during the call, or an error
+/// came in between. Either way epoll tells an edge-triggered caller of what arrives later; of what
+/// an error hid as well, since the error is news itself. Only who was told of an error before the
+/// call has to go on until `WouldBlock`.
 ///
 /// # Errors
 /// `WouldBlock` if there is nothing; `ENOMEM` if there is no memory for the slots; the errno of an
 /// ICMP error for an earlier datagram (see the module): take it off the error queue and try again.
 pub fn recv_batch(fd: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
     batch.received.clear();
-    let (slots, headroom, stride) = (batch.slots, batch.headroom, batch.stride());
+    batch.offered = batch.next;
+    let count = match batch.next {
+        ..=FEW => recv_some::<FEW>(fd, batch)?,
+        _ => recv_some::<MAX_SLOTS>(fd, batch)?,
+    };
+    let many = batch.is_full() && batch.received.iter().all(|received| received.len < LARGE);
+    batch.next = if many { batch.slots } else { FEW.min(batch.slots) };
+    Ok(count)
+}
+
+/// Offers the kernel [`Batch::offered`] slots, at most `N`.
+fn recv_some<const N: usize>(fd: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
+    let (offered, headroom, stride) = (batch.offered.min(N), batch.headroom, batch.stride());
     let memory = match &mut batch.memory {
         Some(memory) => memory,
-        none => none.insert(Pages::new(slots * stride)?),
+        none => none.insert(Pages::new(batch.slots * stride)?),
     };
-    let mut names = [Name::EMPTY; MAX_SLOTS];
-    let mut controls = [Control::<CONTROL_LEN>::EMPTY; MAX_SLOTS];
-    let mut parts = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_SLOTS];
+    let mut names = [Name::EMPTY; N];
+    let mut controls = [Control::<CONTROL_LEN>::EMPTY; N];
+    let mut parts = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; N];
     // SAFETY: all-zero bytes are a valid `mmsghdr`: integers and null pointers.
-    let mut headers: [libc::mmsghdr; MAX_SLOTS] = unsafe { std::mem::zeroed() };
+    let mut headers: [libc::mmsghdr; N] = unsafe { std::mem::zeroed() };
     let rooms = names.iter_mut().zip(&mut controls).zip(&mut parts).zip(&mut headers);
     for ((((name, control), part), header), slot) in rooms.zip(memory.chunks_exact_mut(stride)) {
         part.iov_base = slot[headroom..].as_mut_ptr().cast();
@@ -154,14 +220,14 @@ pub fn recv_batch(fd: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<usize> {
         header.msg_controllen = CONTROL_LEN as _;
     }
     let count = loop {
-        // SAFETY: the first `slots` headers point to names, control blocks and iovecs in the
-        // arrays above, and those to disjoint slots of `memory`, all with their true lengths; all
-        // of it outlives the call. No timeout is given.
+        // SAFETY: the first `offered` headers (at most N, and `memory` has more slots) point to
+        // names, control blocks and iovecs in the arrays above, and those to disjoint slots of
+        // `memory`, all with their true lengths; all of it outlives the call. No timeout is given.
         let result = unsafe {
             libc::recvmmsg(
                 fd.as_raw_fd(),
                 headers.as_mut_ptr(),
-                slots as _,
+                offered as _,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )

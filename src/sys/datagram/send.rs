@@ -57,6 +57,7 @@ pub fn send_batch(
     while let rest @ [_, ..] = &datagrams[sent..] {
         let result = match rest {
             [_] => send_chunk::<1>(fd, defaults, rest),
+            [_, _] => send_chunk::<2>(fd, defaults, rest),
             _ => send_chunk::<CHUNK>(fd, defaults, rest),
         };
         match result {
