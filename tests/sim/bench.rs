@@ -38,6 +38,8 @@ pub struct Bench {
     pub worker: Worker<TapPort, HostPort>,
     pub tap: TapPort,
     pub host: HostPort,
+    /// Of the guest's device.
+    pub mtu: usize,
     vnet_header: bool,
 }
 
@@ -55,7 +57,7 @@ impl Bench {
         let (tap, host) = (TapPort::default(), HostPort::default());
         let options = Options { plan, vnet_header, uso, big_packets: false, limits, seed: 7 };
         let worker = Worker::new(Instant::ZERO, tap.clone(), host.clone(), options);
-        let mut bench = Bench { now: 0, worker, tap, host, vnet_header };
+        let mut bench = Bench { now: 0, worker, tap, host, mtu: 1500, vnet_header };
         bench.pass(1_000_000_000);
         bench
     }
@@ -86,7 +88,7 @@ impl Bench {
         events.push(Event { token: Token::only(Kind::Tap), readiness });
         self.worker.turn(Instant::from_nanos(self.now), &events).unwrap();
         let written = std::mem::take(&mut self.tap.0.borrow_mut().outbound);
-        let complete = |bytes: &Vec<u8>| from_engine(bytes, self.vnet_header, 1500);
+        let complete = |bytes: &Vec<u8>| from_engine(bytes, self.vnet_header, self.mtu);
         written.iter().flat_map(complete).collect()
     }
 

@@ -20,6 +20,7 @@ mod host;
 mod hostile;
 mod inbound;
 mod link;
+mod offload;
 mod operation;
 mod peer;
 mod reasons;
