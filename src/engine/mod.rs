@@ -5,13 +5,15 @@
 //!   guest ◀── TAP ── headers in place ◀── slab ◀── machine ◀── readiness ◀──────── host socket
 //! ```
 //! The engine owns every byte and descriptor of the data path and calls the pure rooms of
-//! [`crate::stack`]; none of them calls another. Its two edges are the traits of [`ports`].
+//! [`crate::stack`]; none of them calls another. Its two edges are the traits of [`ports`]. The
+//! guest's is a TAP ([`tap`]) or, of a virtual machine, a stream ([`stream_link`]).
 
 mod buffers;
 mod command;
 mod datagram_flow;
 mod exposures;
 mod flow_table;
+mod forget;
 pub mod host;
 mod inbox;
 mod io;
@@ -21,6 +23,8 @@ mod outbox;
 mod parked;
 pub mod ports;
 mod published;
+mod recorder;
+pub mod stream_link;
 pub mod tap;
 mod tcp_flow;
 mod team;

@@ -1,6 +1,7 @@
 //! The two edges of the engine: frames on one side, host sockets on the other.
 //!
-//! Each has two implementations: the real one ([`super::tap`], [`super::host`]) and the simulator's.
+//! Each has a real implementation ([`super::tap`] or [`super::stream_link`], [`super::host`]) and
+//! the simulator's.
 //! Errors are `io::Error` with the kernel's errno; `WouldBlock` means "wait for readiness".
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -15,11 +16,36 @@ use super::token::Token;
 
 /// The guest link: whole frames, each behind its virtio-net header if the link has them.
 pub trait FramePort {
-    /// Reads one frame into `buffer`; its length in bytes.
+    /// Has the guest's kernel spread frames over this queue too, or no more. Only links with several
+    /// queues are asked.
+    ///
+    /// # Errors
+    /// As [`crate::sys::tun::set_queue`].
+    fn set_attached(&mut self, _attached: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Reads one frame into `buffer`; its length in bytes, 0 if the guest is gone and another one may
+    /// come. The error `UnexpectedEof` means that none will.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
     /// Writes one frame that stands in `parts`, in order.
     fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()>;
+
+    /// The link's descriptor has become ready.
+    fn on_readiness(&mut self) {}
+
+    /// Whether the link has read ahead, so that [`FramePort::read`] is worth calling although nothing
+    /// becomes ready.
+    fn has_frame(&self) -> bool {
+        false
+    }
+
+    /// Whether the link keeps frames that its other end has not taken. Nothing new towards the guest
+    /// is begun then; the link becomes ready when that has changed.
+    fn is_congested(&self) -> bool {
+        false
+    }
 }
 
 /// What became possible, or happened, on a descriptor. Edge-triggered: each fact is told once.

@@ -1,19 +1,20 @@
 //! The real guest link: one queue of a TAP device.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::observe::Capture;
 use crate::stack::wire::VNET_HEADER_LEN;
-use crate::sys::{clock, tun};
+use crate::sys::tun;
 
 use super::ports::FramePort;
+use super::recorder::Recorder;
 
 /// A TAP queue in non-blocking mode. One `read` or `write` is one frame (tun(4)).
 pub struct TapQueue {
     queue: File,
-    capture: Option<Capture<File>>,
+    recorder: Recorder,
     /// Length of the virtio-net header in front of each frame, which a capture leaves out.
     header_len: usize,
 }
@@ -22,26 +23,7 @@ impl TapQueue {
     /// Takes an attached queue; `O_NONBLOCK` must be set. `capture` sees every frame.
     pub fn new(queue: OwnedFd, vnet_header: bool, capture: Option<Capture<File>>) -> TapQueue {
         let header_len = if vnet_header { VNET_HEADER_LEN } else { 0 };
-        TapQueue { queue: File::from(queue), capture, header_len }
-    }
-
-    /// Has the kernel spread frames over this queue too, or no more.
-    ///
-    /// # Errors
-    /// As [`tun::set_queue`].
-    pub fn set_attached(&self, attached: bool) -> io::Result<()> {
-        tun::set_queue(self.queue.as_fd(), attached)
-    }
-
-    /// Adds a frame to the capture. A capture that cannot be written ends; the traffic goes on.
-    fn record(&mut self, frame: &[u8]) {
-        if let Some(capture) = &mut self.capture
-            && let Some(frame) = frame.get(self.header_len..)
-            && let Err(error) = capture.frame(clock::wall(), frame)
-        {
-            tracing::error!(%error, "the capture ends here");
-            self.capture = None;
-        }
+        TapQueue { queue: File::from(queue), recorder: Recorder::new(capture), header_len }
     }
 }
 
@@ -52,9 +34,19 @@ impl AsFd for TapQueue {
 }
 
 impl FramePort for TapQueue {
+    fn set_attached(&mut self, attached: bool) -> io::Result<()> {
+        tun::set_queue(self.queue.as_fd(), attached)
+    }
+
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let len = self.queue.read(buffer)?;
-        self.record(&buffer[..len]);
+        if len == 0 {
+            // A TAP has no end, but a socket in its place does.
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        if let Some(frame) = buffer[..len].get(self.header_len..) {
+            self.recorder.frame(frame);
+        }
         Ok(len)
     }
 
@@ -63,10 +55,7 @@ impl FramePort for TapQueue {
             [whole] => self.queue.write(whole)?,
             _ => self.queue.write_vectored(parts)?,
         };
-        if self.capture.is_some() {
-            let frame: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
-            self.record(&frame);
-        }
+        self.recorder.parts(parts, self.header_len);
         Ok(())
     }
 }

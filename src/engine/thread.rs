@@ -1,9 +1,8 @@
 //! Workers on their threads: the real edges, the loop around `wait` and `turn`, commands from outside.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -11,13 +10,11 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::base::Instant;
-use crate::observe::Capture;
 use crate::sys::clock;
 
 use super::command::Command;
 use super::host::{HostSockets, Links, Outbound};
 use super::ports::{Event, FramePort, SocketPort};
-use super::tap::TapQueue;
 use super::team::{self, Member};
 use super::token::{Kind, Token};
 use super::walk_across::Order;
@@ -28,6 +25,8 @@ use super::worker::{Options, Worker};
 pub enum End {
     /// It cannot go on: the TAP is gone, or epoll failed.
     Failed(io::Error),
+    /// The guest has closed its end of the link, and what it had sent is passed on.
+    Gone,
     /// It was asked to drain, and has.
     Drained,
 }
@@ -67,28 +66,24 @@ pub fn commands() -> io::Result<(CommandSender, Commands)> {
 }
 
 /// One worker's share of the outside.
-pub struct Seat {
-    /// Its queue of the TAP, attached.
-    pub queue: OwnedFd,
+pub struct Seat<F> {
+    /// Its end of the guest link; a queue of a TAP is attached.
+    pub frames: F,
     /// Its ways to the control thread.
     pub links: Links,
 }
 
-type RealWorker = Worker<TapQueue, HostSockets>;
-
 /// Starts a worker on a thread of its own, or a team of as many as there are `seats`, of which
-/// `least` are always at work and the others as load asks. `capture` is for a worker without
-/// others. `ended` is called when the workers can do no more.
+/// `least` are always at work and the others as load asks. `ended` is called when the workers can do no more.
 ///
 /// # Errors
 /// Those of epoll, of detaching a queue, and of starting a thread; `InvalidInput` without a seat.
-pub fn start(
-    seats: Vec<Seat>,
+pub fn start<F: FramePort + AsFd + Send + 'static>(
+    seats: Vec<Seat<F>>,
     least: usize,
     options: Options,
     outbound: Outbound,
     commands: Commands,
-    capture: Option<Capture<File>>,
     ended: impl FnOnce(End) + Send + 'static,
 ) -> io::Result<()> {
     let now = clock::now();
@@ -97,21 +92,21 @@ pub fn start(
     let (Some(seat), Some(member)) = (seats.next(), members.next()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let tap = TapQueue::new(seat.queue, options.vnet_header, capture);
+    let frames = seat.frames;
     let host = HostSockets::new(outbound.clone(), seat.links)?;
-    host.watch(&tap, Token::only(Kind::Tap))?;
+    host.watch(&frames, Token::only(Kind::Tap))?;
     host.watch(&*commands.wake, Token::only(Kind::Commands))?;
     let mut reserve = VecDeque::new();
     for (seat, member) in seats.zip(members) {
-        let tap = TapQueue::new(seat.queue, options.vnet_header, None);
-        tap.set_attached(false)?;
-        let spare = Spare { tap, links: seat.links, member };
+        let Seat { mut frames, links } = seat;
+        frames.set_attached(false)?;
+        let spare = Spare { frames, links, member };
         let (options, outbound) = (options.clone(), outbound.clone());
         let start: StartSpare = Box::new(move || spare.start(options, outbound));
         reserve.push_back(start);
     }
     let lead = move || {
-        let mut worker = Worker::new(now, tap, host, options);
+        let mut worker = Worker::new(now, frames, host, options);
         if !reserve.is_empty() {
             if let Err(error) = worker.host_mut().watch(&member.inbox.bell.wake, MAIL) {
                 return ended(End::Failed(error));
@@ -130,21 +125,21 @@ const MAIL: Token = Token::only(Kind::Mail);
 type StartSpare = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// A worker that is yet to be called.
-struct Spare {
-    tap: TapQueue,
+struct Spare<F> {
+    frames: F,
     links: Links,
     member: Member<HostSockets>,
 }
 
-impl Spare {
+impl<F: FramePort + AsFd + Send + 'static> Spare<F> {
     fn start(self, options: Options, outbound: Outbound) -> io::Result<()> {
-        let Spare { tap, links, member } = self;
+        let Spare { frames, links, member } = self;
         let host = HostSockets::new(outbound, links)?;
         host.watch(&member.inbox.bell.wake, MAIL)?;
         let name = format!("worker-{}", member.id.index());
         let worker = move || {
             let now = clock::now();
-            let mut worker = Worker::new(now, tap, host, options);
+            let mut worker = Worker::new(now, frames, host, options);
             worker.join(now, member);
             // It ends by an error only, which the lead has been told.
             serve(worker, None, VecDeque::new());
@@ -155,14 +150,15 @@ impl Spare {
 }
 
 /// Turns until it is told to end, or cannot go on.
-fn serve(
-    mut worker: RealWorker,
+fn serve<F: FramePort + AsFd>(
+    mut worker: Worker<F, HostSockets>,
     commands: Option<&Commands>,
     mut reserve: VecDeque<StartSpare>,
 ) -> End {
     let mut events = Vec::new();
     let mut spin = Spin::new(std::thread::available_parallelism().map_or(1, usize::from));
     let mut drain = None;
+    let mut gone = false;
     let mut rest = clock::now();
     loop {
         let patience = drain.as_ref().map(|_| DRAIN_STEP);
@@ -178,8 +174,13 @@ fn serve(
                 worker.on_command(now, command);
             }
         }
-        if let Err(error) = worker.turn(now, &events) {
-            return worker.fail(error);
+        match worker.turn(now, &events) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                gone = true;
+                drain.get_or_insert_with(|| Drain::new(now));
+            }
+            Err(error) => return worker.fail(error),
+            Ok(()) => {}
         }
         rest = clock::now();
         worker.worked(rest, rest.since(now));
@@ -200,7 +201,7 @@ fn serve(
         }
         if drain.as_mut().is_some_and(|drain| drain.is_over(now, &worker)) && worker.drained() {
             if commands.is_some() {
-                return End::Drained;
+                return if gone { End::Gone } else { End::Drained };
             }
             drain = None;
         }
@@ -211,7 +212,7 @@ fn serve(
 /// again.
 const LAST_BATCHES: usize = 16;
 
-impl RealWorker {
+impl<F: FramePort + AsFd> Worker<F, HostSockets> {
     /// Takes part in carrying frames.
     fn attach_queue(&mut self) {
         let attached = self.frames_mut().set_attached(true);
@@ -279,8 +280,8 @@ impl Drain {
 }
 
 /// Waits for the next events: first, while that has been paying, without giving up the processor.
-fn next_events(
-    worker: &mut Worker<TapQueue, HostSockets>,
+fn next_events<F: FramePort>(
+    worker: &mut Worker<F, HostSockets>,
     spin: &mut Spin,
     start: Instant,
     patience: Option<Duration>,

@@ -41,7 +41,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         loop {
             let table = if token.kind == Kind::Udp { &mut self.udp } else { &mut self.echo };
             let Some(flow) = table.get_mut(token) else { break };
-            if rounds == BATCH_BUDGET {
+            if rounds == BATCH_BUDGET || self.io.frames.is_congested() {
                 // Edge-triggered: nobody tells again of what is left.
                 if !flow.on_run_list {
                     flow.on_run_list = true;

@@ -40,6 +40,11 @@ impl PendingQueries {
         token
     }
 
+    /// Forgets all of them: their answers go nowhere.
+    pub(super) fn forget(&mut self) {
+        self.askers.clear();
+    }
+
     fn take(&mut self, token: u64) -> Option<Asker> {
         let position = self.askers.binary_search_by_key(&token, |asker| asker.token).ok()?;
         self.askers.remove(position)

@@ -32,6 +32,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 if let Some(verdict) = self.hand_to_lead(bytes, None) {
                     return verdict;
                 }
+                self.services.heard_from(frame.source);
                 let verdict =
                     self.services.on_arp(now, frame.source, frame.payload, &mut self.answers);
                 self.send_answers();
@@ -183,6 +184,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 if datagram.target_port != DHCP_SERVER || !to_us {
                     return None;
                 }
+                self.services.heard_from(source_mac);
                 Some(self.services.on_dhcp4(now, source, datagram.payload, out))
             }
             (protocol::UDP, IpAddr::V6(source), IpAddr::V6(target)) => {
@@ -190,6 +192,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 if datagram.target_port != DHCP6_SERVER || !target.is_multicast() {
                     return None;
                 }
+                self.services.heard_from(source_mac);
                 Some(self.services.on_dhcp6(source_mac, source, datagram.payload, out))
             }
             (protocol::ICMPV6, IpAddr::V6(source), IpAddr::V6(target)) => {
@@ -197,6 +200,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 if !matches!(packet.payload.first(), Some(133..=137)) {
                     return None;
                 }
+                self.services.heard_from(source_mac);
                 Some(self.services.on_ndp(
                     now,
                     source_mac,

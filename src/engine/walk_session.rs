@@ -42,7 +42,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let mut batch = std::mem::replace(&mut self.batch, Batch::new(1, HEADROOM));
         for round in 0..=BATCH_BUDGET {
             let Some(port) = self.datagram_ports.get_mut(token) else { break };
-            if round == BATCH_BUDGET {
+            if round == BATCH_BUDGET || self.io.frames.is_congested() {
                 // Edge-triggered: nobody tells again of what is left.
                 if !port.on_run_list {
                     port.on_run_list = true;
@@ -240,7 +240,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    fn end_session(&mut self, token: Token) {
+    pub(super) fn end_session(&mut self, token: Token) {
         if let Some((_, session)) = self.sessions.remove(token) {
             if let Some(port) = self.datagram_ports.get_mut(session.port) {
                 port.sessions -= 1;

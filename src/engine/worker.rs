@@ -271,7 +271,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// How long [`SocketPort::wait`] may sleep; `None` is for ever.
     pub fn timeout(&self, now: Instant) -> Option<Duration> {
         let can_read = !self.read_list.is_empty() && !self.io.pool.is_exhausted();
-        if can_read || !self.run_list.is_empty() {
+        let can_run = (can_read || !self.run_list.is_empty()) && !self.io.frames.is_congested();
+        if can_run || self.io.frames.has_frame() {
             return Some(Duration::ZERO);
         }
         let next = [self.wheel.next(), self.trim_at].into_iter().flatten().min()?;
@@ -287,11 +288,15 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.io.host.wait(timeout, events)
     }
 
-    /// One turn: everything that `events` and `now` ask for. `Err` if the TAP is gone.
+    /// One turn: everything that `events` and `now` ask for. `Err` if the guest link is gone,
+    /// `UnexpectedEof` if the guest has closed it.
     pub fn turn(&mut self, now: Instant, events: &[Event]) -> std::io::Result<()> {
         for event in events {
             match event.token.kind {
-                Kind::Tap => self.tap_ready = true,
+                Kind::Tap => {
+                    self.tap_ready = true;
+                    self.io.frames.on_readiness();
+                }
                 Kind::Tcp => self.on_tcp_readiness(now, event.token, event.readiness),
                 Kind::Udp | Kind::Echo => {
                     self.on_datagram_readiness(now, event.token, event.readiness);
@@ -309,7 +314,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Kind::Commands | Kind::Housekeeping | Kind::Session | Kind::Team => {}
             }
         }
-        if self.tap_ready {
+        if self.tap_ready || self.io.frames.has_frame() {
             self.tap_ready = false;
             self.read_frames(now)?;
         }
@@ -330,7 +335,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let mut result = Ok(());
         for _ in 0..FRAME_BATCH {
             match self.io.frames.read(&mut frame) {
-                Ok(0) => break,
+                Ok(0) => {
+                    self.forget_guest(now);
+                    break;
+                }
                 Ok(len) => {
                     self.io.counters.frames_from_guest += 1;
                     self.io.counters.bytes_from_guest += len as u64;
@@ -361,6 +369,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     }
 
     fn run_flows(&mut self, now: Instant) {
+        if self.io.frames.is_congested() {
+            return;
+        }
         for _ in 0..self.run_list.len() {
             let Some(token) = self.run_list.pop_front() else { break };
             match token.kind {
@@ -387,7 +398,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
         }
         for _ in 0..self.read_list.len() {
-            if self.io.pool.is_exhausted() {
+            if self.io.pool.is_exhausted() || self.io.frames.is_congested() {
                 return;
             }
             let Some(token) = self.read_list.pop_front() else { return };
@@ -429,6 +440,18 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
+    /// Removes a flow; its host socket, if there still is one, is closed.
+    pub(super) fn end_tcp(&mut self, token: Token) {
+        if let Some((_, flow)) = self.tcp.remove(token) {
+            self.inbound_tcp -= usize::from(flow.account.direction == Direction::Inbound);
+            if let Some(directory) = self.team.as_ref().and_then(Member::directory) {
+                directory.release(&flow.key);
+            }
+            self.ledger.close(FlowTransport::Tcp, &flow.account, flow.answered);
+            flow.release(&mut self.io);
+        }
+    }
+
     /// Lets `act` work on a flow, then sees to what the flow needs next: its acknowledgment at the
     /// end of the batch, another read, its timer, or its end. `None` if there is no such flow.
     pub(super) fn with_tcp<R>(
@@ -444,14 +467,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let result = act(flow, &mut self.io, &mut self.actions);
         flow.settle(&mut self.io);
         if flow.machine.is_closed() {
-            if let Some((_, flow)) = self.tcp.remove(token) {
-                self.inbound_tcp -= usize::from(flow.account.direction == Direction::Inbound);
-                if let Some(directory) = self.team.as_ref().and_then(Member::directory) {
-                    directory.release(&flow.key);
-                }
-                self.ledger.close(FlowTransport::Tcp, &flow.account, flow.answered);
-                flow.release(&mut self.io);
-            }
+            self.end_tcp(token);
             return Some(result);
         }
         if flow.machine.ack_owed() && !flow.on_ack_list {

@@ -56,7 +56,7 @@ pub struct AddressPlan {
     pub v6: Option<Plan6>,
     /// Our MAC on the TAP.
     pub gateway_mac: Mac,
-    /// The MAC of the guest's interface.
+    /// The MAC of the guest's interface; the broadcast address where it is not known.
     pub guest_mac: Mac,
     /// MTU of the guest's interface in bytes of IP packet.
     pub mtu: u16,

@@ -27,11 +27,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::control::dns::{self, DnsOptions, DnsRequest, ResolverView};
 use crate::control::lifecycle::{Guest, Outcome, Signals, supervise};
 use crate::engine::host::{Divert, Diverted, DnsLink, Links, Outbound};
+use crate::engine::stream_link::{Ends, StreamLink};
+use crate::engine::tap::TapQueue;
 use crate::engine::thread::{self, CommandSender, End, Seat};
 use crate::engine::{Command, Limits, Options};
 use crate::gate::AddressPlan;
 use crate::observe::Capture;
-use crate::setup::{Tap, resolv_conf};
+use crate::setup::{Tap, TapFeatures, resolv_conf};
 
 pub use instance::InstanceOptions;
 pub use ports::PortOptions;
@@ -47,6 +49,14 @@ const DIVERTED: usize = 256;
 
 /// Descriptors that are not for flows: logs, epoll, the TAP, resolver sockets, the guest's files.
 const RESERVED_DESCRIPTORS: u64 = 256;
+
+/// The guest's end of the data path.
+pub enum Link<'a> {
+    /// A TAP, of which one queue is taken.
+    Tap(&'a mut Tap),
+    /// A stream, as a virtual machine speaks.
+    Stream(Ends),
+}
 
 /// What the data path is made from.
 #[derive(Clone, Debug)]
@@ -80,13 +90,13 @@ pub struct DataPath {
 }
 
 impl DataPath {
-    /// Starts the worker on `tap`; `capture` becomes a capture file of the guest link. To be called
-    /// after the last fork and when privileges are gone, so that the worker never has any.
+    /// Starts the worker on `link`; `capture` becomes a capture file of it. To be called after the
+    /// last fork and when privileges are gone, so that the worker never has any.
     ///
     /// # Errors
     /// Those of epoll, eventfd, randomness and of starting a thread.
     pub fn start(
-        tap: &mut Tap,
+        link: Link<'_>,
         options: LaunchOptions,
         capture: Option<File>,
     ) -> io::Result<DataPath> {
@@ -95,42 +105,53 @@ impl DataPath {
         let (ended_in, ended_out) = oneshot::channel();
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
+        let features = match &link {
+            Link::Tap(tap) => tap.features,
+            Link::Stream(_) => TapFeatures::default(),
+        };
         let worker_options = Options {
             plan: options.plan.clone(),
-            vnet_header: tap.features.vnet_hdr,
-            uso: tap.features.uso,
-            big_packets: tap.features.big_packets,
+            vnet_header: features.vnet_hdr,
+            uso: features.uso,
+            big_packets: features.big_packets,
             limits: limits(options.published_sockets),
             seed: u64::from_ne_bytes(seed),
         };
         let capture = capture.map(Capture::new).transpose()?;
         let (diverted_in, diverted) = mpsc::channel(DIVERTED);
         let joins = options.plan.sharing.as_ref().is_some_and(|sharing| sharing.loopback);
-        let seat = |queue| {
+        let links = || {
             let diverted = diverted_in.clone();
             let divert: Divert = Box::new(move |client| diverted.try_send(client).is_ok());
             let dns = dns_link(options.dns, requests_in.clone());
-            Seat { queue, links: Links { dns, loopback: joins.then_some(divert) } }
+            Links { dns, loopback: joins.then_some(divert) }
         };
-        let mut queues = std::mem::take(&mut tap.queues);
-        if capture.is_some() {
-            // One file, in the order of the frames.
-            queues.truncate(1);
-        }
-        let seats: Vec<Seat> = queues.into_iter().map(seat).collect();
         let ended = move |error| {
             // Nobody listens when the program is ending anyway.
             let _ = ended_in.send(error);
         };
-        thread::start(
-            seats,
-            options.workers,
-            worker_options,
-            options.outbound.clone(),
-            commands,
-            capture,
-            ended,
-        )?;
+        let outbound = options.outbound.clone();
+        match link {
+            Link::Tap(tap) => {
+                let mut queues = std::mem::take(&mut tap.queues);
+                if capture.is_some() {
+                    // One file, in the order of the frames.
+                    queues.truncate(1);
+                }
+                let mut capture = capture;
+                let seat = |queue| {
+                    let frames = TapQueue::new(queue, features.vnet_hdr, capture.take());
+                    Seat { frames, links: links() }
+                };
+                let seats = queues.into_iter().map(seat).collect();
+                let workers = options.workers;
+                thread::start(seats, workers, worker_options, outbound, commands, ended)?;
+            }
+            Link::Stream(ends) => {
+                let seat = Seat { frames: StreamLink::new(ends, capture)?, links: links() };
+                thread::start(vec![seat], 1, worker_options, outbound, commands, ended)?;
+            }
+        }
         Ok(DataPath { options, requests, worker, ended: ended_out, diverted })
     }
 
@@ -189,7 +210,7 @@ impl DataPath {
                 }
                 outcome
             }
-            end = &mut ended => Err(link_lost(end)),
+            end = &mut ended => link_ended(end),
             () = service => Err(io::Error::other("the DNS service ended")),
             () = follow => Err(io::Error::other("the resolver watch ended")),
             end = instance => {
@@ -200,10 +221,11 @@ impl DataPath {
     }
 }
 
-fn link_lost(end: Result<End, oneshot::error::RecvError>) -> io::Error {
+fn link_ended(end: Result<End, oneshot::error::RecvError>) -> io::Result<Outcome> {
     match end {
-        Ok(End::Failed(error)) => error,
-        Ok(End::Drained) | Err(_) => io::Error::other("the worker ended without a word"),
+        Ok(End::Gone) => Ok(Outcome::Gone),
+        Ok(End::Failed(error)) => Err(error),
+        Ok(End::Drained) | Err(_) => Err(io::Error::other("the worker ended without a word")),
     }
 }
 

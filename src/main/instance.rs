@@ -13,7 +13,7 @@ use tapway::control::api::{self, Context, Places, Server};
 use tapway::control::lifecycle::{Guest, Leash, Outcome, Signals};
 use tapway::control::pesto::Server as PestoServer;
 use tapway::gate::AddressPlan;
-use tapway::launch::{DataPath, InstanceOptions, LaunchOptions, PortOptions};
+use tapway::launch::{DataPath, InstanceOptions, LaunchOptions, Link, PortOptions};
 use tapway::observe::Info;
 use tapway::setup::attach::{self, Target};
 use tapway::setup::daemon::{Background, Person, PidFile};
@@ -159,7 +159,7 @@ fn start_data_path(
         workers: config.threads.least,
         published_sockets: ports.opened.iter().map(|opened| opened.sockets.len()).sum(),
     };
-    DataPath::start(tap, options, pcap).map_err(failed("start the data path"))
+    DataPath::start(Link::Tap(tap), options, pcap).map_err(failed("start the data path"))
 }
 
 fn port_options(

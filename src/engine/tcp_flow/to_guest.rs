@@ -15,7 +15,7 @@ use crate::engine::ports::{FramePort, SocketPort};
 const READ_BUDGET: usize = 4;
 
 impl<S: SocketPort> TcpFlow<S> {
-    /// Reads from the host socket as far as the guest's window, the pool and fairness allow.
+    /// Reads from the host socket as far as the guest's window, the link, the pool and fairness allow.
     /// [`TcpFlow::wants_read`] tells afterwards whether to come back.
     pub(in crate::engine) fn read<F: FramePort>(
         &mut self,
@@ -48,6 +48,9 @@ impl<S: SocketPort> TcpFlow<S> {
                     }
                     Some(_) | None => self.machine.on_host_waiting(now, self.readable),
                 }
+                return;
+            }
+            if io.frames.is_congested() {
                 return;
             }
             let wanted = capacity.min(self.appetite * MAX_PAYLOAD);

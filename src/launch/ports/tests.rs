@@ -5,6 +5,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use super::*;
 use crate::base::Mac;
 use crate::engine::host::{DnsLink, Links, Outbound};
+use crate::engine::tap::TapQueue;
 use crate::engine::{Limits, Options, thread};
 use crate::gate::forward::Transport;
 use crate::gate::{Habits, Plan4};
@@ -37,8 +38,9 @@ fn worker() -> Worker {
     let dns = DnsLink { connect: Box::new(|| None), ask: Box::new(|_, _| false) };
     let outbound = Outbound::default();
     let links = Links { dns, loopback: None };
-    let seats = vec![thread::Seat { queue: tap.into(), links }];
-    thread::start(seats, 1, options, outbound, commands, None, |_| ()).unwrap();
+    let frames = TapQueue::new(tap.into(), false, None);
+    let seats = vec![thread::Seat { frames, links }];
+    thread::start(seats, 1, options, outbound, commands, |_| ()).unwrap();
     Worker { sender, _link: link }
 }
 

@@ -79,6 +79,18 @@ impl Services {
         }
     }
 
+    /// The guest is gone, and another one may come: what it told of itself is forgotten, and router
+    /// advertisements begin anew.
+    pub fn forget_guest(&mut self, now: Instant) {
+        let search = std::mem::take(&mut self.search);
+        *self = Services { search, ..Services::new(self.plan.clone(), now) };
+    }
+
+    /// A message for the link itself came from `mac`: that is the guest's, where nobody knew it.
+    pub fn heard_from(&mut self, mac: Mac) {
+        self.neighbours.suppose(mac);
+    }
+
     /// The MAC that answers for a guest-side address: learned from ARP and neighbour discovery,
     /// for the plan's own guest addresses known from the start.
     pub fn mac_of(&self, address: IpAddr) -> Option<Mac> {

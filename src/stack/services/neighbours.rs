@@ -2,7 +2,9 @@
 //!
 //! A guest may hold more addresses than the plan gave it, on more MACs than one (a bridge with
 //! containers behind it). The table is small and the oldest entry makes room: a guest that floods
-//! it harms only its own further addresses, since what the plan says is always there.
+//! it harms only its own further addresses, since what the plan says is always there. A virtual
+//! machine's own MAC is not known from the start: the plan then has the broadcast address, until the
+//! machine is heard of.
 
 use std::net::IpAddr;
 
@@ -32,6 +34,16 @@ impl Neighbours {
     pub(super) fn get(&self, address: IpAddr) -> Option<Mac> {
         let mut all = self.planned.iter().chain(&self.learned);
         all.find(|(known, _)| *known == address).map(|&(_, mac)| mac)
+    }
+
+    /// The planned addresses of which nobody knows the MAC are at `mac`, the first that is heard of.
+    pub(super) fn suppose(&mut self, mac: Mac) {
+        if mac.is_multicast() || mac == Mac([0; 6]) {
+            return;
+        }
+        for (_, planned) in self.planned.iter_mut().filter(|(_, mac)| *mac == Mac::BROADCAST) {
+            *planned = mac;
+        }
     }
 
     /// Notes that `address` is at `mac`, if the guest may have that address at all.
@@ -83,6 +95,22 @@ mod tests {
         }
         table.learn(&plan, "10.0.2.40".parse().unwrap(), Mac::BROADCAST);
         assert_eq!(table.get("10.0.2.40".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_mac_that_nobody_knows_is_that_of_the_first_message() {
+        let plan = AddressPlan { guest_mac: Mac::BROADCAST, ..plan() };
+        let mut table = Neighbours::new(&plan);
+        let (one, two) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
+        let guest = "10.0.2.100".parse().unwrap();
+        table.suppose(Mac::BROADCAST);
+        assert_eq!(table.get(guest), Some(Mac::BROADCAST));
+        for mac in [one, two] {
+            table.suppose(mac);
+            assert_eq!(table.get(guest), Some(one));
+        }
+        table.learn(&plan, guest, two);
+        assert_eq!(table.get(guest), Some(two));
     }
 
     #[test]
