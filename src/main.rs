@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use tapway::cli::complete;
 use tapway::cli::native::{self, Invocation, exit};
-use tapway::cli::pasta::PastaError;
+use tapway::cli::pasta::{Mode, PastaError};
 use tapway::cli::personality::{self, Called, Personality};
 use tapway::cli::pesto;
 use tapway::cli::show::{self, Instances, ShowError};
@@ -60,14 +60,14 @@ fn main() -> ExitCode {
     match called.personality {
         Personality::Native => native_main(called.arguments),
         Personality::Slirp4netns => slirp4netns::main(called),
-        Personality::Pasta => pasta::main(called),
+        Personality::Pasta => pasta::main(Mode::Pasta, called),
+        Personality::Passt => pasta::main(Mode::Passt, called),
         Personality::Pesto => {
             let (mut out, mut errors) = (io::stdout().lock(), io::stderr().lock());
             let ephemeral = setup::ephemeral_ports();
             let arguments = called.arguments;
             ExitCode::from(pesto::run(&called.program, arguments, ephemeral, &mut out, &mut errors))
         }
-        other => refuse(&format!("this version does not stand in for {other}"), exit::FAILED),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::engine::host::Outbound;
 use crate::gate::AddressPlan;
 use crate::gate::forward::{AutoForward, Exposure, Forward, Inner};
 use crate::setup::attach::AttachOptions;
+use crate::setup::machine::MachineOptions;
 use crate::setup::{Conduct, Identity, IfName, InstanceName, LinkOptions, LinkSetup, PrivateFiles};
 
 /// A validated configuration.
@@ -93,6 +94,8 @@ pub enum Action {
     },
     /// Serve an existing namespace.
     Attach(AttachOptions),
+    /// Serve a virtual machine.
+    Serve(MachineOptions),
 }
 
 /// Options of the DNS forwarder.

@@ -7,11 +7,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use nix::unistd::Pid;
+use tracing::level_filters::LevelFilter;
 
 use tapway::cli::{self, Action, Config, ForwardOptions};
 use tapway::control::api::{self, Context, Places, Server};
 use tapway::control::lifecycle::{Guest, Leash, Outcome, Signals};
 use tapway::control::pesto::Server as PestoServer;
+use tapway::engine::stream_link::Ends;
 use tapway::gate::AddressPlan;
 use tapway::launch::{DataPath, InstanceOptions, LaunchOptions, Link, PortOptions};
 use tapway::observe::Info;
@@ -19,9 +21,9 @@ use tapway::setup::attach::{self, Target};
 use tapway::setup::daemon::{Background, Person, PidFile};
 use tapway::setup::inside::Inside;
 use tapway::setup::listen::AtStart;
+use tapway::setup::machine::Machine;
 use tapway::setup::{
-    self, ControlSocket, LivesFor, NameLock, SetupError, Tap, chain, open_output, probe_outbound,
-    run,
+    self, ControlSocket, LivesFor, NameLock, SetupError, chain, open_output, probe_outbound, run,
 };
 use tapway::sys::clock;
 
@@ -68,7 +70,7 @@ pub(super) fn serve(
             let ports = open_ports(&config.forwards)?;
             let server = open_control_socket(config)?;
             setup::seal(conduct.keeps)?;
-            let data_path = start_data_path(config, &mut started.tap, pcap, &ports)?;
+            let data_path = start_data_path(config, Link::Tap(&mut started.tap), pcap, &ports)?;
             let released = started.release()?;
             let instance = InstanceOptions {
                 info: info(config, &format!("/proc/{}/ns/net", released.pid), command),
@@ -93,7 +95,7 @@ pub(super) fn serve(
             if conduct.refuses_calls {
                 setup::refuse_dangerous_calls()?;
             }
-            let data_path = start_data_path(config, &mut attached.tap, pcap, &ports)?;
+            let data_path = start_data_path(config, Link::Tap(&mut attached.tap), pcap, &ports)?;
             let (namespace, process) = match &options.target {
                 Target::Process(pid) => (format!("/proc/{pid}/ns/net"), Some(Pid::from_raw(*pid))),
                 Target::Path(path) | Target::Socket(path) => (path.display().to_string(), None),
@@ -113,6 +115,34 @@ pub(super) fn serve(
                 (None, None) => Guest::Held(Leash::Signals),
             };
             (guest, data_path, None, instance)
+        }
+        Action::Serve(options) => {
+            let ports = open_ports(&config.forwards)?;
+            let machine = Machine::open(&options.door).map_err(SetupError::from)?;
+            setup::raise_descriptor_limit();
+            let server = open_control_socket(config)?;
+            if config.log.level >= LevelFilter::INFO {
+                // Whoever has closed standard error does not want to know.
+                let _ = io::stderr().write_all(machine.instructions().as_bytes());
+            }
+            conduct.becomes.map_or(Ok(()), Person::become_them)?;
+            setup::seal(conduct.keeps)?;
+            if conduct.refuses_calls {
+                setup::refuse_dangerous_calls()?;
+            }
+            let Machine { path, door, client } = machine;
+            let ends = Ends { door, client, once: options.once };
+            let data_path = start_data_path(config, Link::Stream(ends), pcap, &ports)?;
+            let place = path.map(|path| path.display().to_string()).unwrap_or_default();
+            let instance = InstanceOptions {
+                info: info(config, &place, &[]),
+                ports: port_options(config, ports, None)?,
+                server,
+                pesto,
+                diag: None,
+                guest: None,
+            };
+            (Guest::Held(Leash::Signals), data_path, None, instance)
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -143,12 +173,16 @@ fn greet(text: &str) {
 
 fn start_data_path(
     config: &Config,
-    tap: &mut Tap,
+    link: Link<'_>,
     pcap: Option<File>,
     ports: &AtStart,
 ) -> Result<DataPath, Failure> {
-    // The interface may be somebody else's, with a MAC of its own.
-    let guest_mac = tap.mac().unwrap_or(config.plan.guest_mac);
+    let guest_mac = match &link {
+        // The interface may be somebody else's, with a MAC of its own.
+        Link::Tap(tap) => tap.mac(),
+        Link::Stream(_) => None,
+    };
+    let guest_mac = guest_mac.unwrap_or(config.plan.guest_mac);
     let options = LaunchOptions {
         plan: AddressPlan { guest_mac, ..config.plan.clone() },
         outbound: config.outbound.clone(),
@@ -159,7 +193,7 @@ fn start_data_path(
         workers: config.threads.least,
         published_sockets: ports.opened.iter().map(|opened| opened.sockets.len()).sum(),
     };
-    DataPath::start(Link::Tap(tap), options, pcap).map_err(failed("start the data path"))
+    DataPath::start(link, options, pcap).map_err(failed("start the data path"))
 }
 
 fn port_options(

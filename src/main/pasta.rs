@@ -1,4 +1,4 @@
-//! tapway as pasta: its command line, its way into the background, its words, its exit statuses.
+//! tapway as pasta and passt: their command line, the way into the background, words, exit statuses.
 //!
 //! Ready means that the caller's process has ended with status 0; whatever goes wrong before that
 //! is told on its standard error and ends it with status 1.
@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use tapway::cli::ForwardOptions;
-use tapway::cli::pasta::{self, Asked, Invocation, PastaError, PastaFacts, Process};
+use tapway::cli::pasta::{self, Asked, Invocation, Mode, PastaError, PastaFacts, Process};
 use tapway::cli::personality::Called;
 use tapway::gate::forward::{Forward, Listen};
 use tapway::setup::daemon::{self, Background, Person, Side};
@@ -22,15 +22,15 @@ use super::{Failure, failed, instance};
 /// Who serves for root, who is not needed any more once everything is set up.
 const NOBODY: &str = "nobody";
 
-/// `pasta …`.
-pub(super) fn main(called: Called) -> ExitCode {
+/// `pasta …` or `passt …`.
+pub(super) fn main(mode: Mode, called: Called) -> ExitCode {
     let program = called.program.to_string_lossy().into_owned();
-    match perform(&program, called.arguments) {
+    match perform(mode, &program, called.arguments) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
             let text = match &failure {
                 Failure::Pasta(e) if e.wants_usage() => {
-                    format!("{program}: {e}\n{}", pasta::usage(&program))
+                    format!("{program}: {e}\n{}", pasta::usage(mode, &program))
                 }
                 Failure::Setup(SetupError::Inner(e)) => format!(
                     "Listen failed for SPLICE {} port {}: {}\nCouldn't listen on requested ports\n",
@@ -47,8 +47,8 @@ pub(super) fn main(called: Called) -> ExitCode {
     }
 }
 
-fn perform(program: &str, arguments: Vec<OsString>) -> Result<u8, Failure> {
-    let asked = match pasta::parse(program, arguments)? {
+fn perform(mode: Mode, program: &str, arguments: Vec<OsString>) -> Result<u8, Failure> {
+    let asked = match pasta::parse(mode, program, arguments)? {
         Invocation::Serve(asked) => asked,
         Invocation::Print(text) => {
             // A reader that has had enough is not a failure.
@@ -57,8 +57,9 @@ fn perform(program: &str, arguments: Vec<OsString>) -> Result<u8, Failure> {
         }
     };
     // Callers leave open whatever they had open, and wait for some of it to be closed.
-    inherit::close_all_but_standard().map_err(failed("close what the caller left open"))?;
     let process = asked.process();
+    inherit::close_all_but_standard(process.given)
+        .map_err(failed("close what the caller left open"))?;
     let person = person(&process)?;
     if process.foreground {
         return set_up(asked, person, None);

@@ -109,7 +109,7 @@ impl LivesFor {
 }
 
 /// A descriptor by its number; of a standard stream, another that means the same.
-fn take(number: RawFd) -> io::Result<OwnedFd> {
+pub(super) fn take(number: RawFd) -> io::Result<OwnedFd> {
     match number {
         0 => io::stdin().as_fd().try_clone_to_owned(),
         1 => io::stdout().as_fd().try_clone_to_owned(),

@@ -32,6 +32,7 @@ mod instance;
 mod link;
 pub mod listen;
 mod log;
+pub mod machine;
 mod message;
 mod netlink;
 mod refuse;
@@ -127,6 +128,9 @@ pub enum SetupError {
     /// A port of the guest's loopback.
     #[error(transparent)]
     Inner(#[from] inside::InnerError),
+    /// The socket of a virtual machine.
+    #[error(transparent)]
+    Machine(#[from] machine::MachineError),
     /// The target of `attach`.
     #[error(transparent)]
     Target(#[from] attach::TargetError),

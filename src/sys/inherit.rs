@@ -32,22 +32,32 @@ pub fn take_descriptor(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Closes every descriptor but the standard streams: for a program whose callers may leave some
-/// open by mistake. To be called before the program opens any.
+/// Closes every descriptor but the standard streams and `kept`: for a program whose callers may
+/// leave some open by mistake. To be called before the program opens any.
 ///
 /// # Errors
 /// `EBUSY` when the process has more than one thread; those of close_range(2).
-pub fn close_all_but_standard() -> io::Result<()> {
+pub fn close_all_but_standard(kept: Option<RawFd>) -> io::Result<()> {
     if !is_single_threaded()? {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     let first = libc::STDERR_FILENO.unsigned_abs() + 1;
-    // SAFETY: the call takes three integers. No descriptor from `first` on has an owner yet, by the
-    // contract of this function: at worst a later use of one fails with EBADF.
-    if unsafe { libc::close_range(first, libc::c_uint::MAX, 0) } < 0 {
-        return Err(io::Error::last_os_error());
+    let close = |first: libc::c_uint, last: libc::c_uint| {
+        // SAFETY: the call takes three integers. No descriptor behind the standard streams has an
+        // owner yet, by the contract of this function: at worst a later use fails with EBADF.
+        if first <= last && unsafe { libc::close_range(first, last, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    match kept.and_then(|kept| libc::c_uint::try_from(kept).ok()) {
+        Some(kept) if kept >= first => {
+            close(first, kept - 1)?;
+            // Descriptors are below `INT_MAX`.
+            close(kept + 1, libc::c_uint::MAX)
+        }
+        _ => close(first, libc::c_uint::MAX),
     }
-    Ok(())
 }
 
 /// Closes every descriptor but the standard streams and `kept`, for a process that was forked from

@@ -20,21 +20,25 @@
 //! - There is one interface to send from: `--outbound-if4` is that of IPv6 too.
 //! - There is no system log, and the log file has tapway's own form and no limit.
 //!
-//! Not there, and refused by name: `--splice-only`, `--fd`, and passt's own mode.
+//! Not there, and refused by name: `--splice-only`, `--fd`. passt's own mode is in [`passt`].
 
 mod options;
+pub mod passt;
 mod ports;
 mod resolve;
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 
 use crate::cli::getopt::GetoptError;
 use crate::cli::table_spec::ChangeError;
 use crate::gate::table::TableRule;
 
+pub use passt::Mode;
 pub use resolve::PastaFacts;
 
 use crate::cli::Config;
+use crate::setup::machine::{Door, MachineOptions};
 
 /// A command line that is none, or that this host cannot serve, in pasta's words where engines
 /// know them.
@@ -66,6 +70,12 @@ pub enum PastaError {
     /// An option of a virtual machine's network.
     #[error("{0} is for passt mode only")]
     PasstOnly(&'static str),
+    /// An option of a namespace's network.
+    #[error("{0} is for pasta mode only")]
+    PastaOnly(&'static str),
+    /// A word where there is none.
+    #[error("Extra non-option argument: {0}")]
+    Extra(String),
     /// An option that this version does not have.
     #[error("{0} is not supported by this version of tapway")]
     Unsupported(&'static str),
@@ -125,16 +135,22 @@ pub struct Process {
     pub foreground: bool,
     /// The user and group to become, from root.
     pub run_as: Option<String>,
+    /// The descriptor that it is given.
+    pub given: Option<RawFd>,
 }
 
-/// Reads `arguments`, without the program's name.
+/// Reads `arguments`, without the program's name, as the program of `mode` does.
 ///
 /// # Errors
 /// The first mistake on the command line.
-pub fn parse(program: &str, arguments: Vec<OsString>) -> Result<Invocation, PastaError> {
-    Ok(match options::read(arguments)? {
-        options::Typed::Help => Invocation::Print(usage(program)),
-        options::Typed::Version => Invocation::Print(version()),
+pub fn parse(
+    mode: Mode,
+    program: &str,
+    arguments: Vec<OsString>,
+) -> Result<Invocation, PastaError> {
+    Ok(match options::read(mode, arguments)? {
+        options::Typed::Help => Invocation::Print(usage(mode, program)),
+        options::Typed::Version => Invocation::Print(version(mode)),
         options::Typed::Command(command) => Invocation::Serve(Asked(command)),
     })
 }
@@ -152,7 +168,14 @@ impl Asked {
     pub fn process(&self) -> Process {
         let Asked(command) = self;
         let runs = matches!(command.subject, options::Subject::Command(_));
-        Process { runs, foreground: command.foreground || runs, run_as: command.run_as.clone() }
+        let given = match &command.subject {
+            options::Subject::Machine(MachineOptions { door: Door::Descriptor(fd), .. }) => {
+                Some(*fd)
+            }
+            _ => None,
+        };
+        let foreground = command.foreground || runs;
+        Process { runs, foreground, run_as: command.run_as.clone(), given }
     }
 
     /// What it means on the host of `facts`.
@@ -165,15 +188,19 @@ impl Asked {
 }
 
 /// The text of `--version`.
-pub fn version() -> String {
+pub fn version(mode: Mode) -> String {
+    let name = mode.name();
     format!(
-        "pasta {}\ntapway, standing in for pasta\nLicense: Apache-2.0 OR MIT\n",
+        "{name} {}\ntapway, standing in for {name}\nLicense: Apache-2.0 OR MIT\n",
         env!("CARGO_PKG_VERSION")
     )
 }
 
 /// The text of `--help`, as `program` calls itself.
-pub fn usage(program: &str) -> String {
+pub fn usage(mode: Mode, program: &str) -> String {
+    if mode == Mode::Passt {
+        return format!("Usage: {program} [OPTION]...\n{}", include_str!("passt_help.txt"));
+    }
     format!(
         "Usage: {program} [OPTION]... [COMMAND] [ARGS]...\n       \
          {program} [OPTION]... PID\n       \

@@ -8,9 +8,11 @@ use std::path::PathBuf;
 use tracing::level_filters::LevelFilter;
 
 use super::PastaError;
+use super::passt::{self, Mode};
 use crate::base::Mac;
 use crate::cli::getopt::{Flag, Getopt, Item, Order};
 use crate::setup::IfName;
+use crate::setup::machine::MachineOptions;
 
 /// An option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,10 +82,13 @@ pub(super) enum Key {
     NetnsOnly,
     NoPidNs,
     Fd,
-    PasstOnly(&'static str),
+    Socket,
+    OneOff,
+    /// One of passt's that is not there.
+    Absent(&'static str),
 }
 
-/// Every option, passt's own ones included, which are refused by name.
+/// Every option of both programs; each refuses the other's own ones by name.
 pub(super) const TABLE: &[Flag<Key>] = &[
     Flag::both(b'd', "debug", false, Key::Debug),
     Flag::long("trace", false, Key::Trace),
@@ -150,14 +155,14 @@ pub(super) const TABLE: &[Flag<Key>] = &[
     Flag::long("netns-only", false, Key::NetnsOnly),
     Flag::long("no-pidns", false, Key::NoPidNs),
     Flag::both(b'F', "fd", true, Key::Fd),
-    Flag::both(b's', "socket", true, Key::PasstOnly("--socket")),
-    Flag::long("socket-path", true, Key::PasstOnly("--socket-path")),
-    Flag::both(b'1', "one-off", false, Key::PasstOnly("--one-off")),
-    Flag::long("vhost-user", false, Key::PasstOnly("--vhost-user")),
-    Flag::long("print-capabilities", false, Key::PasstOnly("--print-capabilities")),
-    Flag::long("repair-path", true, Key::PasstOnly("--repair-path")),
-    Flag::long("migrate-exit", false, Key::PasstOnly("--migrate-exit")),
-    Flag::long("migrate-no-linger", false, Key::PasstOnly("--migrate-no-linger")),
+    Flag::both(b's', "socket", true, Key::Socket),
+    Flag::long("socket-path", true, Key::Socket),
+    Flag::both(b'1', "one-off", false, Key::OneOff),
+    Flag::long("vhost-user", false, Key::Absent("--vhost-user")),
+    Flag::long("print-capabilities", false, Key::Absent("--print-capabilities")),
+    Flag::long("repair-path", true, Key::Absent("--repair-path")),
+    Flag::long("migrate-exit", false, Key::Absent("--migrate-exit")),
+    Flag::long("migrate-no-linger", false, Key::Absent("--migrate-no-linger")),
 ];
 
 /// One value for each family.
@@ -201,11 +206,14 @@ pub(super) enum Subject {
     Process(i32),
     /// `--netns`.
     Path(PathBuf),
+    /// A virtual machine.
+    Machine(MachineOptions),
 }
 
 /// A command line as typed. `None`, empty and `false` mean "not said".
 #[derive(Clone, Debug)]
 pub(super) struct Command {
+    pub(super) mode: Mode,
     pub(super) subject: Subject,
     pub(super) userns: Option<PathBuf>,
     pub(super) level: LevelFilter,
@@ -267,8 +275,9 @@ pub(super) enum Typed {
 }
 
 impl Command {
-    fn new() -> Command {
+    fn new(mode: Mode) -> Command {
         Command {
+            mode,
             subject: Subject::Command(Vec::new()),
             userns: None,
             level: LevelFilter::INFO,
@@ -294,8 +303,8 @@ impl Command {
             copy_addresses: true,
             dns: Vec::new(),
             search: Vec::new(),
-            dhcp_dns: false,
-            dhcp_search: false,
+            dhcp_dns: mode == Mode::Passt,
+            dhcp_search: mode == Mode::Passt,
             dns_forward: Addresses::default(),
             dns_host: Addresses::default(),
             map_host_loopback: Addresses::default(),
@@ -324,11 +333,19 @@ impl Command {
 
 /// Reads `arguments`, without the program's name. Options act in their order: the first mistake
 /// counts, help and version hide what follows them.
-pub(super) fn read(arguments: Vec<OsString>) -> Result<Typed, PastaError> {
-    let mut command = Command::new();
+pub(super) fn read(mode: Mode, arguments: Vec<OsString>) -> Result<Typed, PastaError> {
+    let mut command = Command::new(mode);
+    let mut socket = passt::Socket::default();
     let (mut netns, mut netns_only, mut words) = (None, false, Vec::new());
-    for item in Getopt::new(TABLE, Order::Posix, arguments) {
-        match item? {
+    for item in Getopt::new(&passt::table(mode), Order::Posix, arguments) {
+        let item = item?;
+        if let (Mode::Passt, Item::Option(key, value)) = (mode, &item) {
+            passt::refuse(*key)?;
+            if socket.take(*key, value.as_deref().unwrap_or_default())? {
+                continue;
+            }
+        }
+        match item {
             Item::Word(word) => words.push(word),
             Item::Option(Key::Help, _) => return Ok(Typed::Help),
             Item::Option(Key::Version, _) => return Ok(Typed::Version),
@@ -337,7 +354,10 @@ pub(super) fn read(arguments: Vec<OsString>) -> Result<Typed, PastaError> {
             Item::Option(key, value) => take(&mut command, key, value.unwrap_or_default())?,
         }
     }
-    command.subject = subject(netns, words)?;
+    command.subject = match mode {
+        Mode::Pasta => subject(netns, words)?,
+        Mode::Passt => Subject::Machine(socket.options(words)?),
+    };
     if netns_only && command.userns.is_some() {
         return Err(PastaError::Exclusive("--userns", "--netns-only"));
     }
@@ -500,7 +520,9 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
         Key::NoNetnsQuit => command.quit = false,
         Key::Userns => command.userns = Some(path()),
         Key::Fd => return Err(PastaError::Unsupported("--fd")),
-        Key::PasstOnly(option) => return Err(PastaError::PasstOnly(option)),
+        Key::Socket => return Err(PastaError::PasstOnly("--socket")),
+        Key::OneOff => return Err(PastaError::PasstOnly("--one-off")),
+        Key::Absent(option) => return Err(PastaError::PasstOnly(option)),
         // Taken by the caller.
         Key::Help | Key::Version | Key::Netns | Key::NetnsOnly => {}
     }

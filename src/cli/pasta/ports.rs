@@ -9,32 +9,40 @@
 
 use super::PastaError;
 use super::options::Command;
+use super::passt::Mode;
 use crate::cli::config::ForwardOptions;
 use crate::cli::table_spec::{self, Change, PortOption};
 use crate::gate::AddressPlan;
 use crate::gate::forward::{AutoForward, Bound, Inner, PortRange};
 use crate::gate::table::{Caps, Table, TableRule};
 
-/// What the options of `command` open for a guest of `plan`; an option that is not there is `auto`.
+/// What the options of `command` open for a guest of `plan`; an option that is not there is `auto`,
+/// or `none` in passt's mode.
 /// `ephemeral` are the ports that the host hands out to clients.
 pub(super) fn forwards(
     command: &Command,
     plan: &AddressPlan,
     ephemeral: PortRange,
 ) -> Result<ForwardOptions, PastaError> {
+    let auto = ["auto".to_owned()];
+    let (default, scans) = match command.mode {
+        Mode::Pasta => (&auto[..], true),
+        // Nobody can look into a machine.
+        Mode::Passt => (&[][..], false),
+    };
     let without = |missing: bool, caps| if missing { caps } else { Caps(0) };
     let caps = Caps::ALL
         .without(without(plan.v4.is_none(), Caps::IPV4))
-        .without(without(plan.v6.is_none(), Caps::IPV6));
+        .without(without(plan.v6.is_none(), Caps::IPV6))
+        .without(without(!scans, Caps::SCAN));
     let (mut host, mut inner) = (Table::new(caps), Table::new(caps));
-    let auto = ["auto".to_owned()];
     for (option, specs, carried) in [
         (PortOption::TCP, &command.tcp_ports, command.tcp),
         (PortOption::UDP, &command.udp_ports, command.udp),
         (PortOption::TCP_NS, &command.tcp_ns, command.tcp),
         (PortOption::UDP_NS, &command.udp_ns, command.udp),
     ] {
-        let specs = if specs.is_empty() { &auto[..] } else { specs };
+        let specs = if specs.is_empty() { default } else { specs };
         let table = if option.is_outbound() { &mut inner } else { &mut host };
         for spec in specs.iter().filter(|_| carried) {
             table_spec::change(table, Change::Add, option, spec, ephemeral)?;

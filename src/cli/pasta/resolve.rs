@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use super::PastaError;
 use super::options::{Command, Subject};
+use super::passt::{self, Mode};
 use super::ports;
 use crate::base::Mac;
 use crate::cli::config::{Action, Config, DnsOptions, LogOptions, Threads};
@@ -57,6 +58,7 @@ const LOCAL_IFNAME: &str = "tap0";
 
 pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, PastaError> {
     let templates = usable(command, facts)?;
+    let command = &passt::with_resolver(command, &facts.resolvers);
     let v4 = command.v4.then(|| plan4(command, templates.v4.as_ref()));
     let v6 = if command.v6 { plan6(command, templates.v6.as_ref()) } else { None };
     let plan = plan(command, facts, &templates, v4, v6)?;
@@ -76,8 +78,11 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         }
         Subject::Process(pid) => attach(command, Target::Process(*pid), facts),
         Subject::Path(path) => attach(command, Target::Path(path.clone()), facts),
+        Subject::Machine(options) => {
+            ("vm", Action::Serve(options.clone()), facts.host.identity.clone())
+        }
     };
-    let name = format!("pasta-{kind}-{}", facts.host.pid);
+    let name = format!("{}-{kind}-{}", command.mode.name(), facts.host.pid);
     Ok(Config {
         action,
         ifname: ifname(command, &templates),
@@ -85,6 +90,8 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         conduct: Conduct {
             pid_file: command.pid_file.clone(),
             becomes: facts.person,
+            // A machine has no namespaces that anybody would have to enter.
+            refuses_calls: command.mode == Mode::Passt,
             deprecated: command.deprecated.clone(),
             ..Conduct::default()
         },
@@ -223,7 +230,12 @@ fn plan(
         v4,
         v6,
         gateway_mac: command.mac.unwrap_or(OUR_MAC),
-        guest_mac: command.ns_mac.or(facts.host.random_mac).ok_or(PastaError::NoRandomness)?,
+        guest_mac: match command.mode {
+            Mode::Pasta => command.ns_mac.or(facts.host.random_mac),
+            // It tells with the first that it says.
+            Mode::Passt => Some(Mac::BROADCAST),
+        }
+        .ok_or(PastaError::NoRandomness)?,
         mtu: if mtu == 0 { UNSET_MTU } else { mtu },
         host_loopback: host_loopback.collect(),
         search,

@@ -52,7 +52,7 @@ fn facts() -> PastaFacts {
 
 fn asked(line: &str) -> Result<Asked, PastaError> {
     let words = line.split_whitespace().map(OsString::from).collect();
-    match parse("pasta", words)? {
+    match parse(Mode::Pasta, "pasta", words)? {
         Invocation::Serve(asked) => Ok(asked),
         Invocation::Print(text) => panic!("{text}"),
     }

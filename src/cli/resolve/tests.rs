@@ -163,7 +163,7 @@ fn addresses_for_the_hosts_loopback_must_be_reachable_by_the_guest() {
 fn the_host_is_known_by_its_own_addresses_or_by_the_loopback_stand_in() {
     let hosts = |draft| match ok(draft).action {
         Action::Run { files, .. } => files.unwrap().hosts,
-        Action::Attach(_) => unreachable!("a draft of run"),
+        _ => unreachable!("a draft of run"),
     };
     let names = "host.tapway.internal host.docker.internal host.containers.internal";
     let text = hosts(draft());
@@ -187,7 +187,7 @@ fn the_host_is_known_by_its_own_addresses_or_by_the_loopback_stand_in() {
 fn names_are_resolved_by_the_forwarder_unless_it_is_off() {
     let resolv_conf = |draft| match ok(draft).action {
         Action::Run { files, .. } => files.unwrap().resolv_conf,
-        Action::Attach(_) => unreachable!("a draft of run"),
+        _ => unreachable!("a draft of run"),
     };
     let dns =
         |list: &[&str]| Draft { dns: list.iter().map(|a| a.parse().unwrap()).collect(), ..draft() };
@@ -246,7 +246,7 @@ fn without_a_command_there_is_a_shell() {
         let facts = HostFacts { shell: shell.map(Into::into), ..facts() };
         match resolve(draft, &facts).unwrap().action {
             Action::Run { command, .. } => command,
-            Action::Attach(_) => unreachable!("a draft of run"),
+            _ => unreachable!("a draft of run"),
         }
     };
     assert_eq!(command(Some("/bin/zsh")), ["/bin/zsh"]);

@@ -1,0 +1,138 @@
+//! passt's own mode: the network of a virtual machine, with pasta's options where they make sense.
+//!
+//! ```text
+//!   passt [OPTIONS]      a socket for QEMU's `-netdev stream`
+//! ```
+//! What is different from pasta: there is no namespace, so nothing in it is configured and ports do
+//! not follow who listens there; the guest learns everything by DHCP, DHCPv6 and router
+//! advertisements, resolvers and search domains included; its MAC is not known beforehand. No port
+//! is open unless asked for.
+//!
+//! Departs: a host whose resolvers are all on its own loopback is asked by way of
+//! [`RESOLVER`], where passt names the gateway. `--vhost-user`, and what serves the migration of
+//! machines, is not there.
+
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use super::PastaError;
+use super::options::{Command, Key, TABLE};
+use crate::cli::getopt::Flag;
+use crate::setup::machine::{Door, MachineOptions};
+
+/// Whose command line is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// pasta's: a network namespace.
+    Pasta,
+    /// passt's: a virtual machine.
+    Passt,
+}
+
+impl Mode {
+    /// The name of the program.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Mode::Pasta => "pasta",
+            Mode::Passt => "passt",
+        }
+    }
+}
+
+/// Under which address the guest asks resolvers that it could not reach by their own: the one that
+/// podman gives to pasta for the same purpose. It needs no neighbour, since every address is
+/// answered for on the guest's link.
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// The table of options: in passt's, those of pasta alone have no short names.
+pub(super) fn table(mode: Mode) -> Vec<Flag<Key>> {
+    let pastas = |flag: &Flag<Key>| matches!(flag.key, Key::IfName | Key::TcpNs | Key::UdpNs);
+    let mut table = TABLE.to_vec();
+    for flag in table.iter_mut().filter(|flag| mode == Mode::Passt && pastas(flag)) {
+        flag.short = None;
+    }
+    table
+}
+
+/// Refuses what makes no sense for a virtual machine, and what is not there.
+pub(super) fn refuse(key: Key) -> Result<(), PastaError> {
+    use PastaError::{PastaOnly, Unsupported};
+    Err(match key {
+        Key::IfName => PastaOnly("--ns-ifname"),
+        Key::NsMac => PastaOnly("--ns-mac-addr"),
+        Key::ConfigNet => PastaOnly("--config-net"),
+        Key::NoCopyRoutes => PastaOnly("--no-copy-routes"),
+        Key::NoCopyAddrs => PastaOnly("--no-copy-addrs"),
+        Key::DhcpDns => PastaOnly("--dhcp-dns"),
+        Key::DhcpSearch => PastaOnly("--dhcp-search"),
+        Key::TcpNs => PastaOnly("--tcp-ns"),
+        Key::UdpNs => PastaOnly("--udp-ns"),
+        Key::HostLoToNsLo => PastaOnly("--host-lo-to-ns-lo"),
+        Key::NoSplice => PastaOnly("--no-splice"),
+        Key::SpliceOnly => PastaOnly("--splice-only"),
+        Key::NoNetnsQuit => PastaOnly("--no-netns-quit"),
+        Key::Userns => PastaOnly("--userns"),
+        Key::Netns => PastaOnly("--netns"),
+        Key::NetnsOnly => PastaOnly("--netns-only"),
+        Key::NoPidNs => PastaOnly("--no-pidns"),
+        Key::Absent(option) => Unsupported(option),
+        _ => return Ok(()),
+    })
+}
+
+/// What was said of the socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Socket {
+    path: Option<PathBuf>,
+    descriptor: Option<RawFd>,
+    once: bool,
+}
+
+impl Socket {
+    /// Takes an option, if it is about the socket; whether it is.
+    pub(super) fn take(&mut self, key: Key, value: &OsStr) -> Result<bool, PastaError> {
+        match key {
+            Key::Socket => self.path = Some(PathBuf::from(value)),
+            Key::OneOff => self.once = true,
+            Key::Fd => {
+                let text = value.to_string_lossy();
+                let number: Option<RawFd> = text.parse().ok();
+                // Standard output and standard error have their uses.
+                let number = number.filter(|&fd| fd == 0 || fd > 2);
+                self.descriptor = Some(number.ok_or_else(|| PastaError::value("--fd", &text))?);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// What it means. There are no other `words` on passt's command line.
+    pub(super) fn options(self, words: Vec<OsString>) -> Result<MachineOptions, PastaError> {
+        if let Some(word) = words.first() {
+            return Err(PastaError::Extra(word.to_string_lossy().into_owned()));
+        }
+        let Socket { path, descriptor, once } = self;
+        Ok(match (path, descriptor) {
+            (Some(_), Some(_)) => return Err(PastaError::Exclusive("--socket", "--fd")),
+            (_, Some(number)) => MachineOptions { door: Door::Descriptor(number), once: true },
+            (Some(path), None) => MachineOptions { door: Door::At(path), once },
+            (None, None) => MachineOptions { door: Door::Anywhere, once },
+        })
+    }
+}
+
+/// `command`, with [`RESOLVER`] in the place of the host's resolvers if nothing else is named and
+/// the guest could reach none of them.
+pub(super) fn with_resolver<'a>(command: &'a Command, resolvers: &[IpAddr]) -> Cow<'a, Command> {
+    let named = !command.dns.is_empty() || command.dns_forward.iter().next().is_some();
+    let reached = resolvers.is_empty() || resolvers.iter().any(|address| !address.is_loopback());
+    if command.mode == Mode::Pasta || !command.dhcp_dns || !command.v4 || named || reached {
+        return Cow::Borrowed(command);
+    }
+    let mut command = command.clone();
+    command.dns_forward.v4 = Some(RESOLVER);
+    Cow::Owned(command)
+}
