@@ -3,9 +3,9 @@
 use std::io::IoSlice;
 
 use crate::base::{DropCounters, DropReason, Mac};
-use crate::stack::wire::{Addresses, Checksum, HEADROOM, TcpHeader};
+use crate::stack::wire::{Addresses, Checksum, Flags, HEADROOM, TcpHeader};
 
-use super::buffers::{Pool, SLAB_LEN};
+use super::buffers::Pool;
 use super::ports::{FramePort, SocketPort};
 use super::tcp_flow::MIN_SEGMENT;
 
@@ -137,22 +137,57 @@ impl<F: FramePort, S: SocketPort> Io<F, S> {
         headers: &'a mut [u8; HEADROOM],
         mut parts: Vec<IoSlice<'a>>,
     ) {
-        let len: usize = parts.iter().map(|part| part.len()).sum();
         if self.checksum == Checksum::Full {
-            // The sum needs the payload in one piece. Only links without virtio-net headers come
-            // here, and only for what is sent again.
-            let mut whole = vec![0u8; SLAB_LEN];
-            let mut at = HEADROOM;
-            for part in &parts {
-                whole[at..at + part.len()].copy_from_slice(part);
-                at += part.len();
-            }
-            let start = header.emit(&mut whole[..at], len, addresses, self.checksum);
-            return self.write(&[IoSlice::new(&whole[start..at])]);
+            return self.write_cut(header, addresses, &parts[1..]);
         }
+        let len: usize = parts.iter().map(|part| part.len()).sum();
         let start = header.emit(headers, len, addresses, self.checksum);
         parts[0] = IoSlice::new(&headers[start..]);
         self.write(&parts);
+    }
+
+    /// Writes `payload` to a link without offloads: in frames of one segment each, with complete
+    /// checksums. `header` is that of the first one.
+    pub(super) fn write_cut(
+        &mut self,
+        header: &TcpHeader,
+        addresses: &Addresses,
+        payload: &[IoSlice<'_>],
+    ) {
+        // An MSS is at least 48, and options are 40 bytes at most (RFC 9293 §3.1).
+        let most = usize::from(header.segment_size).saturating_sub(header.options_len()).max(1);
+        let mut headers = [0; HEADROOM];
+        let mut header = *header;
+        let Flags { psh, fin, .. } = header.flags;
+        let mut left: usize = payload.iter().map(|part| part.len()).sum();
+        let (mut rest, mut piece) = (payload.iter().map(|part| &part[..]), Vec::new());
+        let mut part: &[u8] = &[];
+        while left > 0 {
+            piece.clear();
+            let len = most.min(left);
+            let mut wanted = len;
+            while wanted > 0 {
+                if part.is_empty() {
+                    // There are `left` bytes in what is left.
+                    part = rest.next().unwrap_or_default();
+                }
+                let (taken, behind) = part.split_at(wanted.min(part.len()));
+                piece.push(IoSlice::new(taken));
+                (part, wanted) = (behind, wanted - taken.len());
+            }
+            left -= len;
+            // These say something of the last byte.
+            header.flags.psh = psh && left == 0;
+            header.flags.fin = fin && left == 0;
+            let start = header.emit_before(&mut headers, &piece, addresses);
+            let head = IoSlice::new(&headers[start..]);
+            match piece[..] {
+                [whole] => self.write(&[head, whole]),
+                _ => self.write(&[&[head], &piece[..]].concat()),
+            }
+            // A segment is below 64 KiB.
+            header.seq += len as u32;
+        }
     }
 
     /// The window that a connection may offer now. Never none: who has nothing in the backlog is

@@ -160,12 +160,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 receive_limit: limits.receive_window,
                 first_window: FIRST_WINDOW,
                 in_flight_limit: limits.in_flight,
-                frame_limit: match (vnet_header, big_packets) {
-                    (true, true) => BURST_LEN as u32,
-                    (true, false) => MAX_PAYLOAD as u32,
-                    (false, _) => u32::from(mss),
+                frame_limit: if vnet_header && big_packets {
+                    BURST_LEN as u32
+                } else {
+                    MAX_PAYLOAD as u32
                 },
-                resend_limit: if vnet_header { MAX_PAYLOAD as u32 } else { u32::from(mss) },
+                resend_limit: MAX_PAYLOAD as u32,
                 // A second is ten thousand round trips on this link.
                 time_wait: Duration::from_secs(1),
             }

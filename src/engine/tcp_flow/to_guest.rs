@@ -134,7 +134,14 @@ impl<S: SocketPort> TcpFlow<S> {
             self.account.last_use = now;
             self.account.traffic.count_to_guest(burst.len());
             let addresses = self.addresses(io.gateway_mac);
-            if burst.len() <= MAX_PAYLOAD || !write_whole(&mut burst, &emit, &addresses, io) {
+            if io.checksum == Checksum::Full {
+                let pieces = burst.pieces();
+                let payload: Vec<IoSlice<'_>> = pieces
+                    .map(|(slab, len)| IoSlice::new(&slab[HEADROOM..HEADROOM + len]))
+                    .collect();
+                io.write_cut(&tcp_header(&emit), &addresses, &payload);
+            } else if burst.len() <= MAX_PAYLOAD || !write_whole(&mut burst, &emit, &addresses, io)
+            {
                 write_in_pieces(&mut burst, emit, &addresses, io);
             }
         }

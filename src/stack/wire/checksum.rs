@@ -25,6 +25,19 @@ pub fn sum(bytes: &[u8]) -> u32 {
     u32::try_from(folded).unwrap_or(u32::MAX)
 }
 
+/// As [`sum`], over bytes that stand in several `parts`, of any length each.
+pub fn sum_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    let (mut total, mut odd) = (0, false);
+    for part in parts {
+        let folded = fold(sum(part));
+        // RFC 1071 §2 (B): a sum of swapped bytes is the swapped sum.
+        total += u32::from(if odd { folded.swap_bytes() } else { folded });
+        total = u32::from(fold(total));
+        odd ^= part.len() % 2 == 1;
+    }
+    total
+}
+
 /// Folds a sum into 16 bits; the one's complement of the result is the checksum.
 pub fn fold(mut total: u32) -> u16 {
     while total > 0xffff {
@@ -69,6 +82,18 @@ mod tests {
     fn odd_length_is_padded_with_a_zero_octet() {
         assert_eq!(fold(sum(&[1, 2, 3])), fold(sum(&[1, 2, 3, 0])));
         assert_eq!(fold(sum(&[1, 2, 3, 4, 5])), fold(sum(&[1, 2, 3, 4, 5, 0])));
+    }
+
+    #[test]
+    fn a_sum_is_the_same_wherever_the_bytes_are_cut() {
+        let bytes: Vec<u8> = (0..23_u32).map(|at| (at * 37 + 200) as u8).collect();
+        let whole = fold(sum(&bytes));
+        for first in 0..=bytes.len() {
+            for second in first..=bytes.len() {
+                let parts = [&bytes[..first], &bytes[first..second], &bytes[second..]];
+                assert_eq!(fold(sum_parts(parts)), whole, "cut at {first} and {second}");
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! A payload is received straight to `HEADROOM`; the headers grow backwards from there, so one
 //! contiguous write puts the frame on the TAP and no payload byte is copied or summed (D1, D3).
 
+use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::base::{Mac, Seq};
@@ -90,6 +91,9 @@ pub struct UdpHeader {
     pub segment_size: Option<u16>,
 }
 
+/// Offset of the checksum field in a TCP header (RFC 9293 §3.1).
+const TCP_CHECKSUM: usize = 16;
+
 /// TTL and hop limit of segments that tapway itself makes (Linux's default, ip-sysctl.rst).
 const DEFAULT_HOP_LIMIT: u8 = 64;
 
@@ -148,8 +152,37 @@ impl TcpHeader {
             SocketAddr::V4(_) => Gso::Tcp4(self.segment_size),
             SocketAddr::V6(_) => Gso::Tcp6(self.segment_size),
         });
-        let placement = Transport { at: tcp_at, header_len, field: 16, len: transport_len };
+        let field = TCP_CHECKSUM;
+        let placement = Transport { at: tcp_at, header_len, field, len: transport_len };
         finish(buffer, ip_at, addresses, protocol::TCP, &placement, checksum, gso)
+    }
+
+    /// Bytes of options, by which a segment's payload has to be shorter (RFC 6691 §2).
+    pub fn options_len(&self) -> usize {
+        self.len() - 20
+    }
+
+    /// Writes all headers of a segment whose payload follows from elsewhere, complete checksum
+    /// included, so that they end where `headers` ends; returns where they start. There is no
+    /// virtio-net header.
+    ///
+    /// # Panics
+    /// If the two addresses differ in family.
+    pub fn emit_before(
+        &self,
+        headers: &mut [u8; HEADROOM],
+        payload: &[IoSlice<'_>],
+        addresses: &Addresses,
+    ) -> usize {
+        let payload_len = payload.iter().map(|part| part.len()).sum();
+        let start = self.emit(headers, payload_len, addresses, Checksum::Partial);
+        let tcp_at = HEADROOM - self.len();
+        // The field holds the sum of the pseudo-header, which is thereby in the sum.
+        let parts = payload.iter().map(|part| &part[..]);
+        let sum = checksum::sum_parts(std::iter::once(&headers[tcp_at..]).chain(parts));
+        let field = tcp_at + TCP_CHECKSUM;
+        headers[field..field + 2].copy_from_slice(&(!checksum::fold(sum)).to_be_bytes());
+        start + VNET_HEADER_LEN
     }
 
     fn emit_tcp(&self, bytes: &mut [u8], addresses: &Addresses) {
@@ -424,6 +457,32 @@ mod tests {
             assert_eq!((segment.seq, segment.ack), (Seq(0xffff_fffe), Some(Seq(0x1234_5678))));
             assert_eq!((segment.mss, segment.window_scale), (Some(1460), Some(7)));
             assert!(segment.sack_permitted && segment.flags.syn && !segment.flags.fin);
+        }
+    }
+
+    #[test]
+    fn headers_before_a_payload_elsewhere_are_those_before_one_in_place() {
+        let payload: Vec<u8> = (0..777_u32).map(|at| (at * 31 + 5) as u8).collect();
+        let header = TcpHeader {
+            mss: None,
+            window_scale: None,
+            sack_permitted: false,
+            flags: Flags { psh: true, ..Flags::default() },
+            sack: [Some((Seq(7), Seq(9))), None, None],
+            ..syn_ack()
+        };
+        assert_eq!(header.options_len(), 12);
+        for (guest, peer) in
+            [("10.0.2.100:40000", "192.0.2.7:80"), ("[fd74::100]:40000", "[2001:db8::7]:80")]
+        {
+            let addresses = addresses(guest, peer);
+            let mut whole = vec![0; HEADROOM + payload.len()];
+            whole[HEADROOM..].copy_from_slice(&payload);
+            let start = header.emit(&mut whole, payload.len(), &addresses, Checksum::Full);
+            let mut headers = [0; HEADROOM];
+            let parts = [IoSlice::new(&payload[..333]), IoSlice::new(&payload[333..])];
+            let at = header.emit_before(&mut headers, &parts, &addresses);
+            assert_eq!(headers[at..], whole[start..HEADROOM]);
         }
     }
 
