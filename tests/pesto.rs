@@ -273,6 +273,28 @@ fn ours_and_the_original_are_interchangeable() {
     assert_same(&ours, &transcript(&lab.ours, &socket), "our client, their server");
 }
 
+#[test]
+fn tapway_as_pasta_is_found_at_its_configuration_path() {
+    let directory = scratch();
+    let [socket, pasta, client] =
+        ["pasta.sock", "pasta", "pesto"].map(|name| directory.path().join(name));
+    symlink(binary(), &pasta).unwrap();
+    symlink(binary(), &client).unwrap();
+    let (first, second) = (free_port(), free_port());
+    let mut instance = user(pasta);
+    instance.args(["--quiet", "--config-net", "--conf-path"]).arg(&socket);
+    instance.args(["-t", &format!("127.0.0.1/{first}:4080"), "-u", "none", "-T", "none"]);
+    instance.args(["-U", "none", "--", "python3", "-c", SERVERS]).stdin(Stdio::null());
+    let mut instance = Background::start(&mut instance);
+    assert_eq!(instance.line(), "up");
+    let old = format!("TCP [127.0.0.1]:{first}  =>  4080");
+    assert_eq!(rules(&pesto(&client, &socket, &[])), ["HOST", &old]);
+    let spec = format!("127.0.0.1/{second}:4081");
+    assert_eq!(pesto(&client, &socket, &["-A", "-t", &spec]).status, Some(0));
+    instance.until("the added port", || answer(second).as_deref() == Some("4081"));
+    assert_eq!(answer(first).as_deref(), Some("4080"));
+}
+
 fn assert_same(ours: &[String], other: &[String], which: &str) {
     for (ours, other) in ours.iter().zip(other) {
         assert_eq!(ours, other, "{which}");
