@@ -20,9 +20,9 @@
 //!
 //! # Refusals
 //!
-//! A port that cannot be opened, taken or privileged, is left alone until what listens behind it
-//! has gone ([`Standing::refused`]): one attempt and one line in the log each time that a server
-//! starts, not ten a second. What the guest does is bounded by [`MOST`].
+//! A port that cannot be opened, taken or privileged, is tried again about once a second for as
+//! long as something listens behind it ([`Standing::refusals`]): whoever has it may go away. The
+//! log has one line each time that a server starts. What the guest does is bounded by [`MOST`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -218,7 +218,7 @@ pub struct Changes<K> {
     pub close: Vec<K>,
 }
 
-/// What stands open, and what was refused and is not tried again while it is wanted.
+/// What stands open, and what is wanted and was refused.
 #[derive(Clone, Debug)]
 pub struct Standing<K>(BTreeMap<K, Fate>);
 
@@ -251,10 +251,20 @@ impl<K: Copy + Ord> Standing<K> {
         Changes { open, close }
     }
 
-    /// `key` could not be opened: it is left alone until it is not wanted any more. Whether that is
-    /// news.
+    /// `key` could not be opened. Whether that is news.
     pub fn refused(&mut self, key: K) -> bool {
         self.0.insert(key, Fate::Refused) != Some(Fate::Refused)
+    }
+
+    /// What is wanted and was refused, to be tried again now and then; say [`Standing::opened`] of
+    /// what is open at last.
+    pub fn refusals(&self) -> impl Iterator<Item = K> + '_ {
+        self.0.iter().filter(|(_, fate)| **fate == Fate::Refused).map(|(key, _)| *key)
+    }
+
+    /// `key`, which was refused, is open.
+    pub fn opened(&mut self, key: K) {
+        self.0.insert(key, Fate::Open);
     }
 
     /// What is open.
@@ -411,5 +421,17 @@ mod tests {
         assert_eq!(standing.turn(&BTreeSet::from([8080])), nothing);
         let again = Changes { open: vec![80], close: vec![] };
         assert_eq!(standing.turn(&BTreeSet::from([80, 8080])), again);
+    }
+
+    #[test]
+    fn what_was_refused_may_open_later() {
+        let mut standing = Standing::default();
+        standing.turn(&BTreeSet::from([80, 8080]));
+        standing.refused(80);
+        assert_eq!(standing.refusals().collect::<Vec<_>>(), [80]);
+        standing.opened(80);
+        assert_eq!(standing.refusals().count(), 0);
+        assert_eq!(standing.open().collect::<Vec<_>>(), [80, 8080]);
+        assert_eq!(standing.turn(&BTreeSet::new()).close, [80, 8080]);
     }
 }

@@ -113,6 +113,8 @@ pub(super) async fn serve(
         let mut host_table = instance.ports.follows_host().then(|| host_watch.subscribe());
         // Servers that come and go by thousands take a tenth of this thread's time.
         let mut due = Instant::now();
+        // When ports that were refused are tried again; `None` while there are none.
+        let mut retry_at = None;
         loop {
             match (&guest_watch, instance.ports.follows_guest()) {
                 (Some(watch), true) => {
@@ -120,7 +122,10 @@ pub(super) async fn serve(
                 }
                 _ => guest_table = None,
             }
-            let waits = instance.table.waits();
+            retry_at = match instance.waits() {
+                true => retry_at.or_else(|| Some(Instant::now() + RETRY)),
+                false => None,
+            };
             tokio::select! {
                 Some(call) = calls.recv() => {
                     instance.answer(call, guest_watch.as_ref()).await;
@@ -130,8 +135,10 @@ pub(super) async fn serve(
                     instance.answer_pesto(call).await;
                     instance.ports.follow_known(guest_table.as_ref()).await;
                 }
-                () = tokio::time::sleep(RETRY), if waits => {
-                    instance.table.retry(&mut instance.ports);
+                () = sleep_until(retry_at.unwrap_or(due)), if retry_at.is_some() => {
+                    let began = Instant::now();
+                    instance.retry();
+                    retry_at = Some(Instant::now() + RETRY.max(began.elapsed() * RESTRAINT));
                 }
                 Some(client) = diverted.recv() => instance.ports.join(client),
                 table = next_table(&mut guest_table, due) => {
@@ -186,6 +193,17 @@ impl Instance {
         let answer = self.perform(request, guest).await;
         // A client that has gone away does not want to know.
         let _ = reply.send(answer);
+    }
+
+    /// Whether a port that is wanted was refused.
+    fn waits(&self) -> bool {
+        self.table.waits() || self.ports.waits()
+    }
+
+    /// Opens such ports as far as they are free now.
+    fn retry(&mut self) {
+        self.table.retry(&mut self.ports);
+        self.ports.retry();
     }
 
     async fn answer_pesto(&mut self, call: pesto::Call) {

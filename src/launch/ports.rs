@@ -403,8 +403,7 @@ impl Ports {
         }
         let mut refusals = Refusals::default();
         for port in changes.open {
-            let rule = self.auto_publish.iter().find(|rule| rule.follows(port));
-            let forward = port.forward(&rule.map(|rule| rule.bound.clone()).unwrap_or_default());
+            let forward = self.followed(port);
             match listen::open(&forward) {
                 Ok(opened) => {
                     let id = self.enter(forward, opened, true);
@@ -452,24 +451,61 @@ impl Ports {
         }
         let mut refusals = Refusals::default();
         for port in changes.open {
-            let Some(known) = self.published.get_mut(&port.forward) else { continue };
-            let forward = single(&known.forward, port.guest_port);
+            let Some(known) = self.published.get(&port.forward) else { continue };
+            let (forward, weak) = (single(&known.forward, port.guest_port), known.weak);
             match listen::open(&forward) {
-                Ok(opened) => {
-                    if known.forward.guest_ports.count() == 1 {
-                        known.forward.listen = opened.forward.listen.clone();
-                        known.file = opened.file;
-                    }
-                    self.hand_over(port.forward, &forward, opened.sockets);
-                }
+                Ok(opened) => self.enter_conditional(port, &forward, opened),
                 Err(error) => {
-                    if self.conditional.refused(port) && !known.weak {
+                    if self.conditional.refused(port) && !weak {
                         refusals.add(&error);
                     }
                 }
             }
         }
         refusals.tell();
+    }
+
+    /// Whether something that is wanted was refused.
+    pub(super) fn waits(&self) -> bool {
+        self.following.refusals().next().is_some() || self.conditional.refusals().next().is_some()
+    }
+
+    /// Opens what was refused, as far as it is free now.
+    pub(super) fn retry(&mut self) {
+        let refused: Vec<AutoPort> = self.following.refusals().collect();
+        for port in refused {
+            let forward = self.followed(port);
+            if let Some(opened) = listen::try_open(&forward) {
+                self.following.opened(port);
+                let id = self.enter(forward, opened, true);
+                self.by_port.insert(port, id);
+            }
+        }
+        let refused: Vec<ConditionalPort> = self.conditional.refusals().collect();
+        for port in refused {
+            let Some(known) = self.published.get(&port.forward) else { continue };
+            let forward = single(&known.forward, port.guest_port);
+            if let Some(opened) = listen::try_open(&forward) {
+                self.conditional.opened(port);
+                self.enter_conditional(port, &forward, opened);
+            }
+        }
+    }
+
+    /// The forward by which `port` is followed.
+    fn followed(&self, port: AutoPort) -> Forward {
+        let rule = self.auto_publish.iter().find(|rule| rule.follows(port));
+        port.forward(&rule.map(|rule| rule.bound.clone()).unwrap_or_default())
+    }
+
+    /// Hands over the open part of a forward that is open only while the guest listens.
+    fn enter_conditional(&mut self, port: ConditionalPort, forward: &Forward, opened: Opened) {
+        let Some(known) = self.published.get_mut(&port.forward) else { return };
+        if known.forward.guest_ports.count() == 1 {
+            known.forward.listen = opened.forward.listen.clone();
+            known.file = opened.file;
+        }
+        self.hand_over(port.forward, forward, opened.sockets);
     }
 
     /// Opens and closes what depends on `host`, what listens at the host's loopback now.

@@ -128,15 +128,21 @@ pub fn open_free(forward: &Forward) -> Result<Opened, ListenError> {
             guest_ports: PortRange::single(guest_port),
             ..forward.clone()
         };
-        match open_unchecked(&one, &mut Handed::default()) {
+        match open_sockets(&one, &mut Handed::default()) {
             Ok(opened) => all.sockets.extend(opened.sockets),
-            Err(error) => refusal = Some(error),
+            Err(refused) => refusal = Some((one, refused)),
         }
     }
     match refusal {
-        Some(error) if all.sockets.is_empty() => Err(error),
+        Some((one, refused)) if all.sockets.is_empty() => Err(refused.explain(&one)),
         _ => Ok(all),
     }
+}
+
+/// As [`open`], for whoever does not ask why not: who has a port that is taken is a question to
+/// every process of the user, too long for what is tried again and again.
+pub fn try_open(forward: &Forward) -> Option<Opened> {
+    open_sockets(forward, &mut Handed::default()).ok()
 }
 
 /// The host sides that are there when the guest starts.
@@ -214,6 +220,28 @@ fn descriptor_limit() -> usize {
 }
 
 fn open_unchecked(forward: &Forward, handed: &mut Handed) -> Result<Opened, ListenError> {
+    open_sockets(forward, handed).map_err(|refused| refused.explain(forward))
+}
+
+/// Why a rule is not open, before anybody has looked into it.
+enum Refused {
+    /// The kernel's answer for this port.
+    Port(u16, io::Error),
+    /// Of a Unix socket.
+    Known(ListenError),
+}
+
+impl Refused {
+    /// In full, of the rule `forward`.
+    fn explain(self, forward: &Forward) -> ListenError {
+        match self {
+            Refused::Port(port, source) => error::explain(forward, port, source),
+            Refused::Known(error) => error,
+        }
+    }
+}
+
+fn open_sockets(forward: &Forward, handed: &mut Handed) -> Result<Opened, Refused> {
     let mut opened = Opened {
         forward: forward.clone(),
         picked: matches!(forward.listen, Listen::Ports { ports: PortRange::ANY, .. }),
@@ -225,7 +253,7 @@ fn open_unchecked(forward: &Forward, handed: &mut Handed) -> Result<Opened, List
             let socket = match handed.take_for(forward, 0).pop() {
                 Some(socket) => socket,
                 None => {
-                    let (socket, file) = unix::listen(path)?;
+                    let (socket, file) = unix::listen(path).map_err(Refused::Known)?;
                     opened.file = Some(file);
                     socket
                 }
@@ -247,11 +275,11 @@ fn open_unchecked(forward: &Forward, handed: &mut Handed) -> Result<Opened, List
                 Transport::Tcp => tcp(address, interface, port).map(|socket| vec![socket]),
                 Transport::Udp => udp(address, interface, port),
             };
-            sockets = new.map_err(|source| error::explain(forward, port, source))?;
+            sockets = new.map_err(|source| Refused::Port(port, source))?;
         }
         for socket in sockets {
             let host_port = datagram::bound_port(socket.as_fd())
-                .map_err(|source| error::explain(forward, port, source))?;
+                .map_err(|source| Refused::Port(port, source))?;
             opened.sockets.push(OpenSocket { socket, host_port, guest_port });
         }
     }
