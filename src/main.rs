@@ -18,8 +18,7 @@ use tapway::cli::personality::{self, Called, Personality};
 use tapway::cli::pesto;
 use tapway::cli::show::{self, Instances, ShowError};
 use tapway::cli::{self, Draft};
-use tapway::control::api;
-use tapway::control::pesto::BindError;
+use tapway::control::BindError;
 use tapway::gate::forward::Forward;
 use tapway::setup::listen::{self, AtStart, Handed};
 use tapway::setup::{self, HostFacts, SetupError, chain, doctor};
@@ -34,9 +33,7 @@ enum Failure {
     #[error(transparent)]
     Setup(#[from] SetupError),
     #[error(transparent)]
-    Control(#[from] api::BindError),
-    #[error(transparent)]
-    Pesto(#[from] BindError),
+    Control(#[from] BindError),
     #[error(transparent)]
     Show(#[from] ShowError),
     #[error(transparent)]
@@ -148,7 +145,6 @@ fn report(personality: Personality, failure: &Failure) {
         Failure::Config(_)
         | Failure::Control(_)
         | Failure::Pasta(_)
-        | Failure::Pesto(_)
         | Failure::Listen(_)
         | Failure::Run { .. } => None,
     };

@@ -6,3 +6,6 @@ pub mod dns;
 pub mod lifecycle;
 pub mod listening;
 pub mod pesto;
+mod socket;
+
+pub use socket::BindError;

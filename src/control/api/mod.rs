@@ -92,8 +92,6 @@ pub use client::{Client, ClientError};
 pub use directory::{Directory, DirectoryError, Places};
 pub use request::{Call, ErrorCode, Failure, Reply, Request, Rule, Selector};
 pub use server::{MAX_CLIENTS, PATIENCE, Server};
-pub use socket::BindError;
-pub(super) use socket::bind_private;
 pub use wire::{Context, MAX_ANSWER, MAX_REQUEST, SpecParser};
 
 /// The version of the protocol.

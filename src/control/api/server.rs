@@ -20,8 +20,9 @@ use tokio::time::{sleep, timeout};
 
 use super::directory::Directory;
 use super::request::{Call, ErrorCode, Failure, Reply, Request};
-use super::socket::{self, BindError, SocketFile};
+use super::socket::{self, SocketFile};
 use super::wire::{self, Asked, Context, MAX_REQUEST, Message};
+use crate::control::BindError;
 
 /// Clients at a time.
 pub const MAX_CLIENTS: usize = 32;

@@ -1,49 +1,18 @@
-//! The socket file: made for its owner only, in place of a stale one, gone with the server.
+//! The socket file of the API: there while its server is, and gone with it.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
-};
-use nix::sys::stat::{Mode, fchmod, fstatat};
+use nix::sys::stat::fstatat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::Directory;
-
-/// Longest path that fits an address, its final zero included (unix(7)).
-const MAX_PATH: usize = 107;
-
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 128;
-
-/// Why there is no control socket.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// Something else has the file's name.
-    #[error("{} is in the way of the control socket and is no socket: remove it", .0.display())]
-    InTheWay(PathBuf),
-    /// An instance in another network namespace has the name.
-    #[error("another instance of this name serves {}", .0.display())]
-    InUse(PathBuf),
-    /// Longer than an address.
-    #[error("{} is too long a path for the control socket: 107 bytes is the longest", .0.display())]
-    TooLong(PathBuf),
-    /// A system call.
-    #[error("make the control socket {}", .path.display())]
-    Io {
-        /// Where it should be.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-}
+use crate::control::socket::{self, BindError, Bound, MAX_PATH};
 
 /// A socket file that is removed when this is dropped, if it is still the same.
 #[derive(Debug)]
@@ -61,74 +30,43 @@ pub(super) fn open(
     directory: Directory,
     name: &str,
 ) -> Result<(UnixListener, SocketFile), BindError> {
-    let path = directory.socket(name);
-    let fail = |source: io::Error| BindError::Io { path: path.clone(), source };
-    match fs::symlink_metadata(&path) {
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(BindError::InTheWay(path.clone()));
-        }
-        Ok(_) if is_served(&address(&directory, name)) => {
-            return Err(BindError::InUse(path.clone()));
-        }
-        Ok(_) => fs::remove_file(&path).map_err(fail)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(fail(error)),
-    }
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let made = socket(AddressFamily::Unix, SockType::Stream, flags, None);
-    let made = made.map_err(|error| fail(error.into()))?;
-    let bound = bind_private(&made, &address(&directory, name));
-    bound.map_err(fail)?;
-    let file = SocketFile::new(&path, directory.into_file()).map_err(fail)?;
-    // From here on a failure removes the file.
-    listen_private(&made, &path).map_err(fail)?;
-    Ok((UnixListener::from(made), file))
-}
-
-/// Whether somebody listens at the socket.
-fn is_served(path: &Path) -> bool {
-    UnixStream::connect(path).is_ok()
+    let (path, address) = (directory.socket(name), address(&directory, name));
+    socket::clear(&path, &address)?;
+    listen(&path, &address, |_| Ok(directory.into_file()))
 }
 
 /// Binds and listens at `path`, in place of whatever is there, for a caller who has named it.
 pub(super) fn open_at(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
-    let fail = |source: io::Error| BindError::Io { path: path.to_owned(), source };
     if path.as_os_str().len() > MAX_PATH {
         return Err(BindError::TooLong(path.to_owned()));
     }
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(BindError::at(path)(error));
+        }
         _ => {}
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory = File::options()
-        .read(true)
-        .custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits())
-        .open(parent.unwrap_or(Path::new(".")))
-        .map_err(fail)?;
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let made = socket(AddressFamily::Unix, SockType::Stream, flags, None);
-    let made = made.map_err(|error| fail(error.into()))?;
-    bind_private(&made, path).map_err(fail)?;
-    let file = SocketFile::new(path, directory).map_err(fail)?;
+    listen(path, path, |path| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::options()
+            .read(true)
+            .custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits())
+            .open(parent.unwrap_or(Path::new(".")))
+    })
+}
+
+/// Binds at `path`, which is reached by `address` and in `directory`, and listens.
+fn listen(
+    path: &Path,
+    address: &Path,
+    directory: impl FnOnce(&Path) -> io::Result<File>,
+) -> Result<(UnixListener, SocketFile), BindError> {
+    let fail = BindError::at(path);
+    let directory = directory(path).map_err(&fail)?;
+    let bound = Bound::at(address).map_err(&fail)?;
+    let file = SocketFile::new(path, directory).map_err(&fail)?;
     // From here on a failure removes the file.
-    listen_private(&made, path).map_err(fail)?;
-    Ok((UnixListener::from(made), file))
-}
-
-/// Listens, and gives the owner what a umask may have taken away.
-fn listen_private(socket: &OwnedFd, path: &Path) -> io::Result<()> {
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    listen(socket, Backlog::new(BACKLOG)?)?;
-    Ok(())
-}
-
-/// Binds with mode 0600 from the first moment on: the kernel gives the file the mode of the socket,
-/// less the umask.
-pub(in crate::control) fn bind_private(socket: &OwnedFd, path: &Path) -> io::Result<()> {
-    fchmod(socket.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR)?;
-    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(())
+    Ok((bound.listen(path).map_err(&fail)?, file))
 }
 
 /// A path to the socket of `name` that fits an address, whatever the directory's length.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use super::wire::{self, HELLO_SIZE, PifTable, WireError};
+use crate::control::socket::MAX_PATH;
 
 /// Why the tables are not known or not changed, in the original's words.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +54,6 @@ pub struct Client {
     stream: UnixStream,
     version: u32,
 }
-
-/// The longest path that fits an address (unix(7)).
-const MAX_PATH: usize = 107;
 
 impl Client {
     /// Connects to the socket at `path` and reads the tables.

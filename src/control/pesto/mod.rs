@@ -38,7 +38,7 @@ mod tests;
 mod wire;
 
 pub use client::{Client, ClientError};
-pub use server::{BindError, Call, Server};
+pub use server::{Call, Server};
 pub use wire::{PifTable, WireError};
 
 /// The version of the protocol.

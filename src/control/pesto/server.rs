@@ -1,47 +1,22 @@
 //! The server: one client after the other, each for a bounded time.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::wire::{self, MAX_UPDATE, PifTable, Update};
-use crate::control::api::{PATIENCE, bind_private};
+use crate::control::api::PATIENCE;
+use crate::control::socket::{self, BindError, Bound, MAX_PATH};
 use crate::gate::table::{Table, TableError};
-
-/// Connections that wait to be accepted: clients are served one by one.
-const BACKLOG: i32 = 128;
 
 /// Pause after a failed `accept`: out of descriptors, most likely, which others have to free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Why there is no such socket.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// Another instance serves it.
-    #[error("{} is already in use by another instance", .0.display())]
-    InUse(PathBuf),
-    /// A file of another kind has the name.
-    #[error("{} is in the way of the control socket and is no socket: remove it", .0.display())]
-    InTheWay(PathBuf),
-    /// A system call.
-    #[error("make the control socket {}", .path.display())]
-    Io {
-        /// Where it should be.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// What a client's wish becomes for the instance.
 #[derive(Debug)]
@@ -79,25 +54,12 @@ impl Server {
     /// # Errors
     /// [`BindError`].
     pub fn bind(path: &Path) -> Result<Server, BindError> {
-        let fail = |source: io::Error| BindError::Io { path: path.to_owned(), source };
-        match fs::symlink_metadata(path) {
-            Ok(found) if !found.file_type().is_socket() => {
-                return Err(BindError::InTheWay(path.to_owned()));
-            }
-            Ok(_) if StdStream::connect(path).is_ok() => {
-                return Err(BindError::InUse(path.to_owned()));
-            }
-            Ok(_) => fs::remove_file(path).map_err(fail)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(fail(error)),
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(BindError::TooLong(path.to_owned()));
         }
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let made = socket(AddressFamily::Unix, SockType::Stream, flags, None);
-        let made = made.map_err(|error| fail(error.into()))?;
-        bind_private(&made, path).map_err(fail)?;
-        let backlog = Backlog::new(BACKLOG).map_err(|error| fail(error.into()))?;
-        listen(&made, backlog).map_err(|error| fail(error.into()))?;
-        Ok(Server { listener: made.into() })
+        socket::clear(path, path)?;
+        let bound = Bound::at(path).and_then(|bound| bound.listen(path));
+        Ok(Server { listener: bound.map_err(BindError::at(path))? })
     }
 
     /// Serves clients; puts their wishes to the instance by `calls`. Does not return by itself

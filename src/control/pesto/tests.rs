@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use super::wire::{self, WireError};
 use super::*;
+use crate::control::BindError;
 use crate::gate::forward::{PortRange, Transport};
 use crate::gate::table::{Caps, Table, TableRule};
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use super::instance::{FLOWS, Instance, context, places};
+use crate::control::BindError;
 use crate::control::api::*;
 use crate::gate::forward::ForwardId;
 use crate::observe::{FlowQuery, PortKind};
