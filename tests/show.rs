@@ -226,7 +226,9 @@ fn ps_lists_what_runs_and_forgets_what_does_not() {
     assert_eq!(words, [&db, "4711", "10.0.2.100", "0", "1m15s", "sleep", "9"]);
     assert_eq!(listed.len(), 2, "{listed:?}");
     assert!(!lab.socket(&dead).exists(), "the stale file is still there");
+    drop(UnixListener::bind(lab.socket(&dead)).unwrap());
     assert_eq!(own_lines(&lab.prints(&["ps", "-q"]), &names), [db.as_str(), web.as_str()]);
+    assert!(!lab.socket(&dead).exists(), "ps -q leaves the stale file");
     let json: Value = serde_json::from_str(&lab.prints(&["ps", "--json"])).unwrap();
     let found = json.as_array().unwrap().iter().find(|info| info["name"] == web.as_str()).unwrap();
     assert_eq!(found["uptime_ms"], 75_000);

@@ -14,7 +14,9 @@ use crate::engine::host::Outbound;
 use crate::gate::forward::{self, AutoForward, Forward, OverlapError, Transport};
 use crate::gate::{AddressPlan, Plan4, Plan6};
 use crate::setup::attach::Target;
-use crate::setup::{HOST_NAMES, HostEntry, HostFacts, IfName, PrivateFiles, hosts, resolv_conf};
+use crate::setup::{
+    HOST_NAMES, HostEntry, HostFacts, IfName, Listed, PrivateFiles, hosts, resolv_conf,
+};
 
 /// Options that do not fit each other or this host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -156,6 +158,10 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
             }
             ("attach", Action::Attach(options))
         }
+    };
+    let kind = match draft.conduct.listed {
+        Listed::As(what) => what,
+        Listed::Claimed => kind,
     };
     let default_name = || {
         // Letters, a dash and digits are a name.

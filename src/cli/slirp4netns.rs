@@ -37,7 +37,7 @@ use super::value::{Cidr, DnsChoice, Switch};
 use crate::base::Mac;
 use crate::gate::Habits;
 use crate::setup::attach::{AttachOptions, Target};
-use crate::setup::{Conduct, ControlSocket, IfName, Keeps, LinkSetup, LivesFor, Sees};
+use crate::setup::{Conduct, IfName, Keeps, LinkSetup, Listed, LivesFor, Sees};
 
 /// The largest MTU that is accepted.
 const MAX_MTU: u16 = 65_521;
@@ -280,10 +280,8 @@ impl Reader {
         let conduct = Conduct {
             lives_for: LivesFor::Starter(self.exit_fd),
             ready_fd: self.ready_fd,
-            control: match self.api_socket.clone() {
-                Some(path) => ControlSocket::At(path),
-                None => ControlSocket::Nowhere,
-            },
+            listed: Listed::As("slirp4netns"),
+            api_socket: self.api_socket.clone(),
             keeps: Keeps::LowPorts,
             sees: if self.sandbox { Sees::EtcAndRun } else { Sees::Everything },
             refuses_calls: self.seccomp,

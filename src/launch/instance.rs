@@ -39,8 +39,10 @@ pub struct InstanceOptions {
     pub info: Info,
     /// The ports of the start.
     pub ports: PortOptions,
-    /// The control socket, if there is one.
+    /// The control socket of its name, if there is one.
     pub server: Option<Server>,
+    /// The control socket that its caller has named, if there is one.
+    pub api: Option<Server>,
     /// The socket that pesto speaks to, if there is one.
     pub pesto: Option<pesto::Server>,
     /// Asks what listens in the guest; `None` where the kernel cannot tell.
@@ -70,7 +72,7 @@ pub(super) async fn serve(
     worker: CommandSender,
     mut diverted: mpsc::Receiver<Diverted>,
 ) -> io::Result<()> {
-    let InstanceOptions { info, ports, server, pesto, diag, guest } = options;
+    let InstanceOptions { info, ports, server, api, pesto, diag, guest } = options;
     let guest_reach = reach(&plan);
     let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
     let table = HostTable::new(&plan, diag.is_some());
@@ -83,12 +85,8 @@ pub(super) async fn serve(
     let mut instance = Instance { info, started: clock::now(), ports, table, worker, guest };
     let guest_watch = diag.is_some().then(|| Watch::new(guest_reach));
     let (calls_in, mut calls) = mpsc::channel(CALLS);
-    let control = async {
-        match server {
-            Some(server) => server.run(calls_in).await,
-            None => std::future::pending().await,
-        }
-    };
+    let api = run_server(api, calls_in.clone());
+    let control = run_server(server, calls_in);
     let (pesto_calls_in, mut pesto_calls) = mpsc::channel(CALLS);
     let pesto = async {
         match pesto {
@@ -156,10 +154,19 @@ pub(super) async fn serve(
     };
     tokio::select! {
         end = control => end,
+        end = api => end,
         end = pesto => end,
         error = watch_guest => Err(error),
         error = watch_host => Err(error),
         () = act => Ok(()),
+    }
+}
+
+/// Serves a control socket, if there is one.
+async fn run_server(server: Option<Server>, calls: mpsc::Sender<Call>) -> io::Result<()> {
+    match server {
+        Some(server) => server.run(calls).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use tracing::level_filters::LevelFilter;
 
+use tapway::cli::show::Instances;
 use tapway::cli::{self, Action, Config, ForwardOptions};
 use tapway::control::api::{self, Context, Places, Server};
 use tapway::control::lifecycle::{Guest, Leash, Outcome, Signals};
@@ -23,7 +24,7 @@ use tapway::setup::inside::Inside;
 use tapway::setup::listen::AtStart;
 use tapway::setup::machine::Machine;
 use tapway::setup::{
-    self, ControlSocket, LivesFor, NameLock, SetupError, chain, open_output, probe_outbound, run,
+    self, Listed, LivesFor, NameLock, SetupError, chain, open_output, probe_outbound, run,
 };
 use tapway::sys::clock;
 
@@ -43,9 +44,10 @@ pub(super) fn serve(
         tracing::warn!("{option} is deprecated");
     }
     let pid_file = conduct.pid_file.as_deref().map(PidFile::create).transpose()?;
-    let _name = match conduct.control {
-        ControlSocket::Named => Some(NameLock::take(&config.name, config.identity.uid)?),
-        ControlSocket::At(_) | ControlSocket::Nowhere => None,
+    let places = Places::of_this_user();
+    let name = match (NameLock::take(&config.name, places.owner()), conduct.listed) {
+        (Err(error), Listed::Claimed) => return Err(error.into()),
+        (lock, _) => lock.ok(),
     };
     let pcap = config.pcap.as_deref();
     let pcap = pcap.map(|path| open_output(path, "capture file", false)).transpose()?;
@@ -68,7 +70,8 @@ pub(super) fn serve(
             })?;
             setup::raise_descriptor_limit();
             let ports = open_ports(&config.forwards)?;
-            let server = open_control_socket(config)?;
+            let server = open_control_socket(config, &places, name.is_some());
+            let api = open_api_socket(config)?;
             setup::seal(conduct.keeps)?;
             let data_path = start_data_path(config, Link::Tap(&mut started.tap), pcap, &ports)?;
             let released = started.release()?;
@@ -76,6 +79,7 @@ pub(super) fn serve(
                 info: info(config, &format!("/proc/{}/ns/net", released.pid), command),
                 ports: port_options(config, ports, released.inside)?,
                 server,
+                api,
                 pesto,
                 diag: released.diag,
                 guest: Some(released.pid),
@@ -86,7 +90,8 @@ pub(super) fn serve(
             let mut attached = attach::start(options, &link)?;
             setup::raise_descriptor_limit();
             let ports = open_ports(&config.forwards)?;
-            let server = open_control_socket(config)?;
+            let server = open_control_socket(config, &places, name.is_some());
+            let api = open_api_socket(config)?;
             let leash = conduct.lives_for.leash();
             greet(&conduct.greeting);
             conduct.becomes.map_or(Ok(()), Person::become_them)?;
@@ -105,6 +110,7 @@ pub(super) fn serve(
                 info: info(config, &namespace, &[]),
                 ports: port_options(config, ports, attached.inside)?,
                 server,
+                api,
                 pesto,
                 diag: attached.diag,
                 guest: process,
@@ -120,7 +126,8 @@ pub(super) fn serve(
             let ports = open_ports(&config.forwards)?;
             let machine = Machine::open(&options.door).map_err(SetupError::from)?;
             setup::raise_descriptor_limit();
-            let server = open_control_socket(config)?;
+            let server = open_control_socket(config, &places, name.is_some());
+            let api = open_api_socket(config)?;
             if config.log.level >= LevelFilter::INFO {
                 // Whoever has closed standard error does not want to know.
                 let _ = io::stderr().write_all(machine.instructions().as_bytes());
@@ -138,6 +145,7 @@ pub(super) fn serve(
                 info: info(config, &place, &[]),
                 ports: port_options(config, ports, None)?,
                 server,
+                api,
                 pesto,
                 diag: None,
                 guest: None,
@@ -214,26 +222,35 @@ fn port_options(
     })
 }
 
-/// Opens the control socket. Without the one that bears the instance's name there is still a
-/// network, and `doctor` tells why, so that is no reason to disturb everybody.
-fn open_control_socket(config: &Config) -> Result<Option<Server>, Failure> {
-    let context =
-        Context { parse_spec: cli::parse_rules, guest: config.plan.v4.map(|v4| v4.guest) };
-    match &config.conduct.control {
-        ControlSocket::Nowhere => Ok(None),
-        ControlSocket::At(path) => Ok(Some(Server::bind_at(path, context)?)),
-        ControlSocket::Named => {
-            let without = |error: &dyn std::error::Error| {
-                tracing::info!("there is no control socket: {}", chain(error));
-            };
-            let directory = Places::of_this_user().create().inspect_err(|e| without(e)).ok();
-            let server = directory.and_then(|directory| {
-                let server = Server::bind(directory, &config.name.to_string(), context);
-                server.inspect_err(|e| without(e)).ok()
-            });
-            Ok(server)
+/// Opens the control socket of the instance's name. Without it there is still a network, and
+/// `doctor` tells why, so that is no reason to disturb everybody.
+fn open_control_socket(config: &Config, places: &Places, has_name: bool) -> Option<Server> {
+    let directory = match config.conduct.listed {
+        Listed::Claimed => places.create(),
+        // Whoever root becomes could not remove the file in the end.
+        Listed::As(_) if !has_name || config.conduct.becomes.is_some() => return None,
+        Listed::As(_) => {
+            Instances::at(places).tidy_helpers();
+            places.create_in_runtime()
         }
-    }
+    };
+    let without = |error: &dyn std::error::Error| match config.conduct.listed {
+        Listed::Claimed => tracing::info!("there is no control socket: {}", chain(error)),
+        Listed::As(_) => tracing::debug!("there is no control socket: {}", chain(error)),
+    };
+    let directory = directory.inspect_err(|e| without(e)).ok()?;
+    let server = Server::bind(directory, &config.name.to_string(), context(config));
+    server.inspect_err(|e| without(e)).ok()
+}
+
+/// Opens the control socket that the caller has named, without which there is nothing.
+fn open_api_socket(config: &Config) -> Result<Option<Server>, Failure> {
+    let path = config.conduct.api_socket.as_deref();
+    Ok(path.map(|path| Server::bind_at(path, context(config))).transpose()?)
+}
+
+fn context(config: &Config) -> Context {
+    Context { parse_spec: cli::parse_rules, guest: config.plan.v4.map(|v4| v4.guest) }
 }
 
 /// What the instance tells of itself.

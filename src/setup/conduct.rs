@@ -20,8 +20,10 @@ pub struct Conduct {
     pub lives_for: LivesFor,
     /// The descriptor that gets one byte, `1`, when everything is in place, and is closed then.
     pub ready_fd: Option<RawFd>,
-    /// Where its control socket is.
-    pub control: ControlSocket,
+    /// How its user finds it, by name.
+    pub listed: Listed,
+    /// The path of a control socket beside that of its name; without it there is nothing.
+    pub api_socket: Option<PathBuf>,
     /// The file that gets its process id when everything is in place.
     pub pid_file: Option<PathBuf>,
     /// Whom it becomes once everything is set up, if root has started it.
@@ -51,17 +53,16 @@ pub enum LivesFor {
     Starter(Option<RawFd>),
 }
 
-/// Where a control socket is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ControlSocket {
-    /// Among the user's others, by the instance's name, which nobody else may have. Without it
-    /// there is still a network.
+/// How an instance is found among its user's others: by its name, which a control socket bears.
+/// Without that socket there is still a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Listed {
+    /// By a name that nobody else may have, or there is nothing.
     #[default]
-    Named,
-    /// At this path. Without it there is nothing.
-    At(PathBuf),
-    /// Nowhere.
-    Nowhere,
+    Claimed,
+    /// As `WHAT-PID`, without a word about it, where the user has a directory for such sockets: a
+    /// caller who has started something else expects no more than that.
+    As(&'static str),
 }
 
 /// What is kept when privileges are given up.

@@ -41,7 +41,7 @@ mod seal;
 mod tap;
 mod template;
 
-pub use conduct::{Conduct, ControlSocket, Keeps, LivesFor, Sees};
+pub use conduct::{Conduct, Keeps, Listed, LivesFor, Sees};
 pub use drops::tap_drops;
 pub use facts::{HostFacts, Outward, ephemeral_ports, search_domains};
 pub use files::{HOST_NAMES, HostEntry, PrivateFiles, hosts, resolv_conf};

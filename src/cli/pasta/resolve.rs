@@ -19,7 +19,8 @@ use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing};
 use crate::setup::attach::{AttachOptions, Target};
 use crate::setup::daemon::Person;
 use crate::setup::{
-    Conduct, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup, Template, Templates,
+    Conduct, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup, Listed, Template,
+    Templates,
 };
 
 /// The host, as far as pasta's options depend on it.
@@ -64,7 +65,7 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
     let plan = plan(command, facts, &templates, v4, v6)?;
     let forwards = ports::forwards(command, &plan, facts.ephemeral)?;
     let link_setup = link_setup(command, &templates, &plan);
-    let (kind, action, identity) = match &command.subject {
+    let (action, identity) = match &command.subject {
         Subject::Command(words) => {
             let shell = || {
                 let shell = facts.host.shell.clone().unwrap_or_else(|| "/bin/sh".into());
@@ -74,15 +75,13 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
             let action = Action::Run { command: words, own_ids: false, files: None };
             // The caller becomes root inside, and nobody else is there.
             let Identity { uid, gid, .. } = facts.host.identity;
-            ("run", action, Identity { uid, gid, ..Identity::default() })
+            (action, Identity { uid, gid, ..Identity::default() })
         }
         Subject::Process(pid) => attach(command, Target::Process(*pid), facts),
         Subject::Path(path) => attach(command, Target::Path(path.clone()), facts),
-        Subject::Machine(options) => {
-            ("vm", Action::Serve(options.clone()), facts.host.identity.clone())
-        }
+        Subject::Machine(options) => (Action::Serve(options.clone()), facts.host.identity.clone()),
     };
-    let name = format!("{}-{kind}-{}", command.mode.name(), facts.host.pid);
+    let name = format!("{}-{}", command.mode.name(), facts.host.pid);
     Ok(Config {
         action,
         ifname: ifname(command, &templates),
@@ -93,6 +92,7 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
             // A machine has no namespaces that anybody would have to enter.
             refuses_calls: command.mode == Mode::Passt,
             deprecated: command.deprecated.clone(),
+            listed: Listed::As(command.mode.name()),
             ..Conduct::default()
         },
         dns: dns(command, &plan),
@@ -109,15 +109,11 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
     })
 }
 
-fn attach(
-    command: &Command,
-    target: Target,
-    facts: &PastaFacts,
-) -> (&'static str, Action, Identity) {
+fn attach(command: &Command, target: Target, facts: &PastaFacts) -> (Action, Identity) {
     let userns: Option<PathBuf> = command.userns.clone();
     let watched = command.quit;
     let options = AttachOptions { target, userns, watched };
-    ("ns", Action::Attach(options), facts.host.identity.clone())
+    (Action::Attach(options), facts.host.identity.clone())
 }
 
 /// The models of the families that the guest has. An interface that was named has to serve.

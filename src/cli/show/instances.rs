@@ -1,6 +1,8 @@
 //! Which instances run, and which of them a command line means.
 
-use nix::unistd::geteuid;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 use crate::control::api::{Client, ClientError, Directory, Places};
 use crate::observe::Info;
@@ -10,7 +12,8 @@ use crate::setup::{InstanceName, NameLock};
 #[derive(Debug)]
 pub struct Instances {
     directories: Vec<Directory>,
-    uid: u32,
+    /// Whose they are: the id to which their names belong.
+    owner: u32,
 }
 
 /// One instance that may be running: a socket file.
@@ -76,7 +79,7 @@ impl Instances {
 
     /// Those whose sockets are in `places`.
     pub fn at(places: &Places) -> Instances {
-        Instances { directories: places.existing(), uid: geteuid().as_raw() }
+        Instances { directories: places.existing(), owner: places.owner() }
     }
 
     /// The names of all socket files, sorted; some may be stale.
@@ -104,11 +107,39 @@ impl Instances {
         self.names().into_iter().filter_map(ask).collect()
     }
 
+    /// The names of those that listen. Stale socket files are removed.
+    pub fn up_and_tidied(&self) -> Vec<String> {
+        self.tidy(|_| true);
+        self.up()
+    }
+
+    /// Removes the stale socket files of instances that were named by their process and killed, of
+    /// which helpers of engines may leave one each.
+    pub fn tidy_helpers(&self) {
+        let is_gone = |name: &str| {
+            let (_, pid) = name.rsplit_once('-')?;
+            Some(kill(Pid::from_raw(pid.parse().ok()?), None) == Err(Errno::ESRCH))
+        };
+        self.tidy(|name| is_gone(name).unwrap_or(false));
+    }
+
+    /// Removes those socket files that `may_be` stale and are.
+    fn tidy(&self, may_be: impl Fn(&str) -> bool) {
+        for (place, name) in self.names() {
+            if let Some(directory) = self.directories.get(place)
+                && may_be(&name)
+                && Client::new(directory, &name).is_absent()
+            {
+                self.forget(directory, &name);
+            }
+        }
+    }
+
     /// Removes a socket file at which nobody listens, unless an instance is just starting: it
     /// then holds the name.
     fn forget(&self, directory: &Directory, name: &str) {
         let Ok(name) = name.parse::<InstanceName>() else { return };
-        if let Ok(_lock) = NameLock::take(&name, self.uid) {
+        if let Ok(_lock) = NameLock::take(&name, self.owner) {
             // Another `tapway ps` may have been faster.
             let _ = directory.remove(&name.to_string());
         }

@@ -39,7 +39,10 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<(), ShowError> {
     if arguments.quiet {
-        return instances.up().into_iter().try_for_each(|name| print(out, &(name + "\n")));
+        return instances
+            .up_and_tidied()
+            .into_iter()
+            .try_for_each(|name| print(out, &(name + "\n")));
     }
     let mut found = Vec::new();
     let mut failure = None;

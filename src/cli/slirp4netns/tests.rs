@@ -62,7 +62,8 @@ fn podmans_command_line_is_understood() {
     );
     let conduct = draft.conduct;
     assert_eq!((conduct.ready_fd, conduct.lives_for), (Some(3), LivesFor::Starter(Some(4))));
-    assert_eq!(conduct.control, ControlSocket::At("/run/x.net".into()));
+    assert_eq!(conduct.api_socket.as_deref(), Some("/run/x.net".as_ref()));
+    assert_eq!(conduct.listed, Listed::As("slirp4netns"));
     assert_eq!((conduct.sees, conduct.keeps), (Sees::EtcAndRun, Keeps::LowPorts));
     assert!(conduct.refuses_calls);
     assert!(conduct.greeting.contains("Recommended IP:  10.9.8.100\n"), "{}", conduct.greeting);
@@ -77,7 +78,7 @@ fn without_options_it_is_the_network_of_slirp_left_alone() {
     assert_eq!(text(draft.host_loopback), ["10.0.2.2"]);
     assert_eq!(draft.link_setup, LinkSetup::Nothing);
     assert_eq!(draft.conduct.lives_for, LivesFor::Starter(None));
-    assert_eq!(draft.conduct.control, ControlSocket::Nowhere);
+    assert_eq!(draft.conduct.api_socket, None);
     assert_eq!((draft.conduct.sees, draft.conduct.ready_fd), (Sees::Everything, None));
 }
 

@@ -89,6 +89,12 @@ impl<'a> Client<'a> {
         UnixStream::connect(socket::address(self.directory, self.name)).is_ok()
     }
 
+    /// Whether it is certain that nobody listens. One whose queue is full, say, may be up.
+    pub fn is_absent(&self) -> bool {
+        let connected = UnixStream::connect(socket::address(self.directory, self.name));
+        connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
     /// Who it is.
     ///
     /// # Errors

@@ -53,6 +53,7 @@ pub enum DirectoryError {
 #[derive(Clone, Debug)]
 pub struct Places {
     uid: u32,
+    outer: u32,
     candidates: Vec<Candidate>,
 }
 
@@ -101,7 +102,12 @@ impl Places {
         let mut candidates: Vec<Candidate> = runtime.into_iter().collect();
         candidates.push(own(run_user.join(outer.to_string())));
         candidates.push(Candidate { base: None, path: fallback });
-        Places { uid, candidates }
+        Places { uid, outer, candidates }
+    }
+
+    /// The user's id outside of the user namespace, to which names belong as directories do.
+    pub fn owner(&self) -> u32 {
+        self.outer
     }
 
     /// The best directory that is possible, made if it does not exist.
@@ -109,8 +115,24 @@ impl Places {
     /// # Errors
     /// Those of the last candidate, where the better ones do not exist or are not this user's.
     pub fn create(&self) -> Result<Directory, DirectoryError> {
+        self.create_among(&self.candidates)
+    }
+
+    /// As [`Places::create`], but only where the user has a directory that goes when they log out.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_in_runtime(&self) -> Result<Directory, DirectoryError> {
+        let lasting = |candidate: &&Candidate| candidate.base.is_some();
+        self.create_among(self.candidates.iter().filter(lasting))
+    }
+
+    fn create_among<'a>(
+        &self,
+        candidates: impl IntoIterator<Item = &'a Candidate>,
+    ) -> Result<Directory, DirectoryError> {
         let mut last = None;
-        for Candidate { base, path } in &self.candidates {
+        for Candidate { base, path } in candidates {
             if base.as_ref().is_some_and(|base| !self.owns(base)) {
                 continue;
             }
@@ -128,7 +150,7 @@ impl Places {
                 Err(error) => last = Some(error),
             }
         }
-        // The last candidate has no base, so it was tried.
+        // Where the last candidate has no base, it was tried.
         Err(last.unwrap_or_else(|| DirectoryError::Io {
             what: "find a directory",
             path: PathBuf::new(),

@@ -10,7 +10,10 @@
 //! instance's own user or root.
 //!
 //! An engine may name another place ([`Server::bind_at`]). There the file's mode, 0600, is all that
-//! is asked.
+//! is asked. What engines start by another name has both: beside the place that they name, if they
+//! do, a `slirp4netns-PID.sock` or `pasta-PID.sock` in the first two of the directories above
+//! ([`Places::create_in_runtime`]), so that its user can look on. Those that were killed leave the
+//! file, and the next one removes it.
 //!
 //! One connection carries one request and its answer. The request is a JSON object of less than
 //! [`MAX_REQUEST`] bytes; it is answered as soon as it is complete, so a client need not close its

@@ -46,8 +46,8 @@ pub struct Server {
     listener: StdListener,
     file: SocketFile,
     context: Context,
-    /// Who is admitted beside root; `None` for whomever the file's mode lets in.
-    uid: Option<u32>,
+    /// Whether only its own user and root are admitted, and not whomever the file's mode lets in.
+    own_only: bool,
 }
 
 /// A client whose request has come.
@@ -64,17 +64,17 @@ impl Server {
     /// [`BindError`]; nothing is left behind.
     pub fn bind(directory: Directory, name: &str, context: Context) -> Result<Server, BindError> {
         let (listener, file) = socket::open(directory, name)?;
-        Ok(Server { listener, file, context, uid: Some(geteuid().as_raw()) })
+        Ok(Server { listener, file, context, own_only: true })
     }
 
     /// Opens a control socket at `path`, in place of whatever is there. Its mode alone decides who
-    /// may speak: an instance that moves to another user namespace does not know its user again.
+    /// may speak.
     ///
     /// # Errors
     /// [`BindError`]; nothing is left behind.
     pub fn bind_at(path: &Path, context: Context) -> Result<Server, BindError> {
         let (listener, file) = socket::open_at(path)?;
-        Ok(Server { listener, file, context, uid: None })
+        Ok(Server { listener, file, context, own_only: false })
     }
 
     /// The path of the socket file.
@@ -88,7 +88,7 @@ impl Server {
     /// # Errors
     /// The listener cannot be registered with the runtime.
     pub async fn run(self, calls: mpsc::Sender<Call>) -> io::Result<()> {
-        let Server { listener, file: _file, context, uid } = self;
+        let Server { listener, file: _file, context, own_only } = self;
         let listener = UnixListener::from_std(listener)?;
         let mut sending: JoinSet<Option<Ready>> = JoinSet::new();
         let mut order: VecDeque<AbortHandle> = VecDeque::new();
@@ -104,7 +104,7 @@ impl Server {
                             continue;
                         }
                     };
-                    if !admitted(&stream, uid) {
+                    if own_only && !is_own(&stream) {
                         continue;
                     }
                     order.retain(|client| !client.is_finished());
@@ -128,8 +128,10 @@ impl Server {
 }
 
 /// Whether the client is the instance's own user, or root.
-fn admitted(stream: &UnixStream, uid: Option<u32>) -> bool {
-    let Some(uid) = uid else { return true };
+fn is_own(stream: &UnixStream) -> bool {
+    // As of now: an instance that has moved to another user namespace has another id there, and
+    // sees its user by that one too.
+    let uid = geteuid().as_raw();
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == uid || peer.uid() == 0 => true,
         Ok(peer) => {
