@@ -75,7 +75,9 @@ impl Config {
             plan: self.plan.clone(),
             queues: self.threads.most,
             setup: self.link_setup.clone(),
-            inside: self.forwards.needs_inside(),
+            // Where ports are led from the guest's loopback, pesto may ask for one at any time.
+            inside: self.forwards.needs_inside()
+                || (self.pesto_socket.is_some() && self.plan.sharing.is_some()),
         }
     }
 }
@@ -118,7 +120,7 @@ pub struct ForwardOptions {
     pub publish: Vec<Forward>,
     /// Ports that are published as far as they are free.
     pub publish_if_free: Vec<Forward>,
-    /// What is published as soon as the guest listens; no transport is in two of them.
+    /// What is published as soon as the guest listens; no port is in two of them at one address.
     pub auto_publish: Vec<AutoForward>,
     /// Exposed ports; no two of them overlap.
     pub expose: Vec<Exposure>,
@@ -126,16 +128,14 @@ pub struct ForwardOptions {
     pub auto_expose: Vec<AutoForward>,
     /// Clients on the host's loopback reach the guest's loopback.
     pub join_loopbacks: bool,
-    /// Ports of the guest's loopback that lead to the host's.
+    /// Ports of the guest's loopback that lead to the host's, at once or while the host listens.
     pub inner: Vec<Inner>,
-    /// What of the host's loopback is found at the guest's as soon as the host listens.
-    pub auto_inner: Vec<AutoForward>,
 }
 
 impl ForwardOptions {
     /// Whether something leads from or to the guest's loopback, for which sockets are made there.
     pub fn needs_inside(&self) -> bool {
-        self.join_loopbacks || !self.inner.is_empty() || !self.auto_inner.is_empty()
+        self.join_loopbacks || !self.inner.is_empty()
     }
 }
 

@@ -16,10 +16,10 @@
 //!
 //! Messages are those of the original, as far as it has one for the case.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use crate::gate::forward::{PortRange, Transport};
-use crate::gate::table::{Caps, Table, TableError, TableRule};
+use crate::gate::table::{Caps, LOOPBACK, Table, TableError, TableRule};
 use crate::setup::IfName;
 
 /// Which option a specification belongs to.
@@ -167,13 +167,13 @@ fn parse(
     let weak = parts.named.is_empty();
     if weak {
         parts.exclude.push(ephemeral);
-        let whole = PortRange::new(1, u16::MAX).unwrap_or(PortRange::ANY);
-        parts.named.push(Named { ports: whole, target: parts.all, target_ports: whole });
+        let (ports, target) = (PortRange::ALL, parts.all);
+        parts.named.push(Named { ports, target, target_ports: ports });
     }
-    let interface = if option.is_outbound() { Some("lo".to_owned()) } else { listen.interface };
+    let interface = if option.is_outbound() { Some(LOOPBACK.to_owned()) } else { listen.interface };
     let rule = |named: &Named, (ports, target_ports)| TableRule {
         transport: option.transport(),
-        listen: listen.address.or_else(|| only_family(caps)),
+        listen: listen.address.or_else(|| caps.every_address()),
         interface: interface.clone(),
         ports,
         target: named.target,
@@ -186,15 +186,6 @@ fn parse(
         pairs.into_iter().map(|pair| rule(named, pair)).collect::<Vec<_>>()
     });
     Ok(Some(rules.collect()))
-}
-
-/// "Every address" of a side that has one family only.
-fn only_family(caps: Caps) -> Option<IpAddr> {
-    match (caps.has(Caps::IPV4), caps.has(Caps::IPV6)) {
-        (true, false) => Some(Ipv4Addr::UNSPECIFIED.into()),
-        (false, true) => Some(Ipv6Addr::UNSPECIFIED.into()),
-        _ => None,
-    }
 }
 
 /// Whether what stands before the first slash is an address to listen at, and not the beginning of
@@ -339,26 +330,13 @@ fn without(
     target: PortRange,
     exclude: &[PortRange],
 ) -> Vec<(PortRange, PortRange)> {
-    let mut excluded: Vec<PortRange> =
-        exclude.iter().copied().filter(|range| range.overlaps(ports)).collect();
-    excluded.sort_by_key(|range| range.first());
-    let mut kept = Vec::new();
-    let mut next = Some(ports.first());
-    for range in excluded {
-        if let Some(first) = next
-            && let Some(last) = range.first().checked_sub(1)
-        {
-            kept.extend(PortRange::new(first, last));
-        }
-        next = next.and_then(|first| Some(first.max(range.last().checked_add(1)?)));
-    }
-    kept.extend(next.and_then(|first| PortRange::new(first, ports.last())));
     // Both ranges are of one length, so what lies in the one has a counterpart in the other.
     let counterpart = |part: PortRange| {
         let at = |port: u16| target.first().checked_add(port - ports.first());
         PortRange::new(at(part.first())?, at(part.last())?)
     };
-    kept.into_iter().filter_map(|part| Some((part, counterpart(part)?))).collect()
+    let kept = ports.without(exclude).into_iter();
+    kept.filter_map(|part| Some((part, counterpart(part)?))).collect()
 }
 
 #[cfg(test)]

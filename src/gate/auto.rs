@@ -103,14 +103,6 @@ pub struct ConditionalPort {
     pub guest_port: u16,
 }
 
-impl AutoForward {
-    /// Whether it is this rule that wants `port` open.
-    pub fn follows(&self, port: AutoPort) -> bool {
-        self.covers(port.transport, port.port)
-            && self.bound.address.is_none_or(|at| Family::of(at) == port.family)
-    }
-}
-
 /// What `--publish auto` wants open. `guest` is what listens in the guest; `taken` are the host
 /// ports that other forwards hold.
 pub fn published(rule: &AutoForward, guest: &PortTable, taken: &PortTable) -> BTreeSet<AutoPort> {
@@ -254,6 +246,11 @@ impl<K: Copy + Ord> Standing<K> {
     /// `key` could not be opened. Whether that is news.
     pub fn refused(&mut self, key: K) -> bool {
         self.0.insert(key, Fate::Refused) != Some(Fate::Refused)
+    }
+
+    /// Forgets the keys that are `meant`, open or not: they are gone with whatever wanted them.
+    pub fn forget(&mut self, meant: impl Fn(&K) -> bool) {
+        self.0.retain(|key, _| !meant(key));
     }
 
     /// What is wanted and was refused, to be tried again now and then; say [`Standing::opened`] of

@@ -40,6 +40,9 @@ pub struct PortRange {
 }
 
 impl PortRange {
+    /// All ports.
+    pub const ALL: PortRange = PortRange { first: 1, last: u16::MAX };
+
     /// Whichever port is free.
     pub const ANY: PortRange = PortRange { first: 0, last: 0 };
 
@@ -70,6 +73,25 @@ impl PortRange {
     /// How many ports, at least 1.
     pub fn count(self) -> usize {
         usize::from(self.last - self.first) + 1
+    }
+
+    /// The parts of it that are in none of `excluded`, in rising order.
+    pub fn without(self, excluded: &[PortRange]) -> Vec<PortRange> {
+        let mut excluded: Vec<PortRange> =
+            excluded.iter().copied().filter(|range| range.overlaps(self)).collect();
+        excluded.sort_by_key(|range| range.first);
+        let mut kept = Vec::new();
+        let mut next = Some(self.first);
+        for range in excluded {
+            if let Some(first) = next
+                && let Some(last) = range.first.checked_sub(1)
+            {
+                kept.extend(PortRange::new(first, last));
+            }
+            next = next.and_then(|first| Some(first.max(range.last.checked_add(1)?)));
+        }
+        kept.extend(next.and_then(|first| PortRange::new(first, self.last)));
+        kept
     }
 
     /// Whether the two have a port in common. A port that is yet to be picked overlaps nothing.
@@ -216,6 +238,8 @@ pub struct AutoForward {
     pub only: Vec<PortRange>,
     /// Where what is opened on the host listens.
     pub bound: Bound,
+    /// A port that cannot be had is no news.
+    pub weak: bool,
 }
 
 /// Where listeners of the host are.
@@ -238,6 +262,8 @@ pub struct Inner {
     pub host_ports: PortRange,
     /// A port that is taken in the guest is left to whoever has it.
     pub weak: bool,
+    /// Ports are open only while something listens behind them.
+    pub scan: bool,
 }
 
 impl AutoForward {

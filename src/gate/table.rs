@@ -9,9 +9,12 @@
 //! families conflicts with one of either.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::forward::{Forward, Listen, PortRange, Transport};
+use super::forward::{AutoForward, Bound, Forward, Inner, Listen, PortRange, Transport};
+
+/// The interface at which rules of the guest's loopback listen.
+pub const LOOPBACK: &str = "lo";
 
 /// The most rules of one table.
 pub const MAX_RULES: usize = 255;
@@ -70,6 +73,64 @@ impl TableRule {
             weak: false,
             scan: forward.when_listening,
         })
+    }
+
+    /// The `auto` that does what the rule says, if it is one: ports that follow who listens at the
+    /// same ports of the guest.
+    pub fn auto(&self) -> Option<AutoForward> {
+        let follows = self.scan && self.target.is_none() && self.target_ports == self.ports;
+        follows.then(|| AutoForward {
+            transports: vec![self.transport],
+            exclude: Vec::new(),
+            only: vec![self.ports],
+            bound: Bound { address: self.listen, interface: self.interface.clone() },
+            weak: self.weak,
+        })
+    }
+
+    /// The rules that together do what `auto` does: one for each transport and range.
+    pub fn of_auto(auto: &AutoForward) -> Vec<TableRule> {
+        let only = if auto.only.is_empty() { &[PortRange::ALL][..] } else { &auto.only };
+        let ranges: Vec<PortRange> =
+            only.iter().flat_map(|range| range.without(&auto.exclude)).collect();
+        let rule = |transport: Transport, ports: PortRange| TableRule {
+            transport,
+            listen: auto.bound.address,
+            interface: auto.bound.interface.clone(),
+            ports,
+            target: None,
+            target_ports: ports,
+            weak: auto.weak,
+            scan: true,
+        };
+        let of = |&transport| ranges.iter().map(move |&ports| rule(transport, ports));
+        auto.transports.iter().flat_map(of).collect()
+    }
+
+    /// The port of the guest's loopback that does what the rule says, if that is one.
+    pub fn inner(&self) -> Option<Inner> {
+        let leads_home = self.target.is_none_or(|target| target.is_loopback());
+        (leads_home && self.interface.as_deref() == Some(LOOPBACK)).then_some(Inner {
+            transport: self.transport,
+            ports: self.ports,
+            host_ports: self.target_ports,
+            weak: self.weak,
+            scan: self.scan,
+        })
+    }
+
+    /// The rule that says what `inner` does, for an owner that can do `caps`.
+    pub fn of_inner(inner: &Inner, caps: Caps) -> TableRule {
+        TableRule {
+            transport: inner.transport,
+            listen: caps.every_address(),
+            interface: Some(LOOPBACK.to_owned()),
+            ports: inner.ports,
+            target: None,
+            target_ports: inner.host_ports,
+            weak: inner.weak,
+            scan: inner.scan,
+        }
     }
 
     fn conflicts(&self, other: &TableRule) -> bool {
@@ -135,6 +196,15 @@ impl Caps {
         (Caps::SCAN, "scan"),
         (Caps::INTERFACE, "ifname"),
     ];
+
+    /// "Every address" of an owner that has one family only; `None` if it has both.
+    pub fn every_address(self) -> Option<IpAddr> {
+        match (self.has(Caps::IPV4), self.has(Caps::IPV6)) {
+            (true, false) => Some(Ipv4Addr::UNSPECIFIED.into()),
+            (false, true) => Some(Ipv6Addr::UNSPECIFIED.into()),
+            _ => None,
+        }
+    }
 
     /// Whether all of `other` are among these.
     pub fn has(self, other: Caps) -> bool {

@@ -22,7 +22,7 @@ use crate::setup::tap_drops;
 use crate::sys::{clock, sock_diag};
 
 use super::ports::{PortOptions, Ports, reach};
-use super::tables::{HostTable, RETRY};
+use super::tables::{Follows, RETRY, Tables};
 
 /// Calls that may wait for the control thread.
 const CALLS: usize = 64;
@@ -56,8 +56,8 @@ struct Instance {
     info: Info,
     started: crate::base::Instant,
     ports: Ports,
-    /// The host ports as pesto sees them.
-    table: HostTable,
+    /// The ports as pesto sees them.
+    tables: Tables,
     worker: CommandSender,
     guest: Option<Pid>,
 }
@@ -75,14 +75,19 @@ pub(super) async fn serve(
     let InstanceOptions { info, ports, server, api, pesto, diag, guest } = options;
     let guest_reach = reach(&plan);
     let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
-    let table = HostTable::new(&plan, diag.is_some());
-    let ports = Ports::new(worker.clone(), plan, ports)?;
+    let ports = Ports::new(worker.clone(), plan.clone(), ports)?;
     if ports.follows_guest() && diag.is_none() {
         return Err(cannot_tell());
     }
     let host_watch = Watch::new(Reach(loopback.to_vec()));
-    let host_diag = ports.follows_host().then(sock_diag::open).transpose()?;
-    let mut instance = Instance { info, started: clock::now(), ports, table, worker, guest };
+    let host_diag = match ports.follows_host() {
+        true => Some(sock_diag::open()?),
+        // pesto may ask for it later.
+        false => ports.has_inner().then(sock_diag::open).and_then(Result::ok),
+    };
+    let follows = Follows { guest: diag.is_some(), host: host_diag.is_some() };
+    let tables = Tables::new(&plan, &ports, follows);
+    let mut instance = Instance { info, started: clock::now(), ports, tables, worker, guest };
     let guest_watch = diag.is_some().then(|| Watch::new(guest_reach));
     let (calls_in, mut calls) = mpsc::channel(CALLS);
     let api = run_server(api, calls_in.clone());
@@ -108,7 +113,7 @@ pub(super) async fn serve(
     };
     let act = async {
         let mut guest_table = None;
-        let mut host_table = instance.ports.follows_host().then(|| host_watch.subscribe());
+        let mut host_table = None;
         // Servers that come and go by thousands take a tenth of this thread's time.
         let mut due = Instant::now();
         // When ports that were refused are tried again; `None` while there are none.
@@ -119,6 +124,12 @@ pub(super) async fn serve(
                     guest_table.get_or_insert_with(|| watch.subscribe());
                 }
                 _ => guest_table = None,
+            }
+            match instance.ports.follows_host() {
+                true => {
+                    host_table.get_or_insert_with(|| host_watch.subscribe());
+                }
+                false => host_table = None,
             }
             retry_at = match instance.waits() {
                 true => retry_at.or_else(|| Some(Instant::now() + RETRY)),
@@ -132,6 +143,10 @@ pub(super) async fn serve(
                 Some(call) = pesto_calls.recv() => {
                     instance.answer_pesto(call).await;
                     instance.ports.follow_known(guest_table.as_ref()).await;
+                    let host = host_table.as_ref().and_then(|known| known.borrow().clone());
+                    if let Some(host) = host {
+                        instance.ports.follow_host(&host).await;
+                    }
                 }
                 () = sleep_until(retry_at.unwrap_or(due)), if retry_at.is_some() => {
                     let began = Instant::now();
@@ -204,12 +219,12 @@ impl Instance {
 
     /// Whether a port that is wanted was refused.
     fn waits(&self) -> bool {
-        self.table.waits() || self.ports.waits()
+        self.tables.waits() || self.ports.waits()
     }
 
     /// Opens such ports as far as they are free now.
     fn retry(&mut self) {
-        self.table.retry(&mut self.ports);
+        self.tables.retry(&mut self.ports);
         self.ports.retry();
     }
 
@@ -217,12 +232,10 @@ impl Instance {
         match call {
             pesto::Call::Tables(reply) => {
                 // A client that has gone away does not want to know.
-                let _ = reply.send(vec![self.table.told(&self.ports)]);
+                let _ = reply.send(self.tables.told(&self.ports));
             }
             pesto::Call::Replace(tables) => {
-                for pesto::PifTable { table, .. } in &tables {
-                    self.table.replace(&mut self.ports, table.rules()).await;
-                }
+                self.tables.replace(&mut self.ports, &tables).await;
             }
         }
     }

@@ -16,8 +16,9 @@ use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Published, Reply, Withdrawal};
 use crate::gate::AddressPlan;
 use crate::gate::auto::{self, AutoPort, AutoService, ConditionalPort, Standing};
-use crate::gate::forward::{AutoForward, Exposure, Forward, ForwardId, Listen, PortRange};
+use crate::gate::forward::{AutoForward, Exposure, Forward, ForwardId, Inner, Listen, PortRange};
 use crate::gate::ports::{Family, PortTable, Reach};
+use crate::gate::table::{Caps, TableRule};
 use crate::observe::PortRecord;
 use crate::setup::chain;
 use crate::setup::inside::{Inside, OpenInner};
@@ -39,10 +40,8 @@ pub struct PortOptions {
     pub auto_expose: Vec<AutoForward>,
     /// Opens sockets in the guest's namespace, for the two that follow.
     pub inside: Option<Inside>,
-    /// Ports of the guest's loopback that lead to the host's.
-    pub inner: Vec<OpenInner>,
-    /// What of the host's loopback is found at the guest's as soon as the host listens.
-    pub auto_inner: Vec<AutoForward>,
+    /// Ports of the guest's loopback that lead to the host's, with what is open of them.
+    pub inner: Vec<(Inner, Vec<OpenInner>)>,
 }
 
 /// A published port or range.
@@ -64,21 +63,31 @@ struct ExposedPort {
     auto: bool,
 }
 
+/// A rule by which ports follow who listens in the guest.
+struct Following {
+    rule: TableRule,
+    auto: AutoForward,
+}
+
+/// A port that follows who listens in the guest, by its rule.
+type Followed = (ForwardId, AutoPort);
+
 /// All ports of an instance.
 pub(super) struct Ports {
     worker: CommandSender,
     last_id: u64,
     published: BTreeMap<ForwardId, PublishedPort>,
     exposed: BTreeMap<ForwardId, ExposedPort>,
-    auto_publish: Vec<AutoForward>,
+    /// What is published as soon as the guest listens.
+    auto_publish: BTreeMap<ForwardId, Following>,
     auto_expose: Vec<AutoForward>,
     plan: AddressPlan,
     /// Where the guest's servers are reached.
     reach: Reach,
     conditional: Standing<ConditionalPort>,
-    following: Standing<AutoPort>,
+    following: Standing<Followed>,
     following_host: Standing<AutoService>,
-    by_port: BTreeMap<AutoPort, ForwardId>,
+    by_port: BTreeMap<Followed, ForwardId>,
     by_service: BTreeMap<AutoService, ForwardId>,
     /// The guest's loopback in front of the host's.
     inner: InnerPorts,
@@ -97,14 +106,13 @@ impl Ports {
         options: PortOptions,
     ) -> io::Result<Ports> {
         let PortOptions { at_start, auto_publish, expose, auto_expose, .. } = options;
-        let inner = InnerPorts::new(options.inside, options.inner, options.auto_inner)?;
         let mut ports = Ports {
-            inner,
+            inner: InnerPorts::new(options.inside),
             worker,
             last_id: 0,
             published: BTreeMap::new(),
             exposed: BTreeMap::new(),
-            auto_publish,
+            auto_publish: BTreeMap::new(),
             auto_expose,
             reach: reach(&plan),
             plan,
@@ -118,11 +126,20 @@ impl Ports {
         for opened in at_start.opened {
             ports.enter(opened.forward.clone(), opened, false);
         }
-        for forward in at_start.waiting {
-            ports.enter_waiting(forward, false);
+        for (forward, weak) in at_start.waiting {
+            ports.enter_waiting(forward, weak);
         }
         for exposure in expose {
             ports.expose(exposure, false);
+        }
+        for (rule, open) in options.inner {
+            let id = ports.next_id();
+            ports.inner.enter(id, rule, open)?;
+        }
+        for auto in &auto_publish {
+            for rule in TableRule::of_auto(auto) {
+                ports.follow(rule);
+            }
         }
         Ok(ports)
     }
@@ -290,36 +307,106 @@ impl Ports {
     }
 
     /// Publishes by one rule that no other overlaps; a weak one as far as its ports are free.
-    pub(super) fn open(&mut self, rule: Forward, weak: bool) -> Result<ForwardId, Failure> {
-        self.check_guest_addresses(&[Rule::Publish(rule.clone())])?;
-        if rule.when_listening {
-            return Ok(self.enter_waiting(rule, weak));
+    pub(super) fn open(&mut self, rule: &TableRule) -> Result<ForwardId, Failure> {
+        if rule.auto().is_some() {
+            return Ok(self.follow(rule.clone()));
         }
-        let opened = if weak { listen::open_free(&rule) } else { listen::open(&rule) };
-        Ok(self.enter(rule, opened.map_err(|error| failure(&error))?, false))
+        let forward = rule.forward();
+        self.check_guest_addresses(&[Rule::Publish(forward.clone())])?;
+        if rule.scan {
+            return Ok(self.enter_waiting(forward, rule.weak));
+        }
+        let opened = if rule.weak { listen::open_free(&forward) } else { listen::open(&forward) };
+        Ok(self.enter(forward, opened.map_err(|error| failure(&error))?, false))
+    }
+
+    /// As [`Ports::open`], of a rule that could not be opened before, without asking why.
+    pub(super) fn try_open(&mut self, rule: &TableRule) -> Option<ForwardId> {
+        let forward = rule.forward();
+        self.check_guest_addresses(&[Rule::Publish(forward.clone())]).ok()?;
+        let opened = match rule.weak {
+            true => listen::open_free(&forward).ok(),
+            false => listen::try_open(&forward),
+        };
+        Some(self.enter(forward, opened?, false))
+    }
+
+    /// Leads ports of the guest's loopback to the host's, by one rule that no other overlaps.
+    pub(super) fn open_inner(&mut self, rule: &TableRule) -> Result<ForwardId, Failure> {
+        let failed = |text: String| Failure::new(ErrorCode::Failed, text);
+        let inner = rule.inner().ok_or_else(|| failed("it leads nowhere".to_owned()))?;
+        let id = self.next_id();
+        self.inner.open(id, inner).map_err(|error| failed(chain(&error)))?;
+        Ok(id)
+    }
+
+    /// Whether ports of the guest's loopback can lead to the host's.
+    pub(super) fn has_inner(&self) -> bool {
+        self.inner.are_possible()
     }
 
     /// Whether there is a port `id`.
     pub(super) fn has(&self, id: ForwardId) -> bool {
-        self.published.contains_key(&id) || self.exposed.contains_key(&id)
+        self.published.contains_key(&id)
+            || self.exposed.contains_key(&id)
+            || self.auto_publish.contains_key(&id)
+            || self.inner.has(id)
     }
 
-    /// The published ports that were asked for, as far as they are known: a port that was picked is
-    /// filled in.
-    pub(super) fn rules(&self) -> impl Iterator<Item = (ForwardId, &Forward)> {
+    /// The rules by which host ports lead into the guest, as far as a table can hold them; a port
+    /// that was picked is filled in.
+    pub(super) fn rules(&self) -> impl Iterator<Item = (ForwardId, TableRule)> {
         let asked_for = self.published.iter().filter(|(_, port)| !port.auto);
-        asked_for.map(|(id, port)| (*id, &port.forward))
+        let named = asked_for.filter_map(|(id, port)| {
+            let rule = TableRule::of(&port.forward)?;
+            Some((*id, TableRule { weak: port.weak, ..rule }))
+        });
+        named.chain(self.auto_publish.iter().map(|(id, known)| (*id, known.rule.clone())))
     }
 
-    /// Closes the ports `ids`, and waits until their host sockets are closed.
+    /// The rules by which ports of the guest's loopback lead to the host's, of an owner that can do
+    /// `caps`.
+    pub(super) fn inner_rules(&self, caps: Caps) -> impl Iterator<Item = (ForwardId, TableRule)> {
+        self.inner.rules().map(move |(id, rule)| (id, TableRule::of_inner(rule, caps)))
+    }
+
+    /// Closes the ports `ids`, and waits until their sockets are closed.
     pub(super) async fn close(&mut self, ids: &[ForwardId]) {
+        let mut withdrawn = Vec::with_capacity(ids.len());
         for id in ids {
+            if self.inner.has(*id) {
+                self.inner.close(*id);
+                continue;
+            }
+            withdrawn.push(*id);
+            if self.auto_publish.remove(id).is_some() {
+                self.following.forget(|(rule, _)| rule == id);
+                withdrawn.extend(
+                    self.by_port.extract_if(.., |(rule, _), _| rule == id).map(|(_, port)| port),
+                );
+            }
+        }
+        for id in &withdrawn {
             if let Some(port) = self.published.remove(id) {
                 enter_loopback_ports(&mut self.just_closed, &port.forward);
             }
             self.exposed.remove(id);
         }
-        self.withdraw(ids.iter().map(|&forward| Withdrawal { forward, guest_port: None })).await;
+        self.withdraw(
+            withdrawn.into_iter().map(|forward| Withdrawal { forward, guest_port: None }),
+        )
+        .await;
+        // Sockets of the guest's loopback belong to tasks that end in their turn.
+        tokio::task::yield_now().await;
+    }
+
+    /// Lets ports follow who listens in the guest.
+    fn follow(&mut self, rule: TableRule) -> ForwardId {
+        let id = self.next_id();
+        if let Some(auto) = rule.auto() {
+            self.auto_publish.insert(id, Following { rule, auto });
+        }
+        id
     }
 
     async fn withdraw(&self, what: impl Iterator<Item = Withdrawal>) {
@@ -339,9 +426,8 @@ impl Ports {
 
     fn enter(&mut self, rule: Forward, opened: Opened, auto: bool) -> ForwardId {
         let id = self.next_id();
-        let Opened { forward, sockets, file, .. } = opened;
+        let Opened { forward, sockets, file, weak, .. } = opened;
         self.hand_over(id, &forward, sockets);
-        let weak = false;
         self.published.insert(id, PublishedPort { rule, forward, auto, weak, file });
         id
     }
@@ -390,10 +476,13 @@ impl Ports {
         }
         // What we have opened at the guest's loopback is the host's already.
         self.inner.enter_ports(&mut taken);
-        let wanted: BTreeSet<AutoPort> = self
+        let wanted: BTreeSet<Followed> = self
             .auto_publish
             .iter()
-            .flat_map(|rule| auto::published(rule, guest, &taken))
+            .flat_map(|(id, known)| {
+                auto::published(&known.auto, guest, &taken).into_iter().map(|port| (*id, port))
+            })
+            .take(auto::MOST)
             .collect();
         let changes = self.following.turn(&wanted);
         let closing: Vec<ForwardId> =
@@ -402,15 +491,15 @@ impl Ports {
             self.close(&closing).await;
         }
         let mut refusals = Refusals::default();
-        for port in changes.open {
-            let forward = self.followed(port);
+        for followed in changes.open {
+            let Some((forward, weak)) = self.followed(followed) else { continue };
             match listen::open(&forward) {
                 Ok(opened) => {
                     let id = self.enter(forward, opened, true);
-                    self.by_port.insert(port, id);
+                    self.by_port.insert(followed, id);
                 }
                 Err(error) => {
-                    if self.following.refused(port) {
+                    if self.following.refused(followed) && !weak {
                         refusals.add(&error);
                     }
                 }
@@ -472,13 +561,13 @@ impl Ports {
 
     /// Opens what was refused, as far as it is free now.
     pub(super) fn retry(&mut self) {
-        let refused: Vec<AutoPort> = self.following.refusals().collect();
-        for port in refused {
-            let forward = self.followed(port);
+        let refused: Vec<Followed> = self.following.refusals().collect();
+        for followed in refused {
+            let Some((forward, _)) = self.followed(followed) else { continue };
             if let Some(opened) = listen::try_open(&forward) {
-                self.following.opened(port);
+                self.following.opened(followed);
                 let id = self.enter(forward, opened, true);
-                self.by_port.insert(port, id);
+                self.by_port.insert(followed, id);
             }
         }
         let refused: Vec<ConditionalPort> = self.conditional.refusals().collect();
@@ -492,10 +581,10 @@ impl Ports {
         }
     }
 
-    /// The forward by which `port` is followed.
-    fn followed(&self, port: AutoPort) -> Forward {
-        let rule = self.auto_publish.iter().find(|rule| rule.follows(port));
-        port.forward(&rule.map(|rule| rule.bound.clone()).unwrap_or_default())
+    /// The forward by which a port is followed, and whether it may fail without a word.
+    fn followed(&self, (id, port): Followed) -> Option<(Forward, bool)> {
+        let Following { rule, auto } = self.auto_publish.get(&id)?;
+        Some((port.forward(&auto.bound), rule.weak))
     }
 
     /// Hands over the open part of a forward that is open only while the guest listens.

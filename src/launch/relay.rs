@@ -24,9 +24,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::engine::host::Diverted;
-use crate::gate::forward::Transport;
+use crate::gate::forward::{Inner, Transport};
 use crate::gate::ports::Family;
-use crate::setup::inside::{Inside, OpenInner};
+use crate::setup::inside::{InnerError, Inside, OpenInner};
 
 /// TCP connections at a time, over all ports. Each takes two descriptors.
 const CONNECTIONS: usize = 2048;
@@ -69,6 +69,14 @@ impl Relay {
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             sessions: Arc::new(Semaphore::new(SESSIONS)),
         }
+    }
+
+    /// Opens the sockets of `rule` in the guest.
+    ///
+    /// # Errors
+    /// As [`Inside::open`].
+    pub(super) fn open(&self, rule: &Inner) -> Result<Vec<OpenInner>, InnerError> {
+        self.inside.open(rule)
     }
 
     /// Lets `port` of the guest's loopback lead to `host_port` of the host's, in one family.

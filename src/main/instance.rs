@@ -218,7 +218,6 @@ fn port_options(
         auto_expose: forwards.auto_expose.clone(),
         inside,
         inner: inner.unwrap_or_default(),
-        auto_inner: forwards.auto_inner.clone(),
     })
 }
 

@@ -115,13 +115,17 @@ fn open_ports(forwards: &ForwardOptions) -> Result<AtStart, Failure> {
     let mut at_start = AtStart::default();
     for forward in &forwards.publish {
         if forward.when_listening {
-            at_start.waiting.push(forward.clone());
+            at_start.waiting.push((forward.clone(), false));
         } else {
             let opened = listen::open(forward);
             at_start.opened.push(opened.map_err(|e| Failure::Listen(refusal(forward, &e)))?);
         }
     }
     for forward in &forwards.publish_if_free {
+        if forward.when_listening {
+            at_start.waiting.push((forward.clone(), true));
+            continue;
+        }
         let opened = listen::open_free(forward);
         at_start.opened.push(opened.map_err(|e| Failure::Listen(refusal(forward, &e)))?);
     }

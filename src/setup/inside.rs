@@ -105,30 +105,37 @@ impl Inside {
         Ok(Inside(Channel::from(ours)))
     }
 
-    /// Opens what `rules` ask for, in the families that the guest has.
+    /// Opens what `rules` ask for, each as [`Inside::open`] does.
     ///
     /// # Errors
     /// The first port that has to be there and cannot be opened.
-    pub fn open_all(&self, rules: &[Inner]) -> Result<Vec<OpenInner>, InnerError> {
+    pub fn open_all(&self, rules: &[Inner]) -> Result<Vec<(Inner, Vec<OpenInner>)>, InnerError> {
+        rules.iter().map(|rule| Ok((rule.clone(), self.open(rule)?))).collect()
+    }
+
+    /// Opens what `rule` asks for, in the families that the guest has; nothing yet for one that
+    /// follows the host.
+    ///
+    /// # Errors
+    /// A port that has to be there and cannot be opened.
+    pub fn open(&self, rule: &Inner) -> Result<Vec<OpenInner>, InnerError> {
         let mut opened = Vec::new();
-        for rule in rules {
-            for (port, host_port) in rule.pairs() {
-                let before = opened.len();
-                let transport = rule.transport;
-                for family in [Family::V4, Family::V6] {
-                    match self.listen(transport, family, port) {
-                        Ok(socket) => {
-                            opened.push(OpenInner { transport, family, port, host_port, socket });
-                        }
-                        Err(e) if lacks_family(&e) => {}
-                        Err(e) if rule.weak && !is_fatal(&e) => {}
-                        Err(source) => return Err(InnerError { transport, port, source }),
+        for (port, host_port) in rule.pairs().filter(|_| !rule.scan) {
+            let before = opened.len();
+            let transport = rule.transport;
+            for family in [Family::V4, Family::V6] {
+                match self.listen(transport, family, port) {
+                    Ok(socket) => {
+                        opened.push(OpenInner { transport, family, port, host_port, socket });
                     }
+                    Err(e) if lacks_family(&e) => {}
+                    Err(e) if rule.weak && !is_fatal(&e) => {}
+                    Err(source) => return Err(InnerError { transport, port, source }),
                 }
-                if opened.len() == before && !rule.weak {
-                    let source = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
-                    return Err(InnerError { transport, port, source });
-                }
+            }
+            if opened.len() == before && !rule.weak {
+                let source = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+                return Err(InnerError { transport, port, source });
             }
         }
         Ok(opened)

@@ -13,7 +13,7 @@ use super::passt::Mode;
 use crate::cli::config::ForwardOptions;
 use crate::cli::table_spec::{self, Change, PortOption};
 use crate::gate::AddressPlan;
-use crate::gate::forward::{AutoForward, Bound, Inner, PortRange};
+use crate::gate::forward::PortRange;
 use crate::gate::table::{Caps, Table, TableRule};
 
 /// What the options of `command` open for a guest of `plan`; an option that is not there is `auto`,
@@ -53,9 +53,8 @@ pub(super) fn forwards(
     for rule in host.rules() {
         publish(rule, plan, &mut options)?;
     }
-    for rule in inner.rules() {
-        lead(rule, &mut options)?;
-    }
+    // None has a target: those would need an address to listen at, which these have not.
+    options.inner = inner.rules().iter().filter_map(TableRule::inner).collect();
     Ok(options)
 }
 
@@ -68,39 +67,12 @@ fn publish(
     if rule.target.is_some_and(|target| plan.inbound(None, Some(target)).is_none()) {
         return Err(PastaError::Unreachable(rule.clone().into()));
     }
-    if rule.scan && rule.target.is_none() && rule.target_ports == rule.ports {
-        let bound = Bound { address: rule.listen, interface: rule.interface.clone() };
-        follow(rule, bound, &mut options.auto_publish);
-    } else if rule.weak && !rule.scan {
+    if let Some(auto) = rule.auto() {
+        options.auto_publish.push(auto);
+    } else if rule.weak {
         options.publish_if_free.push(rule.forward());
     } else {
         options.publish.push(rule.forward());
     }
     Ok(())
-}
-
-/// Enters a rule of the table of the guest's loopback.
-fn lead(rule: &TableRule, options: &mut ForwardOptions) -> Result<(), PastaError> {
-    let TableRule { transport, ports, target_ports: host_ports, weak, .. } = *rule;
-    if !rule.scan {
-        options.inner.push(Inner { transport, ports, host_ports, weak });
-    } else if host_ports == ports {
-        follow(rule, Bound::default(), &mut options.auto_inner);
-    } else {
-        return Err(PastaError::Unsupported("auto for other ports of the host"));
-    }
-    Ok(())
-}
-
-/// Enters the ports of `rule` among those that are followed at `bound`.
-fn follow(rule: &TableRule, bound: Bound, followed: &mut Vec<AutoForward>) {
-    let transports = vec![rule.transport];
-    let same = |known: &&mut AutoForward| known.bound == bound && known.transports == transports;
-    match followed.iter_mut().find(same) {
-        Some(known) => known.only.push(rule.ports),
-        None => {
-            let (exclude, only) = (Vec::new(), vec![rule.ports]);
-            followed.push(AutoForward { transports, exclude, only, bound });
-        }
-    }
 }

@@ -126,8 +126,9 @@ fn rootlesskits_guest_has_addresses_of_its_own_and_sets_them_up_itself() {
     assert_eq!((config.link_setup, config.plan.v6), (LinkSetup::Bare, None));
     // The gateway stands for the host's loopback unless told otherwise.
     assert_eq!(config.plan.host_loopback, [IpAddr::from([10, 0, 2, 2])]);
-    assert_eq!(config.forwards.auto_publish.len(), 2);
-    assert_eq!(config.forwards.auto_inner.len(), 2);
+    // Of both transports, the ports below and above those for clients.
+    assert_eq!((config.forwards.auto_publish.len(), config.forwards.inner.len()), (4, 4));
+    assert!(config.forwards.inner.iter().all(|inner| inner.scan && inner.weak));
     let Action::Attach(options) = config.action else { panic!("a process is attached to") };
     assert_eq!(options.target, Target::Process(42));
 }
@@ -210,10 +211,6 @@ fn mistakes_are_told_in_pastas_words() {
         (
             "-4 -t 80:203.0.113.2",
             "Invalid rule TCP [0.0.0.0]:80  =>  203.0.113.2:80 : the guest cannot have this address",
-        ),
-        (
-            "-T 80:81,auto",
-            "auto for other ports of the host is not supported by this version of tapway",
         ),
         ("--netns n 42", "Both --netns and PID or command given"),
         (

@@ -87,7 +87,7 @@ fn a_unix_socket_comes_and_goes_with_its_server_time_and_again() {
         guest_ports: PortRange::single(80),
         when_listening: true,
     };
-    let at_start = AtStart { opened: vec![], waiting: vec![forward] };
+    let at_start = AtStart { opened: vec![], waiting: vec![(forward, false)] };
     let options = PortOptions { at_start, ..PortOptions::default() };
     let mut ports = Ports::new(worker.sender.clone(), plan(), options).unwrap();
     run(async {

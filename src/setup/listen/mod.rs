@@ -47,6 +47,8 @@ pub struct Opened {
     pub forward: Forward,
     /// The host ports were picked.
     pub picked: bool,
+    /// Ports that could not be had are left out.
+    pub weak: bool,
     /// The sockets, by rising guest port.
     pub sockets: Vec<OpenSocket>,
     /// The file of a Unix socket, to be kept for as long as the socket is served.
@@ -111,8 +113,13 @@ pub fn open_free(forward: &Forward) -> Result<Opened, ListenError> {
     let Listen::Ports { address, interface, ports } = &forward.listen else {
         return open(forward);
     };
-    let mut all =
-        Opened { forward: forward.clone(), picked: false, sockets: Vec::new(), file: None };
+    let mut all = Opened {
+        forward: forward.clone(),
+        picked: false,
+        weak: true,
+        sockets: Vec::new(),
+        file: None,
+    };
     let per_port = descriptors(forward) / forward.guest_ports.count();
     let room = free_descriptors().1 / per_port;
     let pairs = (ports.first()..=ports.last())
@@ -150,8 +157,9 @@ pub fn try_open(forward: &Forward) -> Option<Opened> {
 pub struct AtStart {
     /// What is open: the rules in their order, then what was handed in without a rule.
     pub opened: Vec<Opened>,
-    /// Rules whose host side exists only while something listens in the guest, still closed.
-    pub waiting: Vec<Forward>,
+    /// Rules whose host side exists only while something listens in the guest, still closed, and
+    /// whether a port of theirs may fail without a word.
+    pub waiting: Vec<(Forward, bool)>,
 }
 
 /// Opens what each of `forwards` asks for. Where a socket was handed in for a port, it is used
@@ -173,9 +181,12 @@ pub fn open_all(forwards: &[Forward], mut handed: Handed) -> Result<AtStart, Lis
     for (forward, socket) in handed.rest()? {
         let port = forward.guest_ports.first();
         let sockets = vec![OpenSocket { socket, host_port: port, guest_port: port }];
-        opened.push(Opened { forward, picked: false, sockets, file: None });
+        opened.push(Opened { forward, picked: false, weak: false, sockets, file: None });
     }
-    Ok(AtStart { opened, waiting: waiting.into_iter().cloned().collect() })
+    Ok(AtStart {
+        opened,
+        waiting: waiting.into_iter().map(|forward| (forward.clone(), false)).collect(),
+    })
 }
 
 /// From how many sockets on they are counted beforehand.
@@ -245,6 +256,7 @@ fn open_sockets(forward: &Forward, handed: &mut Handed) -> Result<Opened, Refuse
     let mut opened = Opened {
         forward: forward.clone(),
         picked: matches!(forward.listen, Listen::Ports { ports: PortRange::ANY, .. }),
+        weak: false,
         sockets: Vec::new(),
         file: None,
     };

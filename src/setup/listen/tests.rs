@@ -215,5 +215,5 @@ fn a_rule_that_waits_for_a_listener_inside_stays_closed() {
     let now = rule(Transport::Tcp, Some("127.0.0.1"), PortRange::ANY);
     let waiting = Forward { when_listening: true, ..now.clone() };
     let at_start = open_all(&[waiting.clone(), now], Handed::default()).unwrap();
-    assert_eq!((at_start.opened.len(), at_start.waiting), (1, vec![waiting]));
+    assert_eq!((at_start.opened.len(), at_start.waiting), (1, vec![(waiting, false)]));
 }
