@@ -16,6 +16,7 @@
 //!
 //! Messages are those of the original, as far as it has one for the case.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::gate::forward::{PortRange, Transport};
@@ -62,12 +63,6 @@ pub enum TableSpecError {
     /// Not of the grammar.
     #[error("Invalid port specifier '{0}'")]
     Syntax(String),
-    /// Port 0 in front.
-    #[error("Forwarding rule attempts to map from port 0")]
-    FromZero,
-    /// Port 0 behind.
-    #[error("Forwarding rule attempts to map to port 0")]
-    ToZero,
     /// `-T` with an address.
     #[error("Listening address not allowed for {0} {1}")]
     Address(PortOption, String),
@@ -88,6 +83,15 @@ pub enum Change {
     Delete,
 }
 
+impl Change {
+    fn verb(self) -> &'static str {
+        match self {
+            Change::Add => "add",
+            Change::Delete => "delete",
+        }
+    }
+}
+
 /// Why a table is not changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
@@ -97,6 +101,16 @@ pub enum ChangeError {
     /// `none` after something.
     #[error("{0} none conflicts with previous options")]
     None(PortOption),
+    /// A rule with port 0, which no table has.
+    #[error("{why}\nUnable to {verb} rule {rule}")]
+    Zero {
+        /// What is wrong with it.
+        why: String,
+        /// What was tried.
+        verb: &'static str,
+        /// The rule's text.
+        rule: String,
+    },
     /// A rule that the table does not take or does not have.
     #[error("{error}\nUnable to {verb} rule {rule}")]
     Table {
@@ -126,9 +140,11 @@ pub fn change(
         return if has_some { Err(ChangeError::None(option)) } else { Ok(()) };
     };
     for rule in rules {
-        let (done, verb) = match change {
-            Change::Delete => (table.delete(&rule), "delete"),
-            Change::Add => (table.add(rule.clone()), "add"),
+        let rule = rule.map_err(|zero| zero.error(change))?;
+        let verb = change.verb();
+        let done = match change {
+            Change::Delete => table.delete(&rule),
+            Change::Add => table.add(rule.clone()),
         };
         done.map_err(|error| ChangeError::Table { error, verb, rule: rule.into() })?;
     }
@@ -142,7 +158,7 @@ fn parse(
     spec: &str,
     caps: Caps,
     ephemeral: PortRange,
-) -> Result<Option<Vec<TableRule>>, TableSpecError> {
+) -> Result<Option<Vec<Result<TableRule, Zero>>>, TableSpecError> {
     if spec == "none" {
         return Ok(None);
     }
@@ -168,7 +184,7 @@ fn parse(
     if weak {
         parts.exclude.push(ephemeral);
         let (ports, target) = (PortRange::ALL, parts.all);
-        parts.named.push(Named { ports, target, target_ports: ports });
+        parts.named.push(Named { ports: ports.into(), target, target_ports: ports.into() });
     }
     let interface = if option.is_outbound() { Some(LOOPBACK.to_owned()) } else { listen.interface };
     let rule = |named: &Named, (ports, target_ports)| TableRule {
@@ -181,11 +197,22 @@ fn parse(
         weak,
         scan: parts.auto,
     };
-    let rules = parts.named.iter().flat_map(|named| {
-        let pairs = without(named.ports, named.target_ports, &parts.exclude);
-        pairs.into_iter().map(|pair| rule(named, pair)).collect::<Vec<_>>()
-    });
-    Ok(Some(rules.collect()))
+    let mut rules = Vec::new();
+    for named in &parts.named {
+        match (named.ports.range(), named.target_ports.range()) {
+            (Some(ports), Some(target_ports)) => {
+                let pairs = without(ports, target_ports, &parts.exclude);
+                rules.extend(pairs.into_iter().map(|pair| Ok(rule(named, pair))));
+            }
+            _ if parts.exclude_zero && named.ports == Span::ZERO => {}
+            (ports, _) => {
+                let rule = rule(named, (PortRange::ALL, PortRange::ALL));
+                let text = rule.between(&named.ports, &named.target_ports).to_string();
+                rules.push(Err(Zero { from: ports.is_none(), rule: text }));
+            }
+        }
+    }
+    Ok(Some(rules))
 }
 
 /// Whether what stands before the first slash is an address to listen at, and not the beginning of
@@ -194,7 +221,10 @@ fn starts_with_listen(spec: &str) -> bool {
     let before = spec.split('/').next().unwrap_or_default();
     let Some((first, _)) = before.split_once(':') else { return true };
     // `80:1.2.3.4/90`, `80-81:[::1]/90`, `1,80:…`; but `1::2/80` is an address.
-    let is_chunk = first.split(',').all(|part| range(part.trim_start_matches('~')).is_ok());
+    let like_ports = |part: &str| {
+        matches!(part, "all" | "auto") || range(part.trim_start_matches('~')).is_some()
+    };
+    let is_chunk = first.split(',').all(like_ports);
     !is_chunk || listen(before).is_some()
 }
 
@@ -222,11 +252,70 @@ fn address(text: &str) -> Option<IpAddr> {
     bare.parse().ok().map(|address: IpAddr| address.to_canonical())
 }
 
-/// Ports that are named, and where they lead.
+/// Ports as typed, from `first` to `last`: 0 may be among them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Span {
+    first: u16,
+    last: u16,
+}
+
+impl Span {
+    const ZERO: Span = Span { first: 0, last: 0 };
+
+    /// The same ports; `None` with 0 among them.
+    fn range(self) -> Option<PortRange> {
+        PortRange::new(self.first, self.last)
+    }
+
+    /// How many there are, less one.
+    fn reach(self) -> u16 {
+        self.last - self.first
+    }
+}
+
+impl From<PortRange> for Span {
+    fn from(range: PortRange) -> Span {
+        Span { first: range.first(), last: range.last() }
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.range() {
+            Some(range) => range.fmt(f),
+            None if self.last == 0 => f.write_str("0"),
+            None => write!(f, "0-{}", self.last),
+        }
+    }
+}
+
+/// A rule with port 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Zero {
+    /// In front, and not only behind.
+    from: bool,
+    /// The rule's text.
+    rule: String,
+}
+
+impl Zero {
+    fn error(self, change: Change) -> ChangeError {
+        let why = match (change, self.from) {
+            (Change::Delete, _) => {
+                format!("Couldn't find forwarding rule to delete: {}", self.rule)
+            }
+            (Change::Add, true) => "Forwarding rule attempts to map from port 0".to_owned(),
+            (Change::Add, false) => "Forwarding rule attempts to map to port 0".to_owned(),
+        };
+        ChangeError::Zero { why, verb: change.verb(), rule: self.rule }
+    }
+}
+
+/// Ports that are named, and where they lead: to as many.
 struct Named {
-    ports: PortRange,
+    ports: Span,
     target: Option<IpAddr>,
-    target_ports: PortRange,
+    target_ports: Span,
 }
 
 /// What the chunks of a specification say.
@@ -236,6 +325,8 @@ struct Parts {
     /// The target of `all:TARGET`.
     all: Option<IpAddr>,
     exclude: Vec<PortRange>,
+    /// Port 0 is among those to be excluded.
+    exclude_zero: bool,
     named: Vec<Named>,
 }
 
@@ -252,75 +343,52 @@ impl Parts {
                 let target = address(target).ok_or_else(wrong)?;
                 parts.all = Some(target).filter(|target| !target.is_unspecified());
             } else if let Some(excluded) = chunk.strip_prefix('~') {
-                parts.exclude.push(range(excluded).map_err(|_| wrong())?);
+                let Span { first, last } = range(excluded).ok_or_else(wrong)?;
+                parts.exclude_zero |= first == 0;
+                parts.exclude.extend(PortRange::new(first.max(1), last));
             } else {
-                parts.named.push(named(chunk).map_err(|why| why.error(chunks))?);
+                parts.named.push(named(chunk).ok_or_else(wrong)?);
             }
         }
         Ok(parts)
     }
 }
 
-fn named(chunk: &str) -> Result<Named, Wrong> {
+fn named(chunk: &str) -> Option<Named> {
     let Some((ports, target)) = chunk.split_once(':') else {
         let ports = range(chunk)?;
-        return Ok(Named { ports, target: None, target_ports: ports });
+        return Some(Named { ports, target: None, target_ports: ports });
     };
     let ports = range(ports)?;
     let (target, target_ports) = match target.rsplit_once('/') {
-        Some((to, behind)) => (Some(address(to).ok_or(Wrong::Syntax)?), Some(behind)),
+        Some((to, behind)) => (Some(address(to)?), Some(behind)),
         None => match address(target) {
             Some(address) => (Some(address), None),
             None => (None, Some(target)),
         },
     };
-    let target_ports = match target_ports.map(range) {
-        Some(Err(Wrong::Zero)) => return Err(Wrong::ToZero),
-        Some(behind) => behind?,
+    let target_ports = match target_ports {
+        Some(behind) => range(behind)?,
         None => ports,
     };
-    if ports.count() != target_ports.count() {
-        return Err(Wrong::Syntax);
-    }
     let target = target.filter(|target| !target.is_unspecified());
-    Ok(Named { ports, target, target_ports })
+    (ports.reach() == target_ports.reach()).then_some(Named { ports, target, target_ports })
 }
 
-/// What is wrong with a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wrong {
-    Syntax,
-    Zero,
-    ToZero,
-}
-
-impl Wrong {
-    fn error(self, chunks: &str) -> TableSpecError {
-        match self {
-            Wrong::Syntax => TableSpecError::Syntax(chunks.to_owned()),
-            Wrong::Zero => TableSpecError::FromZero,
-            Wrong::ToZero => TableSpecError::ToZero,
-        }
-    }
-}
-
-fn range(text: &str) -> Result<PortRange, Wrong> {
+fn range(text: &str) -> Option<Span> {
     let (first, last) = match text.split_once('-') {
         Some((first, last)) => (port(first)?, port(last)?),
         None => (port(text)?, port(text)?),
     };
-    if first == 0 && first <= last {
-        return Err(Wrong::Zero);
-    }
-    PortRange::new(first, last).ok_or(Wrong::Syntax)
+    (first <= last).then_some(Span { first, last })
 }
 
 /// A number as strtoul(3) reads it: blanks and one `+` may stand in front.
-fn port(text: &str) -> Result<u16, Wrong> {
+fn port(text: &str) -> Option<u16> {
     let digits = text.trim_start();
     let digits = digits.strip_prefix('+').unwrap_or(digits);
     let all_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    if all_digits { digits.parse().map_err(|_| Wrong::Syntax) } else { Err(Wrong::Syntax) }
+    if all_digits { digits.parse().ok() } else { None }
 }
 
 /// The parts of `ports` that are in none of `exclude`, with their counterparts in `target`, which
@@ -346,7 +414,11 @@ mod tests {
     fn parse_with(option: PortOption, spec: &str, caps: Caps) -> Result<Vec<String>, String> {
         let ephemeral = PortRange::new(32_768, 60_999).unwrap();
         let rules = parse(option, spec, caps, ephemeral).map_err(|error| error.to_string())?;
-        Ok(rules.unwrap().iter().map(|rule| rule.to_string().trim_end().to_owned()).collect())
+        let text = |rule: Result<TableRule, Zero>| match rule {
+            Ok(rule) => Ok(rule.to_string().trim_end().to_owned()),
+            Err(zero) => Err(zero.error(Change::Add).to_string()),
+        };
+        rules.unwrap().into_iter().map(text).collect()
     }
 
     /// What pesto 2026-10 makes of each.
@@ -461,9 +533,18 @@ mod tests {
             assert_eq!(refused, format!("Invalid port specifier '{named}'"), "{spec:?}");
         }
         for (spec, caps, text) in [
-            ("0", Caps::ALL, "Forwarding rule attempts to map from port 0"),
-            ("0-3", Caps::ALL, "Forwarding rule attempts to map from port 0"),
-            ("90:0", Caps::ALL, "Forwarding rule attempts to map to port 0"),
+            (
+                "0-3",
+                Caps::ALL,
+                "Forwarding rule attempts to map from port 0\n\
+                 Unable to add rule TCP [*]:0-3  =>  0-3 ",
+            ),
+            (
+                "90:0",
+                Caps::ALL,
+                "Forwarding rule attempts to map to port 0\n\
+                 Unable to add rule TCP [*]:90  =>  0 ",
+            ),
             ("auto", Caps(0x0f), "'auto' port forwarding is only allowed for pasta"),
             (
                 "%lo/80",

@@ -147,24 +147,49 @@ impl TableRule {
 impl fmt::Display for TableRule {
     /// As pesto shows it: `TCP [127.0.0.1]%lo:80-81  =>  8080-8081  (best effort)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let transport = match self.transport {
+        self.between(&self.ports, &self.target_ports).fmt(f)
+    }
+}
+
+/// A rule with other ports than its own, as far as its text goes.
+struct Between<'a> {
+    rule: &'a TableRule,
+    ports: &'a dyn fmt::Display,
+    target_ports: &'a dyn fmt::Display,
+}
+
+impl TableRule {
+    /// The rule's text for ports that no rule can have.
+    pub fn between<'a>(
+        &'a self,
+        ports: &'a dyn fmt::Display,
+        target_ports: &'a dyn fmt::Display,
+    ) -> impl fmt::Display + 'a {
+        Between { rule: self, ports, target_ports }
+    }
+}
+
+impl fmt::Display for Between<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Between { rule, ports, target_ports } = self;
+        let transport = match rule.transport {
             Transport::Tcp => "TCP",
             Transport::Udp => "UDP",
         };
-        match self.listen {
+        match rule.listen {
             Some(address) => write!(f, "{transport} [{address}]")?,
             None => write!(f, "{transport} [*]")?,
         }
-        if let Some(interface) = &self.interface {
+        if let Some(interface) = &rule.interface {
             write!(f, "%{interface}")?;
         }
-        write!(f, ":{}  =>  ", self.ports)?;
-        if let Some(target) = self.target {
+        write!(f, ":{ports}  =>  ")?;
+        if let Some(target) = rule.target {
             write!(f, "{target}:")?;
         }
-        write!(f, "{} ", self.target_ports)?;
-        f.write_str(if self.weak { " (best effort)" } else { "" })?;
-        f.write_str(if self.scan { " (auto-scan)" } else { "" })
+        write!(f, "{target_ports} ")?;
+        f.write_str(if rule.weak { " (best effort)" } else { "" })?;
+        f.write_str(if rule.scan { " (auto-scan)" } else { "" })
     }
 }
 
@@ -240,8 +265,11 @@ pub enum TableError {
     #[error("Too many rules (maximum {MAX_RULES})")]
     TooManyRules,
     /// More ports than the owner has sockets for.
-    #[error("Too many listening sockets (maximum {MAX_PORTS})")]
+    #[error("Rules require too many listening sockets (maximum {MAX_PORTS})")]
     TooManyPorts,
+    /// A target that is many.
+    #[error("Multicast target address {0} for forwarding rule")]
+    Multicast(IpAddr),
     /// A target of a family that the listener, of both, does not keep to.
     #[error(
         "Dual stack forward to {} address {target} unsupported\nDid you mean {}/... instead?",
@@ -262,6 +290,9 @@ pub enum TableError {
     /// Ranges of different lengths.
     #[error("Forwarding rule maps {0} ports to {1}")]
     Lengths(usize, usize),
+    /// Both families, of which the owner does not have one.
+    #[error("Dual stack forward, but {0} not enabled")]
+    NoDualStack(&'static str),
     /// A family that the owner does not have.
     #[error("{0} forward, but {0} not enabled")]
     NoFamily(&'static str),
@@ -346,13 +377,20 @@ impl Table {
         if !self.caps.has(needed) {
             return Err(TableError::NoTransport(name));
         }
-        if let Some(listen) = rule.listen {
-            let needed = if listen.is_ipv4() { Caps::IPV4 } else { Caps::IPV6 };
-            if !self.caps.has(needed) {
-                return Err(TableError::NoFamily(family(listen)));
+        for (needed, name) in [(Caps::IPV4, "IPv4"), (Caps::IPV6, "IPv6")] {
+            match rule.listen {
+                _ if self.caps.has(needed) => {}
+                None => return Err(TableError::NoDualStack(name)),
+                Some(listen) if family(listen) == name => return Err(TableError::NoFamily(name)),
+                Some(_) => {}
             }
         }
         match (rule.listen, rule.target) {
+            (_, Some(target))
+                if target.is_multicast() || target == IpAddr::V4(Ipv4Addr::BROADCAST) =>
+            {
+                return Err(TableError::Multicast(target));
+            }
             (None, Some(target)) => return Err(TableError::DualStack { target }),
             (Some(listen), Some(target)) if listen.is_ipv4() != target.is_ipv4() => {
                 return Err(TableError::Families { listen, target });
