@@ -15,6 +15,7 @@ use tapway::sys::clock;
 
 use crate::base::{Failure, output_of, pause};
 use crate::datagrams::{self, Plan};
+use crate::wan::{load, stage};
 
 /// Runs the agent that `args` name; the returned text is its answer.
 pub fn run(args: &[String]) -> Result<String, Failure> {
@@ -30,6 +31,14 @@ pub fn run(args: &[String]) -> Result<String, Failure> {
         ["publish", socket, first, last] => publish(socket, number(first)?, number(last)?),
         ["datagrams", port] => datagrams::serve(number(port)?),
         ["datagrams", server, plan @ ..] => datagrams::client(address(server)?, Plan::parse(plan)?),
+        ["flood", end] => load::flood(end),
+        ["gauge", end, warm_up, time] => {
+            let [warm_up, time] = [number(warm_up)?, number(time)?].map(Duration::from_nanos);
+            load::gauge(end, warm_up, time)
+        }
+        ["stage", near, near_name, far, far_name] => {
+            stage::run((number(near)?, near_name), (number(far)?, far_name))
+        }
         ["stamp"] => Ok(clock::now().as_nanos().to_string()),
         ["launch", count, command @ ..] => launch(number(count)?, command),
         _ => Err(Failure(format!("unknown agent: {}", words.join(" ")))),
@@ -45,7 +54,7 @@ fn address(word: &str) -> Result<SocketAddr, Failure> {
 }
 
 /// Tells the parent, through the pipe, that this program has come to a certain point.
-fn say(line: &str) -> Result<(), Failure> {
+pub fn say(line: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| Failure::because("answer", e))
 }

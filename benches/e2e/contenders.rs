@@ -267,9 +267,11 @@ fn helper_args(
         }
         Contender::Slirp4netns => (format!("-c -m {mtu}"), format!("{guest} tap0")),
         Contender::Pasta => (format!("-f {PASTA} -m {mtu}"), guest.to_string()),
-        Contender::Tapway => {
+        // Only who publishes is asked for more; several without a name go side by side.
+        Contender::Tapway if published != Published::Nothing => {
             (format!("attach --name {} --mtu {mtu}", published::INSTANCE), guest.to_string())
         }
+        Contender::Tapway => (format!("attach --mtu {mtu}"), guest.to_string()),
         Contender::Direct | Contender::Bridge => (String::new(), String::new()),
     };
     Ok(joined(&first, published.options(contender), &last))

@@ -44,6 +44,7 @@ mod lab;
 mod machine;
 mod published;
 mod report;
+mod wan;
 mod workloads;
 
 use std::path::PathBuf;
@@ -58,6 +59,7 @@ use crate::lab::Lab;
 use crate::machine::Machine;
 use crate::published::Published;
 use crate::report::{Dropped, Missing, Results, criteria};
+use crate::wan::Extent;
 use crate::workloads::{Figure, MTU, Outcome, SMALL_MTU, Workload};
 
 /// Compares tapway with slirp4netns, pasta, a rootful bridge and no helper at all.
@@ -66,7 +68,8 @@ use crate::workloads::{Figure, MTU, Outcome, SMALL_MTU, Workload};
 struct Options {
     /// Workloads to run, by the beginning of their ids: tcp, tcp-up-1500, tcp4, udp (udp-gso,
     /// udp-1400, udp-small), http-keepalive, http-close, latency, idle, conns, start, published
-    /// (published-up, published-down, published-rate, published-ports), publish-add.
+    /// (published-up, published-down, published-rate, published-ports), publish-add; wan-quick, or
+    /// wan for all of its 90 cells.
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,
     /// Who takes part.
@@ -79,6 +82,15 @@ struct Options {
     /// How long each cell is measured.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
+    /// Congestion control of both senders of the WAN cells, instead of the machine's.
+    #[arg(long, value_name = "NAME")]
+    wan_congestion: Option<String>,
+    /// Limits the WAN paths to this many Mbit/s, behind a queue of a round trip.
+    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    wan_rate: Option<u32>,
+    /// A peer that takes part in the WAN cells as well, at its usual MTU.
+    #[arg(long, value_name = "CONTENDER")]
+    wan_peer: Option<Contender>,
     /// Writes all samples, medians, ratios and verdicts here.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -139,17 +151,32 @@ fn run(options: &Options, premises: Premises) -> Result<u8, Failure> {
             options.only.is_empty() || options.only.iter().any(|o| w.id().starts_with(o.as_str()))
         })
         .collect();
-    if chosen.is_empty() {
-        let ids: Vec<String> = Workload::ALL.into_iter().map(Workload::id).collect();
+    let wanted = |c| options.contenders.contains(&c);
+    let wan = Extent::asked(&options.only)
+        .filter(|_| wanted(Contender::Direct) && wanted(Contender::Tapway));
+    if chosen.is_empty() && wan.is_none() {
+        let mut ids: Vec<String> = Workload::ALL.into_iter().map(Workload::id).collect();
+        ids.extend(["wan-quick", "wan"].map(str::to_owned));
         return Err(Failure(format!("--only names no workload; there are {}", ids.join(", "))));
     }
-    let lab = Lab::build(premises, options.contenders.len())?;
+    // The WAN has a host of its own, the last.
+    let lab = Lab::build(premises, options.contenders.len() + usize::from(wan.is_some()))?;
     let programs = Programs::find(&lab, &options.contenders);
     let settings = format!("{} rounds of {} s", options.rounds, options.seconds);
     let machine = Machine::look(&lab, &programs, settings);
     let mut run = Run { lab, programs, options, chosen, results: Results::default() };
     for round in 1..=options.rounds {
         run.round(round);
+    }
+    if let Some(extent) = wan {
+        let choice = wan::Choice {
+            extent,
+            rounds: options.rounds,
+            congestion: options.wan_congestion.as_deref(),
+            rate: options.wan_rate,
+            peer: options.wan_peer.filter(|peer| run.programs.allow(*peer)),
+        };
+        wan::run(&run.lab, &run.programs, choice, &mut run.results);
     }
     let results = run.results;
 

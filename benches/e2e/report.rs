@@ -10,6 +10,7 @@ use crate::contenders::Contender;
 use crate::lab::SERVER;
 use crate::machine::Machine;
 use crate::published;
+use crate::wan;
 
 /// Which way a figure is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +135,8 @@ pub struct Results {
     seen: BTreeMap<Contender, IpAddr>,
     pub dropped: Vec<Dropped>,
     pub missing: Vec<Missing>,
+    /// The cells of the WAN grid.
+    pub wan: wan::table::Table,
 }
 
 /// The summary of one cell.
@@ -329,6 +332,7 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
             met: value.map(|v| v <= limit),
         });
     }
+    list.extend(results.wan.criterion());
     let seen = results.seen.get(&Contender::Tapway);
     list.push(Criterion {
         what: "client of a published port, seen in the guest".into(),
@@ -341,7 +345,8 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
     let measured_tapway = ROWS
         .iter()
         .filter(|row| !SILENT.iter().any(|id| row.id.starts_with(id)))
-        .any(|row| of(row.id, Contender::Tapway).is_some());
+        .any(|row| of(row.id, Contender::Tapway).is_some())
+        || !results.wan.is_empty();
     let drops = results.tapway_drops();
     list.push(Criterion {
         what: "frames dropped on the TAP".into(),
@@ -360,6 +365,11 @@ pub fn text(machine: &Machine, results: &Results) -> String {
         out.push_str(&table(&cells(results)));
         out.push_str("\n↑ more is better, ↓ less is better. Medians (least–most of the rounds).\n");
         out.push_str("The columns behind tapway are its figure divided by the other's.\n");
+    }
+    if !results.wan.is_empty() {
+        out.push('\n');
+        out.push_str(&table(&results.wan.lines()));
+        out.push_str("\nMTU is the guest's. Behind the figures: each divided by the direct one.\n");
     }
     for (contender, address) in &results.seen {
         let name = contender.name();
@@ -385,7 +395,7 @@ pub fn text(machine: &Machine, results: &Results) -> String {
             "{defect}{name} dropped {frames} frames on its device during {workload}, round {round}"
         );
     }
-    if results.contenders().contains(&Contender::Tapway) {
+    if results.contenders().contains(&Contender::Tapway) || !results.wan.is_empty() {
         out.push('\n');
         out.push_str(&table(&verdicts(&criteria(results))));
     }
@@ -511,6 +521,7 @@ pub fn json(machine: &Machine, results: &Results) -> Value {
     json!({
         "machine": machine.json(),
         "rows": rows,
+        "wan": results.wan.json(),
         "dropped": results.dropped.iter().map(dropped).collect::<Vec<_>>(),
         "published_client_seen_as": Value::Object(clients),
         "missing": results.missing.iter().map(missing).collect::<Vec<_>>(),

@@ -28,14 +28,15 @@ pub const SMALL_MTU: u32 = 1500;
 pub const IDLE_CONNECTIONS: usize = 10_000;
 
 /// Which way the payload goes, seen from the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     Up,
     Down,
 }
 
 impl Way {
-    fn name(self) -> &'static str {
+    /// The name in ids.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Up => "up",
             Self::Down => "down",

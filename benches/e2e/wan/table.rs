@@ -1,0 +1,191 @@
+//! The cells of the WAN grid: their names, their times, their figures, and what they come to.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::contenders::Contender;
+use crate::report::{Criterion, median};
+use crate::workloads::Way;
+
+/// Least share of a direct socket's rate that tapway promises to leave in each cell.
+const LEAST: f64 = 0.9;
+
+/// One path and a direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Path {
+    pub rtt_ms: u32,
+    /// Of a million segments.
+    pub loss_ppm: u32,
+    pub way: Way,
+}
+
+impl Path {
+    /// The name of the path in messages.
+    pub fn name(self) -> String {
+        let loss = f64::from(self.loss_ppm) / 1e4;
+        format!("wan-{}-{}ms-{loss}%", self.way.name(), self.rtt_ms)
+    }
+
+    /// The id of a cell.
+    pub fn id(self, who: Who) -> String {
+        match who.contender {
+            Contender::Direct => self.name(),
+            _ => format!("{}-{}", self.name(), who.mtu),
+        }
+    }
+
+    pub fn round_trip(self) -> Duration {
+        Duration::from_millis(self.rtt_ms.into())
+    }
+
+    /// From the connection to the first byte that counts.
+    pub fn warm_up(self) -> Duration {
+        (12 * self.round_trip()).max(Duration::from_millis(300))
+    }
+
+    /// Over which bytes are counted: whole round trips.
+    pub fn time(self) -> Duration {
+        (4 * self.round_trip()).max(Duration::from_millis(600))
+    }
+
+    /// After which nothing comes any more: a SYN may be lost twice.
+    pub fn bound(self) -> Duration {
+        self.warm_up() + self.time() + Duration::from_secs(10)
+    }
+}
+
+/// Who sends or receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Who {
+    pub contender: Contender,
+    /// Of the guest's device.
+    pub mtu: u32,
+}
+
+impl Who {
+    const DIRECT: Who = Who { contender: Contender::Direct, mtu: 1500 };
+
+    /// All who take part, in the order of their turns.
+    pub fn all(mtus: &[u32], peer: Option<Contender>) -> Vec<Who> {
+        let tapway = mtus.iter().map(|&mtu| Who { contender: Contender::Tapway, mtu });
+        // At the MTU that engines give it.
+        let peer = peer.map(|contender| Who { contender, mtu: crate::workloads::MTU });
+        std::iter::once(Who::DIRECT).chain(tapway).chain(peer).collect()
+    }
+
+    fn label(self) -> String {
+        match self.contender {
+            Contender::Direct => "direct".into(),
+            contender => format!("{} {}", contender.name(), self.mtu),
+        }
+    }
+}
+
+/// All figures of the grid, in Mbit/s.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// Congestion control of both senders on the path.
+    pub congestion: String,
+    samples: BTreeMap<Path, BTreeMap<Who, Vec<f64>>>,
+}
+
+impl Table {
+    /// Adds the figure of one round.
+    pub fn add(&mut self, path: Path, who: Who, rate: f64) {
+        self.samples.entry(path).or_default().entry(who).or_default().push(rate);
+    }
+
+    /// Whether there are no figures.
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
+    fn median(&self, path: Path, who: Who) -> Option<f64> {
+        median(self.samples.get(&path)?.get(&who)?)
+    }
+
+    /// A median over that of the direct socket.
+    fn ratio(&self, path: Path, who: Who) -> Option<f64> {
+        let ratio = self.median(path, who)? / self.median(path, Who::DIRECT)?;
+        ratio.is_finite().then_some(ratio)
+    }
+
+    /// Who gave any figure besides the direct socket.
+    fn guests(&self) -> Vec<Who> {
+        let mut all: Vec<Who> = self.samples.values().flat_map(|row| row.keys().copied()).collect();
+        all.retain(|who| *who != Who::DIRECT);
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The cells for the report, the first line being the head.
+    pub fn lines(&self) -> Vec<Vec<String>> {
+        let guests = self.guests();
+        let title = format!("WAN, {}, Mbit/s", self.congestion);
+        let mut head = vec![title, "loss".into(), "direct".into()];
+        head.extend(guests.iter().map(|who| who.label()));
+        head.extend(guests.iter().map(|who| format!("/{}", who.label())));
+        let mut lines = vec![head];
+        for &path in self.samples.keys() {
+            let figure = |who| match self.samples[&path].get(&who) {
+                None => "–".into(),
+                Some(values) => {
+                    let (least, most) =
+                        values.iter().fold((f64::MAX, f64::MIN), |(l, m), v| (v.min(l), v.max(m)));
+                    let middle = median(values).unwrap_or(f64::NAN);
+                    match values.len() {
+                        1 => format!("{middle:.1}"),
+                        _ => format!("{middle:.1} ({least:.1}–{most:.1})"),
+                    }
+                }
+            };
+            let mut line = vec![
+                format!("{} ms {}", path.rtt_ms, path.way.name()),
+                format!("{} %", f64::from(path.loss_ppm) / 1e4),
+                figure(Who::DIRECT),
+            ];
+            line.extend(guests.iter().map(|who| figure(*who)));
+            let ratio = |who: &Who| self.ratio(path, *who).map(|r| format!("{r:.2}"));
+            line.extend(guests.iter().map(|who| ratio(who).unwrap_or_default()));
+            lines.push(line);
+        }
+        lines
+    }
+
+    /// What tapway promises of every cell.
+    pub fn criterion(&self) -> Option<Criterion> {
+        let is_tapway = |who: &Who| who.contender == Contender::Tapway;
+        let tapway: Vec<Who> = self.guests().into_iter().filter(is_tapway).collect();
+        let cells = self.samples.keys().flat_map(|&path| tapway.iter().map(move |&w| (path, w)));
+        let judged: Vec<(f64, String)> =
+            cells.filter_map(|(path, w)| Some((self.ratio(path, w)?, path.id(w)))).collect();
+        let (worst, name) = judged.iter().min_by(|a, b| a.0.total_cmp(&b.0))?;
+        let short = judged.iter().filter(|(ratio, _)| *ratio < LEAST).count();
+        Some(Criterion {
+            what: format!("WAN, the worst of {} cells ({name})", judged.len()),
+            required: format!("≥ {LEAST} × direct"),
+            measured: match short {
+                0 => format!("{worst:.2} ×"),
+                _ => format!("{worst:.2} ×, {short} cells short"),
+            },
+            met: Some(short == 0),
+        })
+    }
+
+    /// Every sample, and the ratios.
+    pub fn json(&self) -> Value {
+        let cell = |(path, row): (&Path, &BTreeMap<Who, Vec<f64>>)| {
+            let who = |(who, values): (&Who, &Vec<f64>)| {
+                json!({ "contender": who.contender.name(), "mtu": who.mtu, "samples": values,
+                        "median": median(values), "over_direct": self.ratio(*path, *who) })
+            };
+            json!({ "rtt_ms": path.rtt_ms, "loss_ppm": path.loss_ppm, "way": path.way.name(),
+                    "unit": "Mbit/s", "who": row.iter().map(who).collect::<Vec<_>>() })
+        };
+        let cells: Vec<Value> = self.samples.iter().map(cell).collect();
+        json!({ "congestion_control": self.congestion, "cells": cells })
+    }
+}
