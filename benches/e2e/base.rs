@@ -199,7 +199,7 @@ fn tree(root: u32) -> Vec<u32> {
 }
 
 /// The entries of a directory whose names are numbers.
-fn ids_in(dir: impl AsRef<Path>) -> Vec<u32> {
+pub fn ids_in(dir: impl AsRef<Path>) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
 }

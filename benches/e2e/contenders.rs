@@ -9,6 +9,7 @@ use std::process::Command;
 use clap::ValueEnum;
 
 use crate::base::{ENTERED, Failure, Process, Usage, output_of};
+use crate::engines::{Engine, Engines, Ports, Session};
 use crate::lab::{Counters, Host, Lab, Namespace, place};
 use crate::published::{self, Published};
 
@@ -143,8 +144,10 @@ pub struct Guest {
     pub contender: Contender,
     /// The guest's own namespace; absent for [`Contender::Direct`].
     own: Option<Namespace>,
-    /// The rootless helper.
+    /// The rootless helper, where the lab started it.
     helper: Option<Process>,
+    /// The engine that started the helper otherwise.
+    session: Option<Session>,
     /// The device that all of the guest's traffic crosses.
     pub device: String,
     /// What the guest's server sees as the address of a client of a published port.
@@ -168,6 +171,7 @@ impl Guest {
             contender,
             own: None,
             helper: None,
+            session: None,
             device: Host::UPLINK.into(),
             client_seen: None,
             host,
@@ -187,23 +191,54 @@ impl Guest {
                 guest.own = Some(own);
             }
         }
-        let seen = lab.seen_from(guest.net(lab)).map_err(|e| guest.explained(lab, e))?;
-        if seen != IpAddr::V4(at.address) {
-            return Err(Failure(format!(
-                "the server sees the guest as {seen}, not as its host {}: the traffic goes \
-                 elsewhere",
-                at.address
-            )));
-        }
-        if let Some(own) = &guest.own {
-            guest.device = own.device()?;
-        }
+        guest.prove(lab)?;
         if contender == Contender::Slirp4netns {
             published.request(lab, at)?;
         }
         guest.client_seen =
             published.client_seen(lab, &guest).map_err(|e| guest.explained(lab, e))?;
         Ok(guest)
+    }
+
+    /// A container of `engine` with the lab's ports published, over the helper of `contender`; the
+    /// same proof.
+    pub fn in_engine(
+        lab: &Lab,
+        programs: &Programs,
+        engines: &Engines,
+        (contender, host): (Contender, usize),
+        engine: Engine,
+        ports: Ports,
+    ) -> Result<Guest, Failure> {
+        let session = engines.session(lab, programs, (contender, host), engine, ports)?;
+        let mut guest = Guest {
+            contender,
+            own: Some(session.net()?),
+            helper: None,
+            session: Some(session),
+            device: String::new(),
+            client_seen: None,
+            host,
+        };
+        guest.prove(lab)?;
+        guest.client_seen = Published::Services.client_seen(lab, &guest)?;
+        Ok(guest)
+    }
+
+    /// Proves that it carries traffic by the address that the server sees, and finds its device.
+    fn prove(&mut self, lab: &Lab) -> Result<(), Failure> {
+        let seen = lab.seen_from(self.net(lab)).map_err(|e| self.explained(lab, e))?;
+        let address = self.host(lab).address;
+        if seen != IpAddr::V4(address) {
+            return Err(Failure(format!(
+                "the server sees the guest as {seen}, not as its host {address}: the traffic goes \
+                 elsewhere"
+            )));
+        }
+        if let Some(own) = &self.own {
+            self.device = own.device()?;
+        }
+        Ok(())
     }
 
     /// Adds to a failure what the helper itself said, or that it ended.
@@ -233,11 +268,17 @@ impl Guest {
 
     /// What the helper uses; `None` where the kernel does the work.
     pub fn usage(&self) -> Option<Usage> {
-        self.helper.as_ref().map(|helper| Usage::of_tree(helper.id()))
+        match &self.session {
+            Some(session) => session.usage(),
+            None => self.helper.as_ref().map(|helper| Usage::of_tree(helper.id())),
+        }
     }
 
     /// Fails if the helper is gone.
     pub fn still_runs(&mut self, lab: &Lab) -> Result<(), Failure> {
+        if let Some(session) = &mut self.session {
+            return session.still_runs();
+        }
         match self.helper.as_mut().and_then(Process::ended) {
             None => Ok(()),
             Some(_) => Err(self.explained(lab, Failure(String::new()))),

@@ -182,14 +182,17 @@ fn wait_listening(net: &Namespace, port: u16) -> Result<(), Failure> {
     Err(Failure(format!("no server on port {port} within 5 s")))
 }
 
-/// A network namespace, alive as long as this value.
+/// A network namespace.
 #[derive(Debug)]
 pub struct Namespace {
-    sitter: Process,
+    pid: u32,
+    /// Keeps it, where the lab made it.
+    _sitter: Option<Process>,
 }
 
 impl Namespace {
-    /// Makes one: `enter` is the command that makes it and then runs the words that follow.
+    /// Makes one that lives as long as the value: `enter` is the command that makes it and then
+    /// runs the words that follow.
     pub fn new(agent: &Path, enter: &mut Command) -> Result<Namespace, Failure> {
         let command = enter.arg(agent).args(["agent", "sit"]);
         let mut sitter = Process::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
@@ -197,14 +200,19 @@ impl Namespace {
         let stdout = stdout.ok_or_else(|| Failure("the sitter has no stdout".into()))?;
         read_line(&mut BufReader::new(stdout))
             .map_err(|e| Failure::because("make a network namespace", e))?;
-        let net = Namespace { sitter };
+        let net = Namespace { pid: sitter.id(), _sitter: Some(sitter) };
         net.ip("link set lo up")?;
         Ok(net)
     }
 
-    /// The process that keeps it; its `/proc/PID/ns/net` is the namespace.
+    /// That of process `pid`, which others keep.
+    pub fn of_process(pid: u32) -> Namespace {
+        Namespace { pid, _sitter: None }
+    }
+
+    /// A process in it; its `/proc/PID/ns/net` is the namespace.
     pub fn pid(&self) -> u32 {
-        self.sitter.id()
+        self.pid
     }
 
     /// A command to be run inside, as `account` or as root.

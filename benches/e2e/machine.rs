@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::base::{ENTERED, output_of};
 use crate::contenders::Programs;
+use crate::engines::Engines;
 use crate::lab::{Lab, Namespace};
 
 /// The machine, the programs and the settings of a run.
@@ -20,7 +21,7 @@ pub struct Machine {
 
 impl Machine {
     /// Asks the machine and the lab.
-    pub fn look(lab: &Lab, programs: &Programs, settings: String) -> Machine {
+    pub fn look(lab: &Lab, programs: &Programs, engines: &Engines, settings: String) -> Machine {
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let mut facts = vec![
             ("kernel", first_line("/proc/sys/kernel/osrelease")),
@@ -30,6 +31,7 @@ impl Machine {
             ("settings", settings),
             ("tools", tools()),
         ];
+        facts.extend(engines.facts.iter().cloned());
         let mut list = serde_json::Map::new();
         for (contender, program) in &programs.0 {
             let path = program.path.display().to_string();

@@ -30,6 +30,12 @@
 //! the guest's server its client's address: it does less, and does not count among the peers that
 //! tapway's published streams are measured against. With `--check` an unmet promise fails the run.
 //!
+//! # Engines
+//!
+//! The rows of podman and rootlesskit are of containers that these start, the helper being all
+//! that differs ([`engines`]); "direct" is a container without a network. They run where the
+//! engines are installed; podman 5 over pasta where `--podman5` names a root directory with it.
+//!
 //! Needs iperf3, wrk, nginx, sockperf, nftables and iproute2, and the peers' packages.
 
 #![expect(unreachable_pub, reason = "in a program, `pub` marks what a module offers the others")]
@@ -39,6 +45,7 @@ mod base;
 mod chart;
 mod contenders;
 mod datagrams;
+mod engines;
 mod keeper;
 mod lab;
 mod machine;
@@ -54,6 +61,7 @@ use clap::Parser;
 
 use crate::base::Failure;
 use crate::contenders::{Contender, Guest, Programs};
+use crate::engines::{Engine, Engines, Load, Ports};
 use crate::keeper::{Entered, Premises};
 use crate::lab::Lab;
 use crate::machine::Machine;
@@ -68,13 +76,17 @@ use crate::workloads::{Figure, MTU, Outcome, SMALL_MTU, Workload};
 struct Options {
     /// Workloads to run, by the beginning of their ids: tcp, tcp-up-1500, tcp4, udp (udp-gso,
     /// udp-1400, udp-small), http-keepalive, http-close, latency, idle, conns, start, published
-    /// (published-up, published-down, published-rate, published-ports), publish-add; wan-quick, or
-    /// wan for all of its 90 cells.
+    /// (published-up, published-down, published-rate, published-ports), publish-add; podman,
+    /// rootlesskit, podman5 (each with -up, -down, -rate, -rate-engine, -start); wan-quick, or wan
+    /// for all of its 90 cells.
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,
     /// Who takes part.
     #[arg(long, value_delimiter = ',', default_values = ALL_NAMES)]
     contenders: Vec<Contender>,
+    /// A root directory of Debian 13 with podman 5, crun and passt: measures them as well.
+    #[arg(long, value_name = "DIRECTORY")]
+    podman5: Option<PathBuf>,
     /// How often everything is repeated (four streams, idle connections and 20,000
     /// published ports run once).
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -162,9 +174,16 @@ fn run(options: &Options, premises: Premises) -> Result<u8, Failure> {
     // The WAN has a host of its own, the last.
     let lab = Lab::build(premises, options.contenders.len() + usize::from(wan.is_some()))?;
     let programs = Programs::find(&lab, &options.contenders);
+    let wanted_engines: Vec<Engine> = Engine::ALL
+        .into_iter()
+        // Nobody expects podman 5 who has not asked for it.
+        .filter(|engine| *engine != Engine::Podman5 || options.podman5.is_some())
+        .filter(|engine| chosen.iter().any(|w| w.engine() == Some(*engine)))
+        .collect();
+    let engines = Engines::find(&lab, &programs, &wanted_engines, options.podman5.as_deref());
     let settings = format!("{} rounds of {} s", options.rounds, options.seconds);
-    let machine = Machine::look(&lab, &programs, settings);
-    let mut run = Run { lab, programs, options, chosen, results: Results::default() };
+    let machine = Machine::look(&lab, &programs, &engines, settings);
+    let mut run = Run { engines, lab, programs, options, chosen, results: Results::default() };
     for round in 1..=options.rounds {
         run.round(round);
     }
@@ -193,8 +212,18 @@ fn run(options: &Options, premises: Premises) -> Result<u8, Failure> {
     Ok(u8::from(options.check && unmet))
 }
 
+/// How guests are set up.
+#[derive(Clone, Copy)]
+enum Setting {
+    /// As the contenders' own commands do, with this MTU and these ports.
+    Plain(u32, Published),
+    /// By an engine.
+    Engine(Engine, Ports),
+}
+
 /// A run under way.
 struct Run<'o> {
+    engines: Engines,
     lab: Lab,
     programs: Programs,
     options: &'o Options,
@@ -214,19 +243,49 @@ impl Run<'_> {
         for mtu in [MTU, SMALL_MTU] {
             let on_these = |w: &Workload| match w {
                 Workload::Tcp { mtu: of, .. } => *of == mtu,
-                Workload::Connections | Workload::Start | Workload::PublishedPorts => false,
+                Workload::Connections
+                | Workload::Start
+                | Workload::PublishedPorts
+                | Workload::Engine(..) => false,
                 _ => mtu == MTU && !w.needs_published(),
             };
             let these = chosen.iter().copied().filter(on_these).collect();
-            self.on_fresh_guests(round, mtu, Published::Nothing, these);
+            self.on_fresh_guests(round, Setting::Plain(mtu, Published::Nothing), these);
         }
         let published = chosen.iter().copied().filter(|w| w.needs_published());
-        self.on_fresh_guests(round, MTU, Published::Services, published.collect());
+        let services = Setting::Plain(MTU, Published::Services);
+        self.on_fresh_guests(round, services, published.collect());
         // Alone, since it fills and grows what the other workloads would then start from.
         let connections = chosen.iter().copied().filter(|w| *w == Workload::Connections);
-        self.on_fresh_guests(round, MTU, Published::Nothing, connections.collect());
+        let nothing = Setting::Plain(MTU, Published::Nothing);
+        self.on_fresh_guests(round, nothing, connections.collect());
         if chosen.contains(&Workload::Start) {
             self.one_by_one(round, Workload::Start);
+        }
+        for engine in self.engines.found() {
+            self.in_engine(round, engine, &chosen);
+        }
+    }
+
+    /// Those of `chosen` that run in containers of `engine`.
+    fn in_engine(&mut self, round: u32, engine: Engine, chosen: &[Workload]) {
+        for ports in [Ports::Helpers, Ports::Engines] {
+            let on_these = |w: &Workload| match w {
+                Workload::Engine(of, Load::Start) if *of == engine => false,
+                Workload::Engine(of, load) => *of == engine && load.ports() == ports,
+                _ => false,
+            };
+            let these = chosen.iter().copied().filter(on_these).collect();
+            self.on_fresh_guests(round, Setting::Engine(engine, ports), these);
+        }
+        let start = Workload::Engine(engine, Load::Start);
+        if chosen.contains(&start) {
+            let contenders: Vec<_> =
+                self.contenders().into_iter().filter(|(_, c)| start.suits(*c)).collect();
+            let figures = self.engines.start(&self.lab, &self.programs, engine, &contenders);
+            for (contender, figures) in figures {
+                self.record(round, start, contender, figures);
+            }
         }
     }
 
@@ -254,19 +313,24 @@ impl Run<'_> {
     }
 
     /// Sets up every contender anew and runs `workloads`, each through all of them in turn.
-    fn on_fresh_guests(
-        &mut self,
-        round: u32,
-        mtu: u32,
-        published: Published,
-        workloads: Vec<Workload>,
-    ) {
+    fn on_fresh_guests(&mut self, round: u32, setting: Setting, workloads: Vec<Workload>) {
         let wanted = |contender| workloads.iter().any(|w| w.suits(contender));
         let mut guests = Vec::new();
         for (host, contender) in self.contenders().into_iter().filter(|(_, c)| wanted(*c)) {
-            match Guest::start(&self.lab, &self.programs, contender, host, mtu, published) {
+            let guest = match setting {
+                Setting::Plain(mtu, published) => {
+                    Guest::start(&self.lab, &self.programs, contender, host, mtu, published)
+                }
+                Setting::Engine(engine, ports) => {
+                    let (lab, programs, who) = (&self.lab, &self.programs, (contender, host));
+                    Guest::in_engine(lab, programs, &self.engines, who, engine, ports)
+                }
+            };
+            match guest {
                 Ok(guest) => {
-                    if let Some(address) = guest.client_seen {
+                    // An engine may publish in its own way: that is no property of the helper.
+                    let is_plain = matches!(setting, Setting::Plain(..));
+                    if let (true, Some(address)) = (is_plain, guest.client_seen) {
                         self.results.saw(contender, address);
                     }
                     guests.push(guest);

@@ -45,6 +45,11 @@ impl Published {
         }
     }
 
+    /// Their numbers, one by one.
+    pub fn numbers(self) -> Vec<u16> {
+        self.ports().into_iter().flatten().collect()
+    }
+
     /// The port that proves that they lead into the guest: the last to be set up.
     fn probed(self) -> Option<u16> {
         match self {

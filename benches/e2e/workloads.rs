@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::base::{Failure, Process, Usage, output_of, pause, read_line};
 use crate::contenders::{Contender, Guest, Programs, run_args};
+use crate::engines::{Engine, Load, Ports};
 use crate::lab::{Lab, Namespace, SERVER};
 use crate::published::{self, Published};
 use crate::report::median;
@@ -92,11 +93,13 @@ pub enum Workload {
     PublishAdd,
     /// A helper that publishes 20,000 ports.
     PublishedPorts,
+    /// Through a container of a real engine.
+    Engine(Engine, Load),
 }
 
 impl Workload {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Workload; 23] = [
+    pub const ALL: [Workload; 37] = [
         Workload::PublishedPorts,
         Workload::Idle,
         Workload::Tcp { way: Way::Up, streams: 1, mtu: MTU },
@@ -120,7 +123,30 @@ impl Workload {
         Workload::PublishAdd,
         Workload::Connections,
         Workload::Start,
+        Workload::Engine(Engine::Podman, Load::Up),
+        Workload::Engine(Engine::Podman, Load::Down),
+        Workload::Engine(Engine::Podman, Load::Rate(Ports::Helpers)),
+        Workload::Engine(Engine::Podman, Load::Rate(Ports::Engines)),
+        Workload::Engine(Engine::Podman, Load::Start),
+        Workload::Engine(Engine::Rootlesskit, Load::Up),
+        Workload::Engine(Engine::Rootlesskit, Load::Down),
+        Workload::Engine(Engine::Rootlesskit, Load::Rate(Ports::Helpers)),
+        Workload::Engine(Engine::Rootlesskit, Load::Rate(Ports::Engines)),
+        Workload::Engine(Engine::Rootlesskit, Load::Start),
+        // podman 5's own forwarder serves bridges only.
+        Workload::Engine(Engine::Podman5, Load::Up),
+        Workload::Engine(Engine::Podman5, Load::Down),
+        Workload::Engine(Engine::Podman5, Load::Rate(Ports::Helpers)),
+        Workload::Engine(Engine::Podman5, Load::Start),
     ];
+
+    /// The engine whose containers it needs.
+    pub fn engine(self) -> Option<Engine> {
+        match self {
+            Self::Engine(engine, _) => Some(engine),
+            _ => None,
+        }
+    }
 
     /// The name for `--only`, and the beginning of the ids of its rows.
     pub fn id(self) -> String {
@@ -140,6 +166,7 @@ impl Workload {
             Self::PublishedRate => "published-rate".into(),
             Self::PublishAdd => "publish-add".into(),
             Self::PublishedPorts => "published-ports".into(),
+            Self::Engine(engine, load) => format!("{}-{}", engine.name(), load.name()),
         }
     }
 
@@ -158,6 +185,10 @@ impl Workload {
             Self::PublishAdd => matches!(contender, Contender::Slirp4netns | Contender::Tapway),
             // slirp4netns knows its ports only from requests, one by one.
             Self::PublishedPorts => matches!(contender, Contender::Pasta | Contender::Tapway),
+            Self::Engine(engine, load) => {
+                let is_floor = load == Load::Start && contender == Contender::Direct;
+                contender == engine.peer() || contender == Contender::Tapway || is_floor
+            }
             _ => true,
         }
     }
@@ -208,6 +239,11 @@ pub fn measure(
         }
         Workload::Published { way } => tcp(lab, &Ends::inward(lab, guest), way, 1, seconds),
         Workload::Udp { way, sending } => udp(lab, guest, way, sending, seconds),
+        Workload::Engine(_, Load::Up) => tcp(lab, &Ends::outward(lab, guest), Way::Up, 1, seconds),
+        Workload::Engine(_, Load::Down) => {
+            tcp(lab, &Ends::outward(lab, guest), Way::Down, 1, seconds)
+        }
+        Workload::Engine(_, Load::Rate(_)) => http(lab, &Ends::inward(lab, guest), seconds, CLOSE),
         Workload::KeepAlive => http(lab, &Ends::outward(lab, guest), seconds, &[]),
         Workload::ConnectionEach => http(lab, &Ends::outward(lab, guest), seconds, CLOSE),
         Workload::PublishedRate => http(lab, &Ends::inward(lab, guest), seconds, CLOSE),
@@ -216,7 +252,10 @@ pub fn measure(
         }
         Workload::PingPong => ping_pong(lab, guest, seconds),
         Workload::Connections => connections(lab, guest, seconds),
-        Workload::Idle | Workload::Start | Workload::PublishedPorts => {
+        Workload::Idle
+        | Workload::Start
+        | Workload::PublishedPorts
+        | Workload::Engine(_, Load::Start) => {
             Err(Failure(format!("{} is not measured cell by cell", workload.id())))
         }
     };
@@ -226,7 +265,14 @@ pub fn measure(
         row.insert_str(0, &workload.id());
     }
     let moved = guest.counters(lab)?.since(before);
-    if moved.sent < cell.sent || moved.received < cell.received {
+    if matches!(workload, Workload::Engine(_, Load::Rate(Ports::Engines))) {
+        if moved.received >= cell.received || moved.sent >= cell.sent {
+            return Err(Failure(format!(
+                "{} carried {} bytes in, though the engine forwards ports past it",
+                guest.device, moved.received
+            )));
+        }
+    } else if moved.sent < cell.sent || moved.received < cell.received {
         return Err(Failure(format!(
             "{} carried {} bytes out and {} in, the client counted {} and {}: the traffic went \
              elsewhere",
@@ -235,7 +281,10 @@ pub fn measure(
     }
     let is_stream = matches!(
         workload,
-        Workload::Tcp { streams: 1, .. } | Workload::Published { .. } | Workload::Udp { .. }
+        Workload::Tcp { streams: 1, .. }
+            | Workload::Published { .. }
+            | Workload::Engine(_, Load::Up | Load::Down)
+            | Workload::Udp { .. }
     );
     if let (true, Some(from), Some(to)) = (is_stream, usage_before, guest.usage()) {
         let busy = to.seconds() - from.seconds();
