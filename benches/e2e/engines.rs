@@ -544,6 +544,8 @@ fn image(lab: &Lab) -> Result<(), Failure> {
 #[derive(Debug)]
 struct Root {
     directory: PathBuf,
+    /// The account's runtime directory there.
+    runtime: PathBuf,
     sitter: Process,
 }
 
@@ -581,7 +583,9 @@ impl Root {
         read_line(&mut BufReader::new(stdout)).map_err(|_| {
             Failure(format!("make {} a root directory{}", directory.display(), lab.tail(ROOT_LOG)))
         })?;
-        Ok(Root { directory: directory.to_owned(), sitter })
+        let runtime = lab.home().join("run5");
+        output_of(lab.as_user(&lab.ext, Path::new("mkdir")).arg(&runtime))?;
+        Ok(Root { directory: directory.to_owned(), runtime, sitter })
     }
 
     /// Where a file of it is seen from outside.
@@ -599,6 +603,8 @@ impl Root {
                 wrapped.env(name, value);
             }
         }
+        // podman keeps a process there that holds its mounts, which another podman would join.
+        wrapped.env("XDG_RUNTIME_DIR", &self.runtime);
         wrapped
     }
 }
