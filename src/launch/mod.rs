@@ -211,7 +211,8 @@ impl DataPath {
                 outcome
             }
             end = &mut ended => link_ended(end),
-            () = service => Err(io::Error::other("the DNS service ended")),
+            // Its requests come from nobody but the worker, which is ending: that says why.
+            () = service => link_ended(ended.await),
             () = follow => Err(io::Error::other("the resolver watch ended")),
             end = instance => {
                 Err(end.err().unwrap_or_else(|| io::Error::other("the control socket ended")))
