@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockRef, Type};
@@ -129,11 +129,12 @@ fn listen(path: &Path) -> Result<UnixListener, MachineError> {
     let address = socket2::SockAddr::unix(path).map_err(fail)?;
     let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     if is_socket {
-        match UnixStream::connect(path) {
+        // A socket of another type is told whether somebody is there, and is no guest to them.
+        match UnixDatagram::unbound().map_err(fail)?.connect(path) {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 fs::remove_file(path).map_err(fail)?;
             }
-            // Somebody is there, or it cannot be known.
+            // Somebody is there (EPROTOTYPE), or it cannot be known.
             _ => return Err(MachineError::InUse(path.to_owned())),
         }
     }
@@ -165,6 +166,8 @@ mod tests {
         let door = Door::At(path.clone());
         let first = Machine::open(&door).unwrap();
         assert!(matches!(Machine::open(&door), Err(MachineError::InUse(p)) if p == path));
+        let nobody = first.door.as_ref().unwrap().accept().unwrap_err();
+        assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
         drop(first);
         assert!(path.exists(), "nobody removes it");
         let second = Machine::open(&door).unwrap();
@@ -188,7 +191,7 @@ mod tests {
         let errno = |descriptor: OwnedFd| connection(descriptor).unwrap_err().raw_os_error();
         let file = fs::File::open("/dev/null").unwrap();
         assert_eq!(errno(file.into()), Some(libc::ENOTSOCK));
-        let (one, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let (one, _other) = UnixDatagram::pair().unwrap();
         assert_eq!(errno(one.into()), Some(libc::EPROTOTYPE));
         let alone = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
         assert_eq!(errno(alone.into()), Some(libc::ENOTCONN));
