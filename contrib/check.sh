@@ -21,6 +21,8 @@ needs=(
     # the engines of tests/engines, and the helpers that tapway stands in for
     podman:podman crun:crun buildah:buildah rootlesskit:rootlesskit dockerd:docker.io
     slirp4netns:slirp4netns pasta:passt
+    # the virtual machine of tests/passt
+    qemu-system-x86_64:qemu-system-x86
 )
 
 install_packages() {

@@ -31,7 +31,7 @@ fn passt(options: &[&str]) -> Passt {
     let directory = scratch();
     let socket = directory.path().join("socket");
     let mut command = user(binary());
-    command.args(["--as", "passt", "--foreground", "--ipv4-only", "--socket"]).arg(&socket);
+    command.args(["--as", "passt", "--foreground", "--socket"]).arg(&socket);
     command.args(ADDRESSES).args(options);
     let log = directory.path().join("log");
     let mut process = Background::start_logged(&mut command, &log);
