@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread::{JoinHandle, spawn};
 
@@ -187,6 +188,19 @@ fn a_connection_that_it_is_started_with_is_the_only_one() {
     }
 }
 
+/// A process in the background and its socket, which both end with the test.
+struct Daemon {
+    pid: Pid,
+    path: PathBuf,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = kill(self.pid, Signal::SIGKILL);
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 #[test]
 fn in_the_background_it_listens_at_a_path_of_its_own() {
     let directory = scratch();
@@ -199,6 +213,7 @@ fn in_the_background_it_listens_at_a_path_of_its_own() {
     let pid = Pid::from_raw(pid.trim().parse().unwrap());
     let path = ran.stderr.split("UNIX domain socket bound at ").nth(1).unwrap();
     let path = path.lines().next().unwrap();
+    let _daemon = Daemon { pid, path: path.into() };
     assert!(path.starts_with("/tmp/passt_") && path.ends_with(".socket"), "{path}");
     let netdev = format!("-netdev stream,id=s,server=off,addr.type=unix,addr.path={path}\n");
     assert!(ran.stderr.contains(&netdev), "{ran:?}");
@@ -212,5 +227,4 @@ fn in_the_background_it_listens_at_a_path_of_its_own() {
     assert_eq!(lease.router, GATEWAY);
     kill(pid, Signal::SIGTERM).unwrap();
     assert!(ends(pid, PATIENCE), "a signal does not end it");
-    std::fs::remove_file(path).unwrap();
 }
