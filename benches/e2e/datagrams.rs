@@ -11,7 +11,7 @@
 //! ```
 //! Nothing paces the sender, so what is counted is what the way in between carries when it is
 //! offered more: goodput at the receiver. Every datagram has a number, a size and a pattern, and
-//! one that is not as it was sent fails the cell. Segmentation offload is quinn-udp's, which is
+//! one that is not as it was sent fails the cell. Segmentation offload is quinn's, which is
 //! what QUIC programs use; without it one datagram is one `send(2)` and one `recv(2)`.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, IoSliceMut, Write};
@@ -22,7 +22,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use tapway::base::Instant;
 use tapway::sys::clock;
 

@@ -248,8 +248,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                         &outbox.payloads[failed.payload.clone()],
                     ]
                     .concat();
-                    let told =
-                        self.on_send_failure(now, token, failed.guest_mac, &original, &error);
+                    let told = self.on_send_failure(token, failed.guest_mac, &original, &error);
                     if let Err(reason) = told {
                         self.io.drop_frame(reason);
                     }

@@ -26,7 +26,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         readiness: Readiness,
     ) {
         if readiness.failed {
-            self.drain_errors(now, token);
+            self.drain_errors(token, None);
         }
         if readiness.readable {
             self.receive(now, token, readiness.failed);
@@ -64,7 +64,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // The error of an earlier datagram: the queue tells more.
-                Err(_) => self.drain_errors(now, token),
+                Err(_) => self.drain_errors(token, None),
             }
         }
         self.batch = batch;

@@ -94,7 +94,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.settle_mapping(token);
         match sent {
             Ok(()) => Ok(()),
-            Err(error) => self.on_send_failure(now, token, source_mac, packet.bytes, &error),
+            Err(error) => self.on_send_failure(token, source_mac, packet.bytes, &error),
         }
     }
 
@@ -175,9 +175,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    /// Takes what stands in the error queue of a mapping's socket and tells the guest.
-    pub(super) fn drain_errors(&mut self, now: Instant, token: Token) {
-        let _ = now;
+    /// Takes what stands in the error queue of a mapping's socket and tells the guest. `failed` is
+    /// the packet that could not be sent just now: errors that this kernel has found are about it.
+    pub(super) fn drain_errors(&mut self, token: Token, failed: Option<&[u8]>) {
         let mut quoted = [0u8; 1280];
         for _ in 0..ERROR_BATCH {
             let (table, is_udp) = match token.kind {
@@ -187,6 +187,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let Some((key, flow)) = table.get_with_key(token) else { return };
             let guest_mac = flow.guest_mac;
             let Some(error) = self.io.host.next_error(&flow.socket, &mut quoted) else { return };
+            if let (Origin::Local, Some(failed)) = (error.origin, failed) {
+                // The entry of an IPv4 socket lacks the port (`ip_append_data`).
+                self.answer_socket_error(guest_mac, &error, failed);
+                continue;
+            }
             let guest = key.guest;
             let peer = key.peer_seen(&self.plan, error.target);
             let original = if is_udp {

@@ -9,7 +9,7 @@ use crate::stack::icmp::error;
 use crate::stack::ip::Packet;
 use crate::stack::udp::offload;
 use crate::stack::wire::{Addresses, HEADROOM};
-use crate::sys::datagram::{Batch, Marks, Outgoing, Received};
+use crate::sys::datagram::{Batch, Marks, Origin, Outgoing, Received};
 
 use super::inbox::Onward;
 use super::ports::{FramePort, Readiness, SocketPort};
@@ -29,7 +29,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// A published UDP socket reports readiness.
     pub(super) fn on_port_readiness(&mut self, now: Instant, token: Token, readiness: Readiness) {
         if readiness.failed {
-            self.drain_port_errors(token);
+            self.drain_port_errors(token, None);
         }
         if readiness.readable {
             self.receive_from_clients(now, token, readiness.failed);
@@ -62,7 +62,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // The error of an earlier answer: the queue tells more.
-                Err(_) => self.drain_port_errors(token),
+                Err(_) => self.drain_port_errors(token, None),
             }
         }
         self.batch = batch;
@@ -199,8 +199,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.send_out(now, port, source_mac, packet, &outgoing)
     }
 
-    /// Takes what stands in the error queue of a published socket and tells the guest.
-    pub(super) fn drain_port_errors(&mut self, token: Token) {
+    /// Takes what stands in the error queue of a published socket and tells the guest. `failed` is
+    /// the answer that could not be sent just now: errors that this kernel has found are about it.
+    pub(super) fn drain_port_errors(&mut self, token: Token, failed: Option<&[u8]>) {
         let mut quoted = [0u8; 1280];
         for _ in 0..ERROR_BATCH {
             let Some(port) = self.datagram_ports.get_mut(token) else { return };
@@ -211,6 +212,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 continue;
             };
             let guest = SocketAddr::new(ends.guest, rule.guest_port);
+            let guest_mac = self.services.mac_of(guest.ip()).unwrap_or(self.plan.guest_mac);
+            if let (Origin::Local, Some(failed)) = (error.origin, failed) {
+                // The entry of an IPv4 socket lacks the port (`ip_append_data`).
+                self.answer_socket_error(guest_mac, &error, failed);
+                continue;
+            }
             let client = SocketAddr::new(ends.client, target.port());
             let known = self.sessions.find(&SessionKey { guest, client });
             let known = known.and_then(|session| self.sessions.get(session));
@@ -221,7 +228,6 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let Some(report) = report_of(&error, guest.is_ipv6()) else { continue };
             let source = error.offender.map(|address| self.plan.seen_by_guest(address));
             let source = source.filter(|address| !address.is_loopback());
-            let guest_mac = self.services.mac_of(guest.ip()).unwrap_or(self.plan.guest_mac);
             self.answer_report(guest_mac, source, report, &original);
         }
     }

@@ -124,7 +124,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         match sent {
             None => Err(DropReason::NoFlow),
             Some(Ok(())) => Ok(()),
-            Some(Err(error)) => self.on_send_failure(now, token, source_mac, packet.bytes, &error),
+            Some(Err(error)) => self.on_send_failure(token, source_mac, packet.bytes, &error),
         }
     }
 
@@ -194,7 +194,6 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// `original` is the guest's IP packet.
     pub(super) fn on_send_failure(
         &mut self,
-        now: Instant,
         token: Token,
         guest_mac: Mac,
         original: &[u8],
@@ -203,8 +202,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) {
             // The error queue knows the MTU.
             match token.kind {
-                Kind::DatagramPort => self.drain_port_errors(token),
-                _ => self.drain_errors(now, token),
+                Kind::DatagramPort => self.drain_port_errors(token, Some(original)),
+                _ => self.drain_errors(token, Some(original)),
             }
             return Ok(());
         }

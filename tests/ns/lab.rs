@@ -18,6 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+use nix::unistd::Pid;
 
 use crate::support::{NOBODY_SPECIAL, PATH, Ran, as_root, binary, scratch};
 
@@ -128,14 +129,16 @@ impl Lab {
 
     /// Makes a socket in a namespace, where it stays.
     pub(crate) fn within<T: Send>(&self, namespace: &str, make: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(format!("/run/netns/{namespace}")).unwrap();
-        thread::scope(|scope| {
-            let maker = scope.spawn(move || {
-                setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-                make()
-            });
-            maker.join().unwrap()
-        })
+        within(&format!("/run/netns/{namespace}"), make)
+    }
+
+    /// As [`Lab::within`], in the namespace of a process.
+    pub(crate) fn within_process<T: Send>(
+        &self,
+        process: Pid,
+        make: impl FnOnce() -> T + Send,
+    ) -> T {
+        within(&format!("/proc/{process}/ns/net"), make)
     }
 
     pub(crate) fn listener(&self, port: u16) -> TcpListener {
@@ -170,6 +173,18 @@ impl Drop for Lab {
             let _ = Command::new("ip").args(["netns", "delete", namespace]).status();
         }
     }
+}
+
+/// Makes something in a namespace, on a thread of its own.
+fn within<T: Send>(namespace: &str, make: impl FnOnce() -> T + Send) -> T {
+    let namespace = File::open(namespace).unwrap();
+    thread::scope(|scope| {
+        let maker = scope.spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            make()
+        });
+        maker.join().unwrap()
+    })
 }
 
 /// Runs a script as root; it must succeed.

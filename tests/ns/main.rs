@@ -10,6 +10,7 @@ mod icmp;
 mod instance;
 mod lab;
 mod listening;
+mod offload;
 mod ports;
 mod ports_tcp;
 mod ports_udp;
