@@ -14,6 +14,9 @@ mod offload;
 mod ports;
 mod ports_tcp;
 mod ports_udp;
+mod quic;
+#[path = "../support/quic.rs"]
+mod quic_ends;
 #[path = "../support/mod.rs"]
 mod support;
 mod tcp;
