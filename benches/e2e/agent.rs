@@ -15,6 +15,7 @@ use tapway::sys::clock;
 
 use crate::base::{Failure, output_of, pause};
 use crate::datagrams::{self, Plan};
+use crate::quic;
 use crate::wan::{load, stage};
 
 /// Runs the agent that `args` name; the returned text is its answer.
@@ -38,6 +39,10 @@ pub fn run(args: &[String]) -> Result<String, Failure> {
         }
         ["stage", near, near_name, far, far_name] => {
             stage::run((number(near)?, near_name), (number(far)?, far_name))
+        }
+        ["quic", port] => quic::serve(number(port)?),
+        ["quic", server, way @ ("up" | "down"), seconds] => {
+            quic::client(address(server)?, *way == "up", number(seconds)?)
         }
         ["stamp"] => Ok(clock::now().as_nanos().to_string()),
         ["launch", count, command @ ..] => launch(number(count)?, command),

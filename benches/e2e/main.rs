@@ -50,6 +50,9 @@ mod keeper;
 mod lab;
 mod machine;
 mod published;
+mod quic;
+#[path = "../../tests/support/quic.rs"]
+mod quic_ends;
 mod report;
 mod wan;
 mod workloads;
@@ -75,7 +78,7 @@ use crate::workloads::{Figure, MTU, Outcome, SMALL_MTU, Workload};
 #[command(name = "e2e")]
 struct Options {
     /// Workloads to run, by the beginning of their ids: tcp, tcp-up-1500, tcp4, udp (udp-gso,
-    /// udp-1400, udp-small), http-keepalive, http-close, latency, idle, conns, start, published
+    /// udp-1400, udp-small), quic, http-keepalive, http-close, latency, idle, conns, start, published
     /// (published-up, published-down, published-rate, published-ports), publish-add; podman,
     /// rootlesskit, podman5 (each with -up, -down, -rate, -rate-engine, -start); wan-quick, or wan
     /// for all of its 90 cells.

@@ -56,7 +56,7 @@ const fn row(
 }
 
 /// All rows, in the order of the table. "up" is guest → server, "down" server → guest.
-pub const ROWS: [Row; 75] = {
+pub const ROWS: [Row; 79] = {
     use Better::{Less, More};
     [
         row("tcp-up-65520", "TCP up, 1 stream, MTU 65520", "Gbit/s", More, 2),
@@ -81,6 +81,10 @@ pub const ROWS: [Row; 75] = {
         row("udp-1400-down/cpu", "helper CPU, UDP down, 1400 bytes", "s/GB", Less, 2),
         row("udp-small-up/cpu", "helper CPU, UDP up, 64 bytes", "s/GB", Less, 2),
         row("udp-small-down/cpu", "helper CPU, UDP down, 64 bytes", "s/GB", Less, 2),
+        row("quic-up", "QUIC up, 1 stream", "Gbit/s", More, 2),
+        row("quic-down", "QUIC down, 1 stream", "Gbit/s", More, 2),
+        row("quic-up/cpu", "helper CPU, QUIC up", "s/GB", Less, 2),
+        row("quic-down/cpu", "helper CPU, QUIC down", "s/GB", Less, 2),
         row("http-keepalive", "HTTP, 32 kept connections", "req/s", More, 0),
         row("http-keepalive/p99", "  its 99th percentile", "ms", Less, 2),
         row("http-close", "HTTP, a connection per request", "conn/s", More, 0),
@@ -337,6 +341,9 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
             let peer = find(&id).and_then(|row| results.best_peer(row));
             factor(&id, Better::More, limit, "the better peer", peer);
         }
+    }
+    for id in ["quic-up", "quic-down"] {
+        factor(id, Better::More, 0.7, "direct", of(id, Contender::Direct));
     }
     let bridge = |id: &str| of(id, Contender::Bridge);
     factor("http-keepalive", Better::More, 0.85, "bridge", bridge("http-keepalive"));

@@ -75,6 +75,8 @@ pub enum Workload {
     Tcp { way: Way, streams: u32, mtu: u32 },
     /// Datagrams as fast as they go, in a way of sending them.
     Udp { way: Way, sending: Sending },
+    /// One stream of one QUIC connection.
+    Quic { way: Way },
     /// wrk on 32 connections that stay open.
     KeepAlive,
     /// wrk on 32 connections at a time, a new one for each request.
@@ -99,7 +101,7 @@ pub enum Workload {
 
 impl Workload {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Workload; 37] = [
+    pub const ALL: [Workload; 39] = [
         Workload::PublishedPorts,
         Workload::Idle,
         Workload::Tcp { way: Way::Up, streams: 1, mtu: MTU },
@@ -112,6 +114,8 @@ impl Workload {
         Workload::Udp { way: Way::Down, sending: Sending::Plain },
         Workload::Udp { way: Way::Up, sending: Sending::Small },
         Workload::Udp { way: Way::Down, sending: Sending::Small },
+        Workload::Quic { way: Way::Up },
+        Workload::Quic { way: Way::Down },
         Workload::KeepAlive,
         Workload::ConnectionEach,
         Workload::PingPong,
@@ -156,6 +160,7 @@ impl Workload {
                 format!("tcp{streams}-{}-{mtu}", way.name())
             }
             Self::Udp { way, sending } => format!("udp-{}-{}", sending.name(), way.name()),
+            Self::Quic { way } => format!("quic-{}", way.name()),
             Self::KeepAlive => "http-keepalive".into(),
             Self::ConnectionEach => "http-close".into(),
             Self::PingPong => "latency".into(),
@@ -244,6 +249,7 @@ pub fn measure(
             tcp(lab, &Ends::outward(lab, guest), Way::Down, 1, seconds)
         }
         Workload::Engine(_, Load::Rate(_)) => http(lab, &Ends::inward(lab, guest), seconds, CLOSE),
+        Workload::Quic { way } => quic(lab, guest, way, seconds),
         Workload::KeepAlive => http(lab, &Ends::outward(lab, guest), seconds, &[]),
         Workload::ConnectionEach => http(lab, &Ends::outward(lab, guest), seconds, CLOSE),
         Workload::PublishedRate => http(lab, &Ends::inward(lab, guest), seconds, CLOSE),
@@ -285,6 +291,7 @@ pub fn measure(
             | Workload::Published { .. }
             | Workload::Engine(_, Load::Up | Load::Down)
             | Workload::Udp { .. }
+            | Workload::Quic { .. }
     );
     if let (true, Some(from), Some(to)) = (is_stream, usage_before, guest.usage()) {
         let busy = to.seconds() - from.seconds();
@@ -294,8 +301,9 @@ pub fn measure(
         }
         cell.figures.push((format!("{}/cpu", workload.id()), busy / (bytes as f64 / 1e9)));
     }
-    // Who sends datagrams as fast as it can fills every queue; what did not fit is not counted.
-    let overrun = matches!(workload, Workload::Udp { .. });
+    // Who sends datagrams as fast as it can fills every queue, and QUIC finds out by losses how
+    // fast that is; what did not fit is not counted.
+    let overrun = matches!(workload, Workload::Udp { .. } | Workload::Quic { .. });
     let dropped = if overrun { 0 } else { moved.dropped() };
     Ok(Outcome { figures: cell.figures, dropped })
 }
@@ -396,11 +404,7 @@ fn udp(
     let [size_text, joined] = [size, joined].map(|number: u64| number.to_string());
     let (server, time) = (format!("{SERVER}:{port}"), seconds.to_string());
     let words = [&program, "agent", "datagrams", &server, way.name(), &time, &size_text, &joined];
-    let report = client(lab, guest.net(lab), seconds, &words)?;
-    let numbers: Vec<u64> = report.split_whitespace().map_while(|w| w.parse().ok()).collect();
-    let [datagrams, nanos] = numbers[..] else {
-        return Err(Failure::because("the counter's report", report.trim()));
-    };
+    let [datagrams, nanos] = two_numbers(&client(lab, guest.net(lab), seconds, &words)?)?;
     if nanos < u64::from(seconds) * 1_000_000_000 / 2 {
         return Err(Failure(format!("only {datagrams} datagrams arrived, and then no more")));
     }
@@ -409,11 +413,36 @@ fn udp(
         Sending::Small => 1e3 * datagrams as f64 / nanos as f64,
         Sending::Gso | Sending::Plain => 8.0 * bytes as f64 / nanos as f64,
     };
+    Ok(one_way(way, value, bytes))
+}
+
+/// What a counter of this program reports.
+fn two_numbers(report: &str) -> Result<[u64; 2], Failure> {
+    let numbers: Vec<u64> = report.split_whitespace().map_while(|w| w.parse().ok()).collect();
+    <[u64; 2]>::try_from(numbers)
+        .map_err(|_| Failure::because("the counter's report", report.trim()))
+}
+
+fn one_way(way: Way, value: f64, bytes: u64) -> Cell {
     let figures = vec![(String::new(), value)];
-    Ok(match way {
+    match way {
         Way::Up => Cell { figures, sent: bytes, received: 0 },
         Way::Down => Cell { figures, sent: 0, received: bytes },
-    })
+    }
+}
+
+/// TCP and UDP port of the QUIC server.
+const QUIC_PORT: u16 = 7003;
+
+fn quic(lab: &Lab, guest: &Guest, way: Way, seconds: u32) -> Result<Cell, Failure> {
+    let program = lab.agent.to_string_lossy().into_owned();
+    let port = QUIC_PORT.to_string();
+    let _server =
+        lab.serve(&lab.ext, &program, &["agent", "quic", &port], QUIC_PORT, "quic.log")?;
+    let (server, time) = (format!("{SERVER}:{port}"), seconds.to_string());
+    let words = [&program, "agent", "quic", &server, way.name(), &time];
+    let [bytes, nanos] = two_numbers(&client(lab, guest.net(lab), seconds, &words)?)?;
+    Ok(one_way(way, 8.0 * bytes as f64 / nanos as f64, bytes))
 }
 
 /// What the web server sends: a small page, so that requests count and not bytes.
