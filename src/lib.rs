@@ -60,6 +60,9 @@
 //!
 //! - **Offloads are the data path** (D1): frames of up to 64 KiB at any MTU, towards a kernel with
 //!   "BIG TCP" of up to 256 KiB, with partial checksums; payload is neither summed nor copied by us.
+//! - **Datagrams travel together** (D10): those that are alike cross the host's stack, the TAP and
+//!   the guest's stack as one packet with segmentation owed ([`stack::udp::offload`]); both ends
+//!   see what was sent.
 //! - **A flow is a translation** (D2): the host's kernel runs the connection to the world; towards
 //!   the guest there is no congestion to control, and what the link loses is repaired in a round
 //!   trip.

@@ -17,7 +17,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// Ends all flows, and forgets what the guest has told of itself.
     pub(super) fn forget_guest(&mut self, now: Instant) {
         // What it sent last is still sent on, as on any network.
-        self.flush_datagrams(now);
+        self.flush_datagrams();
         let finished = |flow: &TcpFlow<S>| {
             !flow.machine.guest_unfinished() && flow.machine.state() != State::SynSent
         };

@@ -23,7 +23,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
-use crate::base::{DropReason, Instant, Mac};
+use crate::base::{DropReason, Mac};
 use crate::stack::ip::Packet;
 use crate::stack::udp::offload::Train;
 use crate::sys::datagram::{Marks, Outgoing};
@@ -155,7 +155,7 @@ fn messages(run: &[Waiting], limit: usize) -> Vec<Message> {
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// Sends what waits.
-    pub(super) fn flush_datagrams(&mut self, now: Instant) {
+    pub(super) fn flush_datagrams(&mut self) {
         if self.outbox.waiting.is_empty() {
             return;
         }
@@ -168,7 +168,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             if let Some(first) = run.first() {
                 self.allow_fragments(first.token, !first.dont_fragment);
                 let limit = self.joins_below(first.token).map_or(0, |limit| *limit);
-                self.send_run(now, run, &outbox, limit);
+                self.send_run(run, &outbox, limit);
             }
         }
         outbox.clear();
@@ -177,7 +177,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// Sends `run`, datagrams of one socket that all may or may not be fragmented; those shorter
     /// than `limit` in trains.
-    fn send_run(&mut self, now: Instant, run: &[Waiting], outbox: &Outbox, limit: usize) {
+    fn send_run(&mut self, run: &[Waiting], outbox: &Outbox, limit: usize) {
         let Some(&Waiting { token, .. }) = run.first() else { return };
         let messages = messages(run, limit);
         let mut gathered = Vec::new();
@@ -254,7 +254,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                     }
                 }
                 // Each on its own: no deeper than this.
-                members => self.send_run(now, members, outbox, 0),
+                members => self.send_run(members, outbox, 0),
             }
         }
     }

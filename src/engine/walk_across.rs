@@ -121,7 +121,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 if let Err(reason) = self.on_frame(now, &frame) {
                     self.io.drop_frame(reason);
                 }
-                self.flush_datagrams(now);
+                self.flush_datagrams();
             }
             Mail::Packet { from, source_mac, hops, bytes } => {
                 self.set_handed(Some((hops, from)));

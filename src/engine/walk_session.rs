@@ -196,7 +196,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         };
         let port = session.port;
         self.sessions.touch(token);
-        self.send_out(now, port, source_mac, packet, &outgoing)
+        self.send_out(port, source_mac, packet, &outgoing)
     }
 
     /// Takes what stands in the error queue of a published socket and tells the guest. `failed` is

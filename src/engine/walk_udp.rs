@@ -90,14 +90,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         flow.account.traffic.count_several_to_host(datagrams, datagram.payload.len());
         self.udp.touch(token);
         self.settle_mapping(token);
-        self.send_out(now, token, source_mac, packet, &outgoing)
+        self.send_out(token, source_mac, packet, &outgoing)
     }
 
     /// Sends what the guest's `packet` carries through the socket of a mapping or of a published
     /// port: with others of this turn if it is small, else at once.
     pub(super) fn send_out(
         &mut self,
-        now: Instant,
         token: Token,
         source_mac: Mac,
         packet: &Packet<'_>,
@@ -105,12 +104,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     ) -> Result<(), DropReason> {
         if outgoing.segment_size.is_none() && packet.bytes.len() <= SMALL {
             if self.outbox.is_full() {
-                self.flush_datagrams(now);
+                self.flush_datagrams();
             }
             self.outbox.push(token, source_mac, packet, outgoing);
             return Ok(());
         }
-        self.flush_datagrams(now);
+        self.flush_datagrams();
         self.allow_fragments(token, !packet.dont_fragment);
         let sent =
             match token.kind {
@@ -166,7 +165,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             && let Some(oldest) = self.udp.oldest()
         {
             // It may still have something to send.
-            self.flush_datagrams(now);
+            self.flush_datagrams();
             self.end_mapping(oldest);
         }
         let token = self.udp.next_token();
@@ -175,7 +174,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             && lacks_descriptors(error)
             && let Some(oldest) = self.udp.oldest()
         {
-            self.flush_datagrams(now);
+            self.flush_datagrams();
             self.end_mapping(oldest);
             let token = self.udp.next_token();
             socket = self.io.host.open_udp(token, key);

@@ -162,7 +162,7 @@ fn a_claim_of_udp_datagrams_changes_nothing_about_a_segment() {
     let segment = Tcp::new(ACK).frame(Ip::v4(TCP));
     let answer = |claim: &[u8]| {
         let mut bench = Bench::new(true, small_limits());
-        let mut header = vec![0; VNET_HEADER_LEN];
+        let mut header = [0; VNET_HEADER_LEN];
         header[..claim.len()].copy_from_slice(claim);
         bench.feed_raw([&header[..], &segment].concat())
     };
@@ -240,6 +240,43 @@ fn clients_of_a_published_port_and_its_answers_are_joined_too() {
             .chain(bytes(1600).chunks(500).map(|piece| (clients[0], piece.to_vec())))
             .collect();
     assert_eq!(host.answers(id), expected);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn no_claim_of_the_guest_is_believed_beyond_its_frame(
+        v6: bool,
+        flags in 0u8..4,
+        kind in prop_oneof![Just(0u8), Just(1), Just(3), Just(4), Just(5), Just(0x85), any::<u8>()],
+        size in prop_oneof![0u16..4, 4u16..3000, any::<u16>()],
+        start_and_offset in any::<(u16, u16)>(),
+        len in prop_oneof![0usize..40, 0usize..60_000],
+        udp_len in proptest::option::of(any::<u16>()),
+        port in prop_oneof![Just(PEER), Just(53)],
+    ) {
+        let mut ip = if v6 { Ip::v6(UDP) } else { Ip::v4(UDP) };
+        if port == 53 && !v6 {
+            ip = ip.to("10.0.2.3".parse::<IpAddr>().unwrap());
+        }
+        let mut frame = udp_frame(ip, 4000, port, &bytes(len));
+        if let Some(udp_len) = udp_len {
+            let at = 14 + if v6 { 40 } else { 20 } + 4;
+            frame[at..at + 2].copy_from_slice(&udp_len.to_be_bytes());
+        }
+        let mut header = vec![flags, kind, 0, 0];
+        header.extend(size.to_ne_bytes());
+        header.extend(start_and_offset.0.to_ne_bytes());
+        header.extend(start_and_offset.1.to_ne_bytes());
+        header.extend([0; 2]);
+        let mut bench = Bench::new(true, small_limits());
+        bench.feed_raw([header, frame].concat());
+        bench.turn();
+        let host = bench.host.0.borrow();
+        prop_assert!(host.datagrams_sent <= 128 && host.dns_queries.len() <= 128);
+        prop_assert!(host.datagrams_sent <= 1 || kind & 0x7f == 5);
+    }
 }
 
 /// What a peer sends: its size, its TOS, and how many of them the kernel has joined.
