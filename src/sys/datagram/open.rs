@@ -52,9 +52,14 @@ impl DatagramOptions<'_> {
     }
 }
 
-/// Socket buffers asked for, in bytes. The kernel doubles it for its bookkeeping and grants up to
-/// `net.core.rmem_max` and `wmem_max`: at their usual 208 KiB about six datagrams of 64 KiB.
-const BUFFER_LEN: usize = 512 * 1024;
+/// Receive buffer asked for, in bytes. The kernel doubles it for its bookkeeping and grants up to
+/// `net.core.rmem_max`: at the usual 208 KiB about six datagrams of 64 KiB. Where the host's
+/// administrator allows more, a QUIC connection's window (some 1.25 MB) fits; at half of that its
+/// sender keeps finding the end of the queue by losses.
+const RECEIVE_BUFFER_LEN: usize = 2 << 20;
+
+/// Send buffer asked for, in bytes, within `net.core.wmem_max`.
+const SEND_BUFFER_LEN: usize = 512 << 10;
 
 /// Opens a UDP socket: nonblocking, with the error queue on, fragmentation allowed.
 ///
@@ -88,8 +93,8 @@ pub fn adopt_udp(fd: BorrowedFd<'_>, options: &DatagramOptions<'_>) -> io::Resul
 fn prepare_udp(fd: BorrowedFd<'_>, options: &DatagramOptions<'_>) -> io::Result<()> {
     let socket = SockRef::from(&fd);
     // What the kernel does not grant is not missed until datagrams come in bursts.
-    let _ = socket.set_recv_buffer_size(BUFFER_LEN);
-    let _ = socket.set_send_buffer_size(BUFFER_LEN);
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_LEN);
+    let _ = socket.set_send_buffer_size(SEND_BUFFER_LEN);
     if options.coalesce {
         // Kernels before 5.0 do not know it; there each datagram arrives alone.
         let _ = set(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
