@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`cli`] | argv becomes a draft, a draft with the host's facts a [`cli::Config`] |
 //! | [`setup`] | namespaces, TAP, addresses, private files; the loss of privilege; `doctor` |
-//! | [`launch`] | joins the TAP to a worker and the control services |
+//! | [`launch`] | joins the guest's link to a worker and the control services |
 //! | [`engine`] | the worker: TAP queue, host sockets, flow tables, timers; both walks |
 //! | [`stack`] | pure protocol rooms: wire, link, ip, tcp, udp, icmp, services |
 //! | [`gate`] | who is who on the guest link, and what a destination means |
@@ -37,6 +37,9 @@
 //! `epoll` tells that a host socket is ready; the flow reads it straight behind the header room of
 //! a slab, the machine says what to send, headers are written in front of the payload, and one
 //! `write` puts the frame on the TAP. The slab stays until the guest has acknowledged it.
+//!
+//! A virtual machine has a stream in the place of the TAP ([`engine::stream_link`]): no offloads, so
+//! payload is cut into segments and summed on its way.
 //!
 //! # Who may use whom
 //!

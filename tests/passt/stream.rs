@@ -222,6 +222,12 @@ fn in_the_background_it_listens_at_a_path_of_its_own() {
     let words = format!("Socket path {path} already in use\n");
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(1), words.as_str()));
 
+    // It keeps no privilege, can gain none, and refuses itself dangerous system calls.
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    for line in ["CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "no {line:?} in {status}");
+    }
+
     let wire = Wire::new(UnixStream::connect(path).unwrap());
     let (_machine, lease) = Machine::over(wire.stream);
     assert_eq!(lease.router, GATEWAY);

@@ -14,6 +14,7 @@ mod datagrams;
 mod ends;
 mod frames;
 mod fuzz;
+mod gone;
 mod guest;
 mod guest_kernel;
 mod host;

@@ -136,3 +136,86 @@ pub(super) fn with_resolver<'a>(command: &'a Command, resolvers: &[IpAddr]) -> C
     command.dns_forward.v4 = Some(RESOLVER);
     Cow::Owned(command)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Invocation, PastaFacts, parse};
+    use super::*;
+    use crate::base::Mac;
+    use crate::cli::{Action, Config};
+    use crate::gate::Destination;
+    use crate::gate::forward::PortRange;
+    use crate::setup::{HostFacts, LinkSetup, Templates};
+
+    /// passt on a host without a way out, which asks `resolvers`.
+    fn on(resolvers: &[&str], line: &str) -> Config {
+        let words = line.split_whitespace().map(OsString::from).collect();
+        let Invocation::Serve(asked) = parse(Mode::Passt, "passt", words).unwrap() else {
+            panic!("{line} prints something");
+        };
+        let facts = PastaFacts {
+            host: HostFacts { search: vec!["example.org".to_owned()], ..HostFacts::default() },
+            person: None,
+            templates: Templates { v4: None, v6: None },
+            ephemeral: PortRange::new(32_768, 60_999).unwrap(),
+            resolvers: resolvers.iter().map(|text| text.parse().unwrap()).collect(),
+        };
+        asked.resolve(&facts).unwrap()
+    }
+
+    #[test]
+    fn a_machine_learns_everything_on_its_link_and_no_port_is_open() {
+        let config = on(&["127.0.0.53", "203.0.113.10"], "");
+        let sharing = config.plan.sharing.as_ref().unwrap();
+        assert_eq!(sharing.resolvers, ["203.0.113.10".parse::<IpAddr>().unwrap()]);
+        assert_eq!(config.plan.search, ["example.org"]);
+        let services = config.plan.services();
+        assert!(services.dhcp4 && services.dhcp6 && services.routers && services.mtu);
+        assert_eq!((config.plan.guest_mac, config.plan.mtu), (Mac::BROADCAST, 65_520));
+        assert_eq!(config.link_setup, LinkSetup::Bare);
+        assert_eq!(config.forwards, crate::cli::ForwardOptions::default());
+        assert!(config.conduct.refuses_calls && !config.dns.enabled);
+        let Action::Serve(options) = config.action else { panic!("a machine is served") };
+        assert_eq!(options, MachineOptions { door: Door::Anywhere, once: false });
+        // The host's loopback is the gateway's address, unless told otherwise.
+        let gateway = config.plan.v4.unwrap().gateway.into();
+        assert_eq!(config.plan.destination(gateway), Destination::Host([127, 0, 0, 1].into()));
+        let config = on(&[], "--no-dhcp-search --no-dhcp-dns --no-map-gw -t 80,90-91 -u 53:54");
+        assert!(config.plan.search.is_empty() && config.plan.host_loopback.is_empty());
+        let publish: Vec<_> = config.forwards.publish.iter().map(ToString::to_string).collect();
+        assert_eq!(publish, ["0.0.0.0:80:80/tcp", "0.0.0.0:90-91:90-91/tcp", "0.0.0.0:53:54/udp"]);
+    }
+
+    #[test]
+    fn resolvers_on_the_hosts_loopback_are_asked_at_an_address_of_their_own() {
+        let handed = |config: &Config| config.plan.sharing.as_ref().unwrap().resolvers.clone();
+        let config = on(&["127.0.0.53", "::1"], "");
+        assert_eq!((handed(&config), config.dns.enabled), (vec![RESOLVER.into()], true));
+        assert_eq!(config.plan.destination(RESOLVER.into()), Destination::Dns);
+        for (line, expected) in [
+            ("--dns 203.0.113.10", &["203.0.113.10"][..]),
+            ("--dns-forward 203.0.113.11", &["203.0.113.11"]),
+            ("--no-dhcp-dns", &[]),
+            ("--ipv6-only", &[]),
+        ] {
+            let config = on(&["127.0.0.53"], line);
+            let expected = expected.iter().map(|text| text.parse().unwrap());
+            assert_eq!(handed(&config), expected.collect::<Vec<IpAddr>>(), "{line}");
+            let dns = config.plan.v4.is_some_and(|v4| v4.dns == Some(RESOLVER));
+            assert!(!dns, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_socket_is_where_it_was_said() {
+        let door = |line: &str| match on(&[], line).action {
+            Action::Serve(options) => (options.door, options.once),
+            other => panic!("{other:?}"),
+        };
+        let at = |path: &str| Door::At(path.into());
+        assert_eq!(door("-s /run/a --socket-path=/run/b"), (at("/run/b"), false));
+        assert_eq!(door("--socket /run/a -1"), (at("/run/a"), true));
+        assert_eq!(door("--fd 7"), (Door::Descriptor(7), true));
+        assert_eq!(door("-F0"), (Door::Descriptor(0), true));
+    }
+}
