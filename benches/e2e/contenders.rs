@@ -213,7 +213,7 @@ impl Guest {
         let session = engines.session(lab, programs, (contender, host), engine, ports)?;
         let mut guest = Guest {
             contender,
-            own: Some(session.net()?),
+            own: Some(session.net()),
             helper: None,
             session: Some(session),
             device: String::new(),
@@ -269,7 +269,7 @@ impl Guest {
     /// What the helper uses; `None` where the kernel does the work.
     pub fn usage(&self) -> Option<Usage> {
         match &self.session {
-            Some(session) => session.usage(),
+            Some(session) => Some(session.usage()),
             None => self.helper.as_ref().map(|helper| Usage::of_tree(helper.id())),
         }
     }
