@@ -493,7 +493,9 @@ fn http(lab: &Lab, ends: &Ends<'_>, seconds: u32, extra: &[&str]) -> Result<Cell
         .lines()
         .find(|l| l.contains(" requests in "))
         .and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
-    let p99 = after(&report, "99%").and_then(milliseconds);
+    // Elsewhere a share of the requests may end in the same digits.
+    let p99 = report.lines().find_map(|line| line.trim_start().strip_prefix("99% "));
+    let p99 = p99.and_then(|time| milliseconds(time.trim()));
     let (Some(rate), Some(requests), Some(p99)) = (rate, requests, p99) else {
         return Err(Failure::because(bad, report.trim()));
     };
