@@ -30,6 +30,10 @@
 //! the guest's server its client's address: it does less, and does not count among the peers that
 //! tapway's published streams are measured against. With `--check` an unmet promise fails the run.
 //!
+//! The WAN cells ([`wan`]) stand in a table of their own: one stream over paths of delay and loss,
+//! whose times follow from the round trip and not from `--seconds`. A few of them are part of a run
+//! without `--only`; `--only wan` runs all 90, about five minutes a round.
+//!
 //! # Engines
 //!
 //! The rows of podman and rootlesskit are of containers that these start, the helper being all
@@ -100,9 +104,9 @@ struct Options {
     /// Congestion control of both senders of the WAN cells, instead of the machine's.
     #[arg(long, value_name = "NAME")]
     wan_congestion: Option<String>,
-    /// Limits the WAN paths to this many Mbit/s, behind a queue of a round trip.
-    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    wan_rate: Option<u32>,
+    /// Mbit/s that the WAN paths carry, behind a queue of a round trip; 0 for what the machine can.
+    #[arg(long, value_name = "MBIT", default_value_t = wan::RATE)]
+    wan_rate: u32,
     /// A peer that takes part in the WAN cells as well, at its usual MTU.
     #[arg(long, value_name = "CONTENDER")]
     wan_peer: Option<Contender>,
@@ -195,7 +199,7 @@ fn run(options: &Options, premises: Premises) -> Result<u8, Failure> {
             extent,
             rounds: options.rounds,
             congestion: options.wan_congestion.as_deref(),
-            rate: options.wan_rate,
+            rate: (options.wan_rate > 0).then_some(options.wan_rate),
             peer: options.wan_peer.filter(|peer| run.programs.allow(*peer)),
         };
         wan::run(&run.lab, &run.programs, choice, &mut run.results);

@@ -19,6 +19,9 @@ const FRAME: usize = 66 << 10;
 /// A frame that fills less of its buffer than this is copied into one of its size.
 const ROOMY: usize = FRAME / 2;
 
+/// Buffers kept for frames to come: fresh memory costs as much as the copy that it takes.
+const SPARE: usize = 64;
+
 /// Frames read before those that are due are looked at again.
 const BATCH: usize = 16;
 
@@ -46,9 +49,13 @@ pub fn pump(
     let _ = nix::sys::prctl::set_timerslack(1);
     let mut line = Line::new(Conditions::NONE);
     let mut frame = vec![0; FRAME];
+    let mut spare: Vec<Vec<u8>> = Vec::new();
     loop {
         while let Some(due) = line.take_due(clock::now()) {
             send(to, &due)?;
+            if due.capacity() >= FRAME && spare.len() < SPARE {
+                spare.push(due);
+            }
         }
         let mut idle = false;
         for _ in 0..BATCH {
@@ -70,8 +77,10 @@ pub fn pump(
                     line.put(now, frame[..len].to_vec(), segments);
                 }
                 Admitted::Whole(segments) => {
+                    let mut next = spare.pop().unwrap_or_default();
+                    next.resize(FRAME, 0);
                     frame.truncate(len);
-                    line.put(now, std::mem::replace(&mut frame, vec![0; FRAME]), segments);
+                    line.put(now, std::mem::replace(&mut frame, next), segments);
                 }
             }
         }

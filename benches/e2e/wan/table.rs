@@ -9,6 +9,10 @@ use crate::contenders::Contender;
 use crate::report::{Criterion, median};
 use crate::workloads::Way;
 
+/// Round trips of the warm-up: slow start from ten segments is past 14 MB then, more than any
+/// window here.
+const WARM_UP: u32 = 10;
+
 /// Least share of a direct socket's rate that tapway promises to leave in each cell.
 const LEAST: f64 = 0.9;
 
@@ -42,12 +46,16 @@ impl Path {
 
     /// From the connection to the first byte that counts.
     pub fn warm_up(self) -> Duration {
-        (12 * self.round_trip()).max(Duration::from_millis(300))
+        (WARM_UP * self.round_trip()).max(Duration::from_millis(300))
     }
 
-    /// Over which bytes are counted: whole round trips.
+    /// Over which bytes are counted: whole round trips, more of them where losses make one unlike
+    /// the other.
     pub fn time(self) -> Duration {
-        (4 * self.round_trip()).max(Duration::from_millis(600))
+        match self.loss_ppm {
+            0 => (4 * self.round_trip()).max(Duration::from_millis(600)),
+            _ => (8 * self.round_trip()).max(Duration::from_millis(800)),
+        }
     }
 
     /// After which nothing comes any more: a SYN may be lost twice.
@@ -86,8 +94,8 @@ impl Who {
 /// All figures of the grid, in Mbit/s.
 #[derive(Debug, Default)]
 pub struct Table {
-    /// Congestion control of both senders on the path.
-    pub congestion: String,
+    /// Congestion control of both senders on the path, its rate, and the unit.
+    pub title: String,
     samples: BTreeMap<Path, BTreeMap<Who, Vec<f64>>>,
 }
 
@@ -124,8 +132,7 @@ impl Table {
     /// The cells for the report, the first line being the head.
     pub fn lines(&self) -> Vec<Vec<String>> {
         let guests = self.guests();
-        let title = format!("WAN, {}, Mbit/s", self.congestion);
-        let mut head = vec![title, "loss".into(), "direct".into()];
+        let mut head = vec![self.title.clone(), "loss".into(), "direct".into()];
         head.extend(guests.iter().map(|who| who.label()));
         head.extend(guests.iter().map(|who| format!("/{}", who.label())));
         let mut lines = vec![head];
@@ -186,6 +193,6 @@ impl Table {
                     "unit": "Mbit/s", "who": row.iter().map(who).collect::<Vec<_>>() })
         };
         let cells: Vec<Value> = self.samples.iter().map(cell).collect();
-        json!({ "congestion_control": self.congestion, "cells": cells })
+        json!({ "title": self.title, "cells": cells })
     }
 }
