@@ -1,8 +1,5 @@
 //! pesto and its socket, end to end as an ordinary user: ports come, go and carry data while the
-//! guest runs; ours and the original understand each other both ways.
-//!
-//! The original (passt 2026-05 or later) is taken from `PATH`, or from `PESTO_BIN` and `PASTA_BIN`.
-//! Where there is none, what needs it says so.
+//! guest runs. What its command lines say is in `contract_pesto.rs`.
 
 mod support;
 
@@ -10,7 +7,6 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -36,7 +32,7 @@ struct Lab {
     guest: Background,
     socket: PathBuf,
     ours: PathBuf,
-    directory: tempfile::TempDir,
+    _directory: tempfile::TempDir,
 }
 
 fn lab(options: &[&str]) -> Lab {
@@ -48,7 +44,7 @@ fn lab(options: &[&str]) -> Lab {
     let guest = [&words, options, &["--", "python3", "-c", SERVERS]].concat();
     let mut guest = Background::start(&mut tapway(&guest));
     assert_eq!(guest.line(), "up");
-    Lab { guest, socket, ours, directory }
+    Lab { guest, socket, ours, _directory: directory }
 }
 
 impl Lab {
@@ -215,114 +211,123 @@ fn what_cannot_be_is_refused() {
     assert!(third.status.success(), "{third:?}");
 }
 
-/// The original's program, if there is one that is new enough.
-fn original(variable: &str, name: &str) -> Option<PathBuf> {
-    let found = std::env::var_os(variable).map(PathBuf::from).or_else(|| {
-        let path = user("sh").args(["-c", &format!("command -v {name}")]).output().unwrap();
-        let path = String::from_utf8(path.stdout).unwrap();
-        (!path.trim().is_empty()).then(|| path.trim().into())
-    });
-    let found = found.filter(|program| {
-        let help = Command::new(program).arg("--help").output();
-        let help = help.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
-        name == "pesto" || String::from_utf8_lossy(&help).contains("--conf-path")
-    });
-    if found.is_none() {
-        let mut terminal = std::io::stderr();
-        let _ = writeln!(terminal, "NOT RUN: no original {name} (passt 2026-05 or later) here");
-    }
-    found
-}
-
-/// Command lines of pesto that any pair of client and server has to treat alike, each upon the same
-/// tables.
-const LINES: [&str; 23] = [
-    "",
-    "-s",
-    "-d",
-    "-A",
-    "-A -t none",
-    "-A -t 4080 -u none",
-    "-t 4080 -A -t 4081",
-    "-A -t 4080",
-    "-t none",
-    "-D -t 4070",
-    "-D -t 4070,4090",
-    "-D -t 4070:4071",
-    "-D -t ~1-4069,~4071-65535",
-    "-s -A -t 127.0.0.1/4081-4083:4091-4093,~4082",
-    "-A -t all",
-    "-C HOST -u auto,~1-4000",
-    "-C NOBODY",
-    "-A -t 0.0.0.0/4099:192.0.2.7/80 -t [::]/4099:2001:db8::7/80",
-    "-A -t 4099:1.2.3.4",
-    "-A -t 127.0.0.1/4099:::1/80",
-    "-A -t %lo/4090",
-    "-A -t 4090-4095,4092",
-    "-A -t x",
-];
-
-/// What the client said to each of [`LINES`], and what the tables were then.
-fn transcript(client: &Path, socket: &Path) -> Vec<String> {
-    let reset = ["-C", "HOST", "-A", "-t", "4070", "-u", "4071"];
-    let said = LINES.iter().map(|line| {
-        assert_eq!(pesto(client, socket, &reset).status, Some(0));
-        let options: Vec<&str> = line.split_whitespace().collect();
-        let ran = pesto(client, socket, &options);
-        let after = pesto(client, socket, &[]);
-        let text =
-            format!("{line}: {:?}\n{}{}{}", ran.status, ran.stdout, ran.stderr, after.stdout);
-        let text = text.replace(socket.to_str().unwrap(), "SOCKET");
-        // An original instance has one table more, which nobody changes here.
-        let one_more = |line: &&str| line.contains("SPLICE") || line.ends_with("PIF 3");
-        let lines = text.lines().filter(|line| !one_more(line));
-        lines.map(|line| format!("{line}\n")).collect()
-    });
-    said.collect()
-}
-
-#[test]
-fn ours_and_the_original_are_interchangeable() {
-    let lab = lab(&[]);
-    let ours = transcript(&lab.ours, &lab.socket);
-    if let Some(client) = original("PESTO_BIN", "pesto") {
-        assert_same(&ours, &transcript(&client, &lab.socket), "their client, our server");
-    }
-    let Some(pasta) = original("PASTA_BIN", "pasta") else { return };
-    let socket = lab.directory.path().join("original.sock");
-    let mut instance = user(pasta);
-    instance.args(["--foreground", "--quiet", "--conf-path"]).arg(&socket);
-    instance.args(["-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
-    instance.args(["--", "sh", "-c", "echo up; exec sleep 1000"]).stdin(Stdio::null());
-    let mut instance = Background::start(&mut instance);
-    assert_eq!(instance.line(), "up");
-    assert_same(&ours, &transcript(&lab.ours, &socket), "our client, their server");
+/// An instance of tapway's pasta with the guest's servers, and a client for it.
+fn pasta(options: &[&str]) -> Lab {
+    let directory = scratch();
+    let [socket, pasta, ours] =
+        ["pasta.sock", "pasta", "pesto"].map(|name| directory.path().join(name));
+    symlink(binary(), &pasta).unwrap();
+    symlink(binary(), &ours).unwrap();
+    let mut guest = user(pasta);
+    guest.args(["--quiet", "--config-net", "--conf-path"]).arg(&socket);
+    guest.args(options).args(["--", "python3", "-c", SERVERS]);
+    let mut guest = Background::start(&mut guest);
+    assert_eq!(guest.line(), "up");
+    Lab { guest, socket, ours, _directory: directory }
 }
 
 #[test]
 fn tapway_as_pasta_is_found_at_its_configuration_path() {
-    let directory = scratch();
-    let [socket, pasta, client] =
-        ["pasta.sock", "pasta", "pesto"].map(|name| directory.path().join(name));
-    symlink(binary(), &pasta).unwrap();
-    symlink(binary(), &client).unwrap();
     let (first, second) = (free_port(), free_port());
-    let mut instance = user(pasta);
-    instance.args(["--quiet", "--config-net", "--conf-path"]).arg(&socket);
-    instance.args(["-t", &format!("127.0.0.1/{first}:4080"), "-u", "none", "-T", "none"]);
-    instance.args(["-U", "none", "--", "python3", "-c", SERVERS]).stdin(Stdio::null());
-    let mut instance = Background::start(&mut instance);
-    assert_eq!(instance.line(), "up");
+    let at_first = format!("127.0.0.1/{first}:4080");
+    let mut lab = pasta(&["-t", &at_first, "-u", "none", "-T", "none", "-U", "none"]);
     let old = format!("TCP [127.0.0.1]:{first}  =>  4080");
-    assert_eq!(rules(&pesto(&client, &socket, &[])), ["HOST", &old]);
+    assert_eq!(lab.rules(), ["HOST", &old, "SPLICE"]);
     let spec = format!("127.0.0.1/{second}:4081");
-    assert_eq!(pesto(&client, &socket, &["-A", "-t", &spec]).status, Some(0));
-    instance.until("the added port", || answer(second).as_deref() == Some("4081"));
+    assert_eq!(lab.pesto(&["-A", "-t", &spec]).status, Some(0));
+    lab.guest.until("the added port", || answer(second).as_deref() == Some("4081"));
     assert_eq!(answer(first).as_deref(), Some("4080"));
 }
 
-fn assert_same(ours: &[String], other: &[String], which: &str) {
-    for (ours, other) in ours.iter().zip(other) {
-        assert_eq!(ours, other, "{which}");
-    }
+/// What `auto` means for ports of the host and of the guest's loopback, in pesto's words.
+#[test]
+fn the_ports_of_the_start_are_seen_as_they_were_asked_for() {
+    // None of the ports of the guest's servers, which others may have on the host.
+    let low = "~61-65535,auto";
+    let lab = pasta(&["-t", "~1-60,auto", "-u", "70-72,auto", "-T", low, "-U", "90:91"]);
+    let rules = lab.rules();
+    let text = rules.join("\n");
+    // The host says where the ports for its clients begin and end.
+    assert!(rules[1].starts_with("TCP [*]:61-"), "{text}");
+    assert!(rules[1].ends_with("(best effort) (auto-scan)"), "{text}");
+    let at = rules.iter().position(|rule| rule == "SPLICE").unwrap();
+    assert_eq!(rules[at - 1], "UDP [*]:70-72  =>  70-72  (auto-scan)");
+    assert_eq!(rules[at + 1], "TCP [*]%lo:1-60  =>  1-60  (best effort) (auto-scan)");
+    assert_eq!(rules.last().unwrap(), "UDP [*]%lo:90  =>  91");
+    // An exact rule is found and deleted.
+    assert_eq!(lab.pesto(&["-D", "-u", "70-72,auto", "-U", "90:91"]).status, Some(0));
+    assert_eq!(lab.rules().len(), rules.len() - 2);
+}
+
+/// A server of the host's loopback, at a port of its own, that says "host" to each client.
+fn host_server() -> (u16, std::sync::mpsc::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (until, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // It ends when the test lets go of the other end.
+        while ended.recv_timeout(Duration::from_millis(5))
+            == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+        {
+            if let Ok((mut client, _)) = listener.accept() {
+                let _ = client.write_all(b"host\n");
+            }
+        }
+    });
+    (port, until)
+}
+
+/// The process of [`SERVERS`] below `pid`.
+fn servers_of(pid: i32) -> Option<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().map(|child| child.parse().unwrap()).find_map(|child| {
+        let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+        if name.starts_with("python3") { Some(child) } else { servers_of(child) }
+    })
+}
+
+#[test]
+fn ports_of_the_guests_loopback_come_and_go() {
+    let mut lab = pasta(&["-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
+    let (port, server) = host_server();
+    let target = servers_of(lab.guest.pid().as_raw()).expect("the guest's servers").to_string();
+    let inside = |at: u16| {
+        let client = format!("busybox nc -w 5 127.0.0.1 {at} </dev/null");
+        let mut enter = user("nsenter");
+        enter.args(["--preserve-credentials", "--user", "--net", "--target", &target]);
+        let ran = enter.args(["sh", "-c", &client]).output().unwrap();
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    assert_eq!(inside(7001), "");
+    assert_eq!(lab.pesto(&["-T", &format!("7001:{port}")]).status, Some(0));
+    lab.guest.until("the port inside", || inside(7001) == "host\n");
+    assert_eq!(lab.rules(), ["HOST", "SPLICE", &format!("TCP [*]%lo:7001  =>  {port}")]);
+    // In its place one that follows the host's server, at a port of another number.
+    let follows = format!("7001:{port},auto");
+    assert_eq!(lab.pesto(&["-T", &follows]).status, Some(0));
+    lab.guest.until("the port that follows", || inside(7001) == "host\n");
+    drop(server);
+    lab.guest.until("the end of the server", || inside(7001).is_empty());
+    assert_eq!(lab.pesto(&["-T", "none"]).status, Some(0));
+    assert_eq!(lab.rules(), ["HOST", "SPLICE"]);
+}
+
+#[test]
+fn auto_may_come_and_go_while_the_guest_runs() {
+    let mut lab = pasta(&["-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
+    // The servers' own ports may be another's on the host: at an address that nobody else has.
+    let address = format!("127.{}.{}.9", std::process::id() >> 8 & 0xff, std::process::id() & 0xff);
+    let heard = |port: u16| {
+        let mut text = String::new();
+        let stream = TcpStream::connect((address.as_str(), port));
+        stream.is_ok_and(|mut stream| stream.read_to_string(&mut text).is_ok() && !text.is_empty())
+    };
+    assert_eq!(lab.pesto(&["-t", &format!("{address}/4080,auto")]).status, Some(0));
+    lab.guest.until("a port that has a server", || heard(4080));
+    assert!(!heard(4081));
+    assert_eq!(lab.pesto(&["-t", &format!("{address}/4081,auto")]).status, Some(0));
+    lab.guest.until("the other port", || heard(4081) && !heard(4080));
+    assert_eq!(lab.pesto(&["-t", "none"]).status, Some(0));
+    lab.guest.until("no port", || !heard(4081));
 }

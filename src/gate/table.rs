@@ -469,6 +469,49 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_the_guest_is_auto_unless_it_leads_elsewhere() {
+        let follows = TableRule { scan: true, weak: true, ..rule(Some("::1"), 80, 90) };
+        let auto = follows.auto().unwrap();
+        assert_eq!(auto.bound.address, Some("::1".parse().unwrap()));
+        assert!(auto.covers(Transport::Tcp, 90) && !auto.covers(Transport::Udp, 90));
+        assert_eq!(TableRule::of_auto(&auto), std::slice::from_ref(&follows));
+        let elsewhere = TableRule { target_ports: PortRange::new(81, 91).unwrap(), ..follows };
+        assert_eq!((elsewhere.auto(), rule(None, 80, 90).auto()), (None, None));
+        let native = AutoForward {
+            transports: vec![Transport::Tcp, Transport::Udp],
+            exclude: vec![PortRange::single(22)],
+            ..AutoForward::default()
+        };
+        let rules: Vec<_> = TableRule::of_auto(&native).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            rules,
+            [
+                "TCP [*]:1-21  =>  1-21  (auto-scan)",
+                "TCP [*]:23-65535  =>  23-65535  (auto-scan)",
+                "UDP [*]:1-21  =>  1-21  (auto-scan)",
+                "UDP [*]:23-65535  =>  23-65535  (auto-scan)",
+            ]
+        );
+    }
+
+    #[test]
+    fn ports_of_the_guests_loopback_lead_to_the_hosts_and_nowhere_else() {
+        let on_lo = TableRule {
+            interface: Some(LOOPBACK.into()),
+            target_ports: PortRange::single(81),
+            ..rule(None, 80, 80)
+        };
+        let inner = on_lo.inner().unwrap();
+        assert_eq!(inner.pairs().collect::<Vec<_>>(), [(80, 81)]);
+        assert_eq!(TableRule::of_inner(&inner, Caps::ALL), on_lo);
+        let v4 = TableRule::of_inner(&inner, Caps::ALL.without(Caps::IPV6));
+        assert_eq!(v4.listen, Some("0.0.0.0".parse().unwrap()));
+        let away = TableRule { target: Some("192.0.2.1".parse().unwrap()), ..on_lo.clone() };
+        let elsewhere = TableRule { interface: None, ..on_lo };
+        assert_eq!((away.inner(), elsewhere.inner()), (None, None));
+    }
+
+    #[test]
     fn a_port_that_two_rules_want_is_a_conflict() {
         let on = |name: &str, rule: TableRule| TableRule { interface: Some(name.into()), ..rule };
         let old = rule(Some("127.0.0.1"), 80, 90);
@@ -535,6 +578,13 @@ mod tests {
             ),
             (Caps(0xd), rule(Some("::1"), 80, 80), "IPv6 forward, but IPv6 not enabled"),
             (Caps(0x6), rule(Some("0.0.0.0"), 80, 80), "IPv4 forward, but IPv4 not enabled"),
+            (Caps(0xe), rule(None, 80, 80), "Dual stack forward, but IPv4 not enabled"),
+            (Caps(0xd), rule(None, 80, 80), "Dual stack forward, but IPv6 not enabled"),
+            (
+                Caps::ALL,
+                to(Some("0.0.0.0"), "255.255.255.255"),
+                "Multicast target address 255.255.255.255 for forwarding rule",
+            ),
             (Caps(0x6), udp, "Can't add UDP forwarding rule, UDP not enabled"),
         ] {
             assert_eq!(Table::new(caps).add(rule).unwrap_err().to_string(), text);

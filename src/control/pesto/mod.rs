@@ -23,6 +23,7 @@
 //!   makes no sense, changes nothing and closes the connection. There is no answer either way:
 //!   success is not known to the client, as it is not in the original.
 //! - Version 1 has rules of 40 bytes, without target; the client speaks it too.
+//! - Every instance tells a table `HOST`, those of pasta's a table `SPLICE` too.
 //!
 //! Departures, all on the server's side: a client that stalls is dropped after
 //! [`PATIENCE`](super::api::PATIENCE) instead of being waited for; listeners that are in both the

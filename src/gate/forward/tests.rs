@@ -124,3 +124,21 @@ proptest::proptest! {
         proptest::prop_assert_eq!(check_forwards(&rules).is_err(), any);
     }
 }
+
+#[test]
+fn what_is_excluded_leaves_the_rest_of_a_range() {
+    let range = |first, last| PortRange::new(first, last).unwrap();
+    let ports = range(20, 30);
+    for (excluded, kept) in [
+        (vec![], vec![ports]),
+        (vec![range(25, 26)], vec![range(20, 24), range(27, 30)]),
+        (vec![range(28, 40), range(1, 21)], vec![range(22, 27)]),
+        (vec![range(22, 25), range(24, 27)], vec![range(20, 21), range(28, 30)]),
+        (vec![range(1, 65_535)], vec![]),
+        (vec![range(20, 29)], vec![range(30, 30)]),
+        (vec![range(31, 40)], vec![ports]),
+    ] {
+        assert_eq!(ports.without(&excluded), kept, "{excluded:?}");
+    }
+    assert_eq!(PortRange::ALL.without(&[PortRange::single(65_535)]), [range(1, 65_534)]);
+}
