@@ -9,8 +9,10 @@
 //! is watched: its name in the directory that it is looked up in. After an event that concerns a
 //! step, and a moment for whoever is at work to finish, the way is walked anew and the file read.
 //!
-//! There is no timer as long as all steps can be watched. Where the kernel's limits or a
-//! directory's mode forbid it, the file is also read every few seconds.
+//! The watch begins a second after the start, for the sake of guests that live no longer: the
+//! kernel makes a process that ends wait for its watches (some 15 ms). After that there is no timer
+//! as long as all steps can be watched. Where the kernel's limits or a directory's mode forbid it,
+//! the file is also read every few seconds.
 //!
 //! Trust: the host's administrator wrote the file. Still only a regular file of a sane size is
 //! read, since a pipe or a device would hold up the control thread.
@@ -45,6 +47,9 @@ const MAX_SIZE: u64 = 64 * 1024;
 /// From the first event to reading: an editor that empties a file and writes it has done both.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// From the start to the watch. A change in between counts when the watch begins.
+const UNWATCHED: Duration = Duration::from_secs(1);
+
 /// How often the file is read while a step of the way cannot be watched.
 const POLL: Duration = Duration::from_secs(5);
 
@@ -57,14 +62,7 @@ pub async fn follow(
     view: watch::Sender<ResolverView>,
 ) -> io::Result<()> {
     let path = std::path::absolute(path)?;
-    let mut complete_before = true;
-    loop {
-        // Watch first, read second: a change in between is an event.
-        let way = Way::watch(&path);
-        if complete_before && !way.complete {
-            tracing::debug!(path = %path.display(), "cannot be watched, is read every {POLL:?}");
-        }
-        complete_before = way.complete;
+    let tell = || {
         let mut now = read(&path);
         if let Some(servers) = &servers {
             now.servers.clone_from(servers);
@@ -74,6 +72,21 @@ pub async fn follow(
             *present = now;
             changed
         });
+    };
+    tell();
+    tokio::select! {
+        () = sleep(UNWATCHED) => {}
+        () = view.closed() => return Ok(()),
+    }
+    let mut complete_before = true;
+    loop {
+        // Watch first, read second: a change in between is an event.
+        let way = Way::watch(&path);
+        if complete_before && !way.complete {
+            tracing::debug!(path = %path.display(), "cannot be watched, is read every {POLL:?}");
+        }
+        complete_before = way.complete;
+        tell();
         let changed = async {
             tokio::select! {
                 changed = way.changed() => changed?,
