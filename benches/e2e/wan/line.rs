@@ -22,6 +22,10 @@ pub const HELD_LIMIT: usize = 64 << 20;
 /// Fewest bytes that the queue of a path with a rate holds: a few of the largest frames.
 const LEAST_QUEUE: u64 = 256 << 10;
 
+/// The least time that a full queue takes to drain. What waits for a pump that the machine does not
+/// run for some milliseconds arrives all at once.
+const LEAST_TIME: Duration = Duration::from_millis(10);
+
 /// What a path does to each direction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Conditions {
@@ -43,8 +47,8 @@ impl Conditions {
     /// Bytes that may wait for the wire: what it carries in a round trip, as a router's buffer is
     /// commonly measured.
     fn queue(&self, rate: u64) -> u64 {
-        let round_trip = 2 * self.delay.as_nanos() as u64;
-        (rate / 8).saturating_mul(round_trip / 1_000).saturating_div(1_000_000).max(LEAST_QUEUE)
+        let time = (2 * self.delay).max(LEAST_TIME).as_micros() as u64;
+        (rate / 8).saturating_mul(time).saturating_div(1_000_000).max(LEAST_QUEUE)
     }
 }
 
