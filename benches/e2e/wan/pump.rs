@@ -51,6 +51,13 @@ pub fn pump(
     let mut frame = vec![0; FRAME];
     let mut spare: Vec<Vec<u8>> = Vec::new();
     loop {
+        while let Ok(order) = orders.try_recv() {
+            match order {
+                Order::Change(conditions) => line = Line::new(conditions),
+                // Who asked may have gone; that is no concern of the line's.
+                Order::Tell(answer) => drop(answer.send(line.tally())),
+            }
+        }
         while let Some(due) = line.take_due(clock::now()) {
             send(to, &due)?;
             if due.capacity() >= FRAME && spare.len() < SPARE {
@@ -91,16 +98,7 @@ pub fn pump(
         if wait.is_some_and(|time| time.is_zero()) {
             continue;
         }
-        if sleep(from, woken, wait)? {
-            let _ = read(woken, &mut [0; 8]);
-            while let Ok(order) = orders.try_recv() {
-                match order {
-                    Order::Change(conditions) => line = Line::new(conditions),
-                    // Who asked may have gone; that is no concern of the line's.
-                    Order::Tell(answer) => drop(answer.send(line.tally())),
-                }
-            }
-        }
+        sleep(from, woken, wait)?;
     }
 }
 
@@ -112,12 +110,15 @@ fn send(to: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Waits for a frame, an order, or the time; whether it was an order.
-fn sleep(from: BorrowedFd<'_>, woken: BorrowedFd<'_>, time: Option<Duration>) -> io::Result<bool> {
+/// Waits for a frame, an order, or the time.
+fn sleep(from: BorrowedFd<'_>, woken: BorrowedFd<'_>, time: Option<Duration>) -> io::Result<()> {
     let mut fds = [from, woken].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     match ppoll(&mut fds, time.map(TimeSpec::from_duration), None) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(e) => return Err(e.into()),
     }
-    Ok(fds[1].any().unwrap_or(false))
+    if fds[1].any() == Some(true) {
+        let _ = read(woken, &mut [0; 8]);
+    }
+    Ok(())
 }

@@ -204,7 +204,7 @@ fn segments_are_lost_in_the_proportion_asked_for_whatever_frames_they_are_in() {
             let mut line = Line::new(Conditions { loss_ppm, seed: 7, ..conditions() });
             let frame = tcp_frame(false, payload, 1000);
             let mut arrived = 0;
-            while line.tally().segments < 200_000 {
+            while line.tally().segments < 50_000 {
                 if let Admitted::Whole(count) = line.admit(at(0), &frame) {
                     line.put(at(0), frame.clone(), count);
                 }
