@@ -4,6 +4,8 @@
 //! sockperf), so that anyone can repeat a cell by hand. Servers are started for the cell: a
 //! client that had to be ended early cannot leave one behind that refuses the next.
 
+mod udp;
+
 use std::fs;
 use std::io::{BufReader, Read, Write};
 use std::net::Ipv4Addr;
@@ -19,6 +21,8 @@ use crate::engines::{Engine, Load, Ports};
 use crate::lab::{Lab, Namespace, SERVER};
 use crate::published::{self, Published};
 use crate::report::median;
+
+pub use udp::Sending;
 
 /// MTU at which everything but the MTU comparison runs: what engines give slirp4netns and pasta.
 pub const MTU: u32 = 65520;
@@ -41,27 +45,6 @@ impl Way {
         match self {
             Self::Up => "up",
             Self::Down => "down",
-        }
-    }
-}
-
-/// How datagrams are sent and received.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sending {
-    /// 1400 bytes each, with segmentation offload at both ends.
-    Gso,
-    /// 1400 bytes each, one by one.
-    Plain,
-    /// 64 bytes each, one by one: their number counts.
-    Small,
-}
-
-impl Sending {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Gso => "gso",
-            Self::Plain => "1400",
-            Self::Small => "small",
         }
     }
 }
@@ -243,13 +226,13 @@ pub fn measure(
             tcp(lab, &Ends::outward(lab, guest), way, streams, seconds)
         }
         Workload::Published { way } => tcp(lab, &Ends::inward(lab, guest), way, 1, seconds),
-        Workload::Udp { way, sending } => udp(lab, guest, way, sending, seconds),
+        Workload::Udp { way, sending } => udp::cell(lab, guest, way, sending, seconds),
         Workload::Engine(_, Load::Up) => tcp(lab, &Ends::outward(lab, guest), Way::Up, 1, seconds),
         Workload::Engine(_, Load::Down) => {
             tcp(lab, &Ends::outward(lab, guest), Way::Down, 1, seconds)
         }
         Workload::Engine(_, Load::Rate(_)) => http(lab, &Ends::inward(lab, guest), seconds, CLOSE),
-        Workload::Quic { way } => quic(lab, guest, way, seconds),
+        Workload::Quic { way } => udp::quic(lab, guest, way, seconds),
         Workload::KeepAlive => http(lab, &Ends::outward(lab, guest), seconds, &[]),
         Workload::ConnectionEach => http(lab, &Ends::outward(lab, guest), seconds, CLOSE),
         Workload::PublishedRate => http(lab, &Ends::inward(lab, guest), seconds, CLOSE),
@@ -379,70 +362,6 @@ fn tcp(lab: &Lab, ends: &Ends<'_>, way: Way, streams: u32, seconds: u32) -> Resu
     let bytes = number("/end/sum_received/bytes")? as u64;
     let figures = vec![(String::new(), rate / 1e9)];
     Ok(if to_client { ends.cell(figures, 0, bytes) } else { ends.cell(figures, bytes, 0) })
-}
-
-/// TCP and UDP port of the datagram counter.
-const DATAGRAMS_PORT: u16 = 7002;
-
-/// Gbit/s of payload that arrived, or millions of datagrams per second where they are small.
-fn udp(
-    lab: &Lab,
-    guest: &Guest,
-    way: Way,
-    sending: Sending,
-    seconds: u32,
-) -> Result<Cell, Failure> {
-    let (size, joined) = match sending {
-        Sending::Gso => (1400, 46),
-        Sending::Plain => (1400, 1),
-        Sending::Small => (64, 1),
-    };
-    let program = lab.agent.to_string_lossy().into_owned();
-    let port = DATAGRAMS_PORT.to_string();
-    let options = ["agent", "datagrams", &port];
-    let _server = lab.serve(&lab.ext, &program, &options, DATAGRAMS_PORT, "datagrams.log")?;
-    let [size_text, joined] = [size, joined].map(|number: u64| number.to_string());
-    let (server, time) = (format!("{SERVER}:{port}"), seconds.to_string());
-    let words = [&program, "agent", "datagrams", &server, way.name(), &time, &size_text, &joined];
-    let [datagrams, nanos] = two_numbers(&client(lab, guest.net(lab), seconds, &words)?)?;
-    if nanos < u64::from(seconds) * 1_000_000_000 / 2 {
-        return Err(Failure(format!("only {datagrams} datagrams arrived, and then no more")));
-    }
-    let bytes = datagrams * size;
-    let value = match sending {
-        Sending::Small => 1e3 * datagrams as f64 / nanos as f64,
-        Sending::Gso | Sending::Plain => 8.0 * bytes as f64 / nanos as f64,
-    };
-    Ok(one_way(way, value, bytes))
-}
-
-/// What a counter of this program reports.
-fn two_numbers(report: &str) -> Result<[u64; 2], Failure> {
-    let numbers: Vec<u64> = report.split_whitespace().map_while(|w| w.parse().ok()).collect();
-    <[u64; 2]>::try_from(numbers)
-        .map_err(|_| Failure::because("the counter's report", report.trim()))
-}
-
-fn one_way(way: Way, value: f64, bytes: u64) -> Cell {
-    let figures = vec![(String::new(), value)];
-    match way {
-        Way::Up => Cell { figures, sent: bytes, received: 0 },
-        Way::Down => Cell { figures, sent: 0, received: bytes },
-    }
-}
-
-/// TCP and UDP port of the QUIC server.
-const QUIC_PORT: u16 = 7003;
-
-fn quic(lab: &Lab, guest: &Guest, way: Way, seconds: u32) -> Result<Cell, Failure> {
-    let program = lab.agent.to_string_lossy().into_owned();
-    let port = QUIC_PORT.to_string();
-    let _server =
-        lab.serve(&lab.ext, &program, &["agent", "quic", &port], QUIC_PORT, "quic.log")?;
-    let (server, time) = (format!("{SERVER}:{port}"), seconds.to_string());
-    let words = [&program, "agent", "quic", &server, way.name(), &time];
-    let [bytes, nanos] = two_numbers(&client(lab, guest.net(lab), seconds, &words)?)?;
-    Ok(one_way(way, 8.0 * bytes as f64 / nanos as f64, bytes))
 }
 
 /// What the web server sends: a small page, so that requests count and not bytes.

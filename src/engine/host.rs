@@ -1,7 +1,7 @@
 //! The real host side: sockets in the namespace where tapway runs, and the worker's epoll.
 //!
-//! Everything is registered once, edge-triggered, for all events: no `epoll_ctl` happens between
-//! a flow's birth and its end. A closed socket leaves the epoll set by itself.
+//! Everything is registered once, edge-triggered, for all events that it is asked about: no
+//! `epoll_ctl` happens between a flow's birth and its end. A closed socket leaves the epoll set by itself.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;

@@ -25,8 +25,8 @@ pub trait FramePort {
         Ok(())
     }
 
-    /// Reads one frame into `buffer`; its length in bytes, 0 if the guest is gone and another one may
-    /// come. The error `UnexpectedEof` means that none will.
+    /// Reads one frame into `buffer`; its length in bytes, 0 if the guest is gone and another one
+    /// may come. The error `UnexpectedEof` means that none will.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
     /// Writes one frame that stands in `parts`, in order.
