@@ -17,7 +17,10 @@ use std::sync::OnceLock;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
-use support::{Background, Ran, as_root, bare_namespace, binary, in_namespace_of, scratch, user};
+use support::{
+    Background, PATIENCE, Ran, as_root, bare_namespace, binary, ends, in_namespace_of, scratch,
+    user,
+};
 
 /// A program that is called slirp4netns.
 #[derive(Clone, Debug)]
@@ -82,7 +85,8 @@ fn mistakes_are_told_as_ever() {
     use Out::{Nothing, Usage};
     let target = bare_namespace();
     let pid = &target.pid().to_string();
-    let too_long = format!("--api-socket=/tmp/{}", "x".repeat(108));
+    let long = format!("/tmp/{}", "x".repeat(108));
+    let too_long = format!("--api-socket={long}");
     let mtu = "MTU must be a positive integer (< 65522)\n";
     let not_a_pid = "PID must be a positive integer\n";
     let no_path = "existing path expected when --netns-type=path: No such file or directory\n";
@@ -105,6 +109,15 @@ fn mistakes_are_told_as_ever() {
         (&[pid], Usage, ""),
         (&["0", "tap0"], Usage, not_a_pid),
         (&["12x", "tap0"], Usage, not_a_pid),
+        (&["-1", "tap0"], Usage, "slirp4netns: invalid option -- '1'\n"),
+        (&["--", "-1", "tap0"], Usage, not_a_pid),
+        (&["-", "tap0"], Usage, not_a_pid),
+        (&["--", "-c", "tap0"], Usage, not_a_pid),
+        (&["99999999999999999999", "tap0"], Usage, not_a_pid),
+        (&["--netns-type=", "/nonexistent", "tap0"], Usage, no_path),
+        (&["--netns-type=path", "", "tap0"], Usage, no_path),
+        (&["--netns-type=path"], Usage, ""),
+        (&["--netns-type=path", "/tmp"], Usage, ""),
         (&["--netns-type=path", "/nonexistent", "tap0"], Usage, no_path),
         (&["--netns-type=anything", "/nonexistent", "tap0"], Usage, no_path),
         // values
@@ -112,12 +125,28 @@ fn mistakes_are_told_as_ever() {
         (&["--mtu=65522", pid, "tap0"], Usage, mtu),
         (&["--mtu=", pid, "tap0"], Usage, mtu),
         (&["-m", "100x", pid, "tap0"], Usage, mtu),
+        (&["-m", "-5", pid, "tap0"], Usage, mtu),
+        (&["-m", "99999999999", pid, "tap0"], Usage, mtu),
+        (&["-m", "0x100", pid, "tap0"], Usage, mtu),
+        (&["-r", "-1", pid, "tap0"], Usage, "ready-fd must be a non-negative integer\n"),
+        (&["-e", "1x", pid, "tap0"], Usage, "exit-fd must be a non-negative integer\n"),
         (&["-e-1", pid, "tap0"], Usage, "exit-fd must be a non-negative integer\n"),
         (&["-rx", pid, "tap0"], Usage, "ready-fd must be a non-negative integer\n"),
         (&["--cidr=24", pid, "tap0"], Nothing, "invalid CIDR: 24\n"),
         (&["--cidr=foo", pid, "tap0"], Nothing, "invalid CIDR: foo\n"),
         (&["--cidr=10.0.2.0", pid, "tap0"], Nothing, "invalid CIDR: 10.0.2.0\n"),
         (&["--cidr=10.0.2.0/24x", pid, "tap0"], Nothing, "invalid CIDR: 10.0.2.0/24x\n"),
+        (&["--cidr=", pid, "tap0"], Nothing, "invalid CIDR: \n"),
+        (&["--cidr=10.0.2.0/", pid, "tap0"], Nothing, "invalid CIDR: 10.0.2.0/\n"),
+        (&["--cidr=10.0.2.0/-1", pid, "tap0"], Nothing, "invalid CIDR: 10.0.2.0/-1\n"),
+        (&["--cidr=10.0.2.0/024", pid, "tap0"], Nothing, "invalid CIDR: 10.0.2.0/024\n"),
+        (&["--cidr=10.0.2.0/24/24", pid, "tap0"], Nothing, "invalid CIDR: 10.0.2.0/24/24\n"),
+        (&["--cidr=10.0.2/24", pid, "tap0"], Nothing, "invalid CIDR: 10.0.2/24\n"),
+        (&["--cidr=fd00::/64", pid, "tap0"], Nothing, "invalid CIDR: fd00::/64\n"),
+        (&["--cidr= 10.0.2.0/24", pid, "tap0"], Nothing, "invalid CIDR:  10.0.2.0/24\n"),
+        (&["--cidr=300.0.2.0/24", pid, "tap0"], Nothing, "invalid network address: 300.0.2.0\n"),
+        (&["--cidr=010.0.2.0/24", pid, "tap0"], Nothing, "invalid network address: 010.0.2.0\n"),
+        (&["--cidr=10.0.2.0/33", pid, "tap0"], Nothing, "prefix length needs to be 1-25\n"),
         (&["--cidr=10.0.2.100/26", pid, "tap0"], Nothing, "prefix length needs to be 1-25\n"),
         (&["--cidr=10.0.2.0/0", pid, "tap0"], Nothing, "prefix length needs to be 1-25\n"),
         (
@@ -140,7 +169,38 @@ fn mistakes_are_told_as_ever() {
             Usage,
             "--target-type must be either \"netns\" or \"bess\"\n",
         ),
+        (
+            &["--target-type=", pid, "tap0"],
+            Usage,
+            "--target-type must be either \"netns\" or \"bess\"\n",
+        ),
         (&["--target-type=bess"], Usage, ""),
+        (&["--target-type=bess", "/tmp/x", "tap0"], Usage, "too many arguments\n"),
+        (
+            &["--target-type=bess", "--userns-path=/proc/self/ns/user", "/tmp/x"],
+            Usage,
+            &conflict("userns-path"),
+        ),
+        (&["--userns-path=", pid, "tap0"], Usage, "userns path doesn't exist: \n"),
+        (
+            &["--enable-sandbox=1", pid, "tap0"],
+            Usage,
+            "slirp4netns: option '--enable-sandbox' doesn't allow an argument\n",
+        ),
+        (&["--help=1"], Usage, "slirp4netns: option '--help' doesn't allow an argument\n"),
+        (
+            &["--enable", pid, "tap0"],
+            Usage,
+            "slirp4netns: option '--enable' is ambiguous; possibilities: '--enable-ipv6' \
+             '--enable-sandbox' '--enable-seccomp'\n",
+        ),
+        (
+            &["--disable", pid, "tap0"],
+            Usage,
+            "slirp4netns: option '--disable' is ambiguous; possibilities: \
+             '--disable-host-loopback' '--disable-dns'\n",
+        ),
+        (&["-Zh"], Usage, "slirp4netns: invalid option -- 'Z'\n"),
         (&["--target-type=bess", "-c", "/tmp/x"], Usage, &conflict("configure")),
         (&["--target-type=bess", "--netns-type=pid", "/tmp/x"], Usage, &conflict("netns-type")),
     ] {
@@ -155,6 +215,23 @@ fn mistakes_are_told_as_ever() {
     for (arguments, named) in [
         (&["999999", "tap0"][..], "999999"),
         (&["--macaddress=zz", "-c", pid, "tap0"], "\"zz\" is an invalid MAC address"),
+        (&["--macaddress=", "-c", pid, "tap0"], "\"\" is an invalid MAC address"),
+        (&["--macaddress=02:00:00:00:00:01:02", "-c", pid, "tap0"], "Is it too long?"),
+        (&["--macaddress=ff:ff:ff:ff:ff:ff", "-c", pid, "tap0"], "MAC address"),
+        (&["--macaddress=00:00:00:00:00:00", "-c", pid, "tap0"], "MAC address"),
+        (&["-cm", "10", pid, "tap0"], "MTU"),
+        (&["--netns-type=path", "/tmp", "tap0"], ""),
+        (&["--netns-type=path", "/proc/self/ns/user", "tap0"], ""),
+        (&["--outbound-addr=", pid, "tap0"], "outbound-addr has to be valid ipv4 address or"),
+        (&["--outbound-addr=nobody0", pid, "tap0"], ""),
+        (&["--outbound-addr6=", pid, "tap0"], "outbound-addr has to be valid"),
+        (&["--outbound-addr6=127.0.0.1", pid, "tap0"], ""),
+        (&["--outbound-addr6=::g", pid, "tap0"], "outbound-addr has to be valid"),
+        (&["-a", "/tmp", pid, "tap0"], ""),
+        (&["-a", ".", pid, "tap0"], ""),
+        (&[pid, "a/b"], ""),
+        (&[pid, "."], ""),
+        (&["--target-type=bess", &long], "the specified BESS socket path is too long (>= 108)"),
         (&["--netns-type=path", "/etc/passwd", "tap0"], ""),
         (&["--outbound-addr=300.1.1.1", pid, "tap0"], ""),
         (&["--outbound-addr6=nobody", pid, "tap0"], ""),
@@ -602,6 +679,23 @@ fn a_peer_at_a_socket_is_the_link() {
             })
         });
         assert_eq!(answer[22..32], [0x52, 0x55, 10, 0, 2, 2, 10, 0, 2, 2], "{helper:?}");
+    }
+}
+
+#[test]
+fn who_waits_for_a_peer_is_ended_by_a_signal() {
+    let directory = scratch();
+    for (at, helper) in helpers().iter().enumerate() {
+        let path = directory.path().join(at.to_string());
+        let mut command = helper.command(&["--target-type=bess"]);
+        let mut waiting = Background::start(command.arg(&path));
+        waiting.until("it listens", || path.exists());
+        waiting.signal(Signal::SIGTERM);
+        // A child of the original's outlives it until somebody comes.
+        assert!(ends(waiting.pid(), PATIENCE), "{helper:?}");
+        let _ = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::SEQPACKET, None)
+            .and_then(|socket| socket.connect(&socket2::SockAddr::unix(&path)?));
+        assert_eq!(waiting.end().signal, Some(Signal::SIGTERM as i32), "{helper:?}");
     }
 }
 

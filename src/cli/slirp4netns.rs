@@ -51,6 +51,9 @@ const MIN_MTU_V6: u16 = 1280;
 /// The size of `sun_path` (unix(7)), its final zero included.
 const SUN_PATH: usize = 108;
 
+/// Characters of a MAC address.
+const MAC_LENGTH: usize = "02:00:00:00:00:01".len();
+
 /// The IPv6 network; it is not for choice.
 const NETWORK6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0);
 
@@ -385,9 +388,13 @@ impl Reader {
         let mut words = words.into_iter();
         let Some(path) = words.next() else { return Err(self.usage("")) };
         if words.next().is_some() {
-            self.warn("too many arguments");
+            return Err(self.usage("too many arguments\n"));
         }
         self.warn("BESS mode is experimental");
+        if path.len() >= SUN_PATH {
+            let why = format!("the specified BESS socket path is too long (>= {SUN_PATH})");
+            return Err(self.fail(why));
+        }
         Ok((Target::Socket(path.into()), None))
     }
 
@@ -402,11 +409,19 @@ impl Reader {
             return Ok(Cidr { address: Ipv4Addr::new(10, 0, 2, 0), prefix: 24 });
         };
         let text = text.to_string_lossy().into_owned();
-        let parts = text.split_once('/').and_then(|(address, prefix)| {
-            Some((address.parse::<Ipv4Addr>().ok()?, prefix.parse::<u32>().ok()?))
-        });
+        let digits = |text: &str, most: usize| {
+            (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        let looks_right = |address: &str, prefix: &str| {
+            let bytes: Vec<&str> = address.split('.').collect();
+            bytes.len() == 4 && bytes.iter().all(|byte| digits(byte, 3)) && digits(prefix, 2)
+        };
+        let parts = text.split_once('/').filter(|(address, prefix)| looks_right(address, prefix));
         let Some((address, prefix)) = parts else {
             return Err(self.fail(format_args!("invalid CIDR: {text}")));
+        };
+        let (Ok(address), Ok(prefix)) = (address.parse::<Ipv4Addr>(), prefix.parse::<u32>()) else {
+            return Err(self.fail(format_args!("invalid network address: {address}")));
         };
         if !(1..=25).contains(&prefix) {
             return Err(self.fail("prefix length needs to be 1-25"));
@@ -426,8 +441,9 @@ impl Reader {
         let Some(text) = self.mac.take() else { return Ok(None) };
         let text = text.to_string_lossy().into_owned();
         text.parse().map(Some).map_err(|_| {
+            let too_long = if text.len() > MAC_LENGTH { "  Is it too long?" } else { "" };
             self.fail(format_args!(
-                "\"{text}\" is an invalid MAC address.\n\
+                "\"{text}\" is an invalid MAC address.{too_long}\n\
                  macaddress has to be a valid MAC address \
                  (hex string, 6 bytes, each byte separated by a ':')."
             ))
@@ -458,7 +474,7 @@ impl Reader {
 
 /// A decimal number.
 fn number(text: &OsStr) -> Option<i64> {
-    text.to_str()?.parse().ok()
+    text.to_str()?.trim_start().parse().ok()
 }
 
 #[cfg(test)]

@@ -12,7 +12,9 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::SigSet;
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs, statfs};
 use nix::unistd::{ForkResult, Pid};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -198,6 +200,9 @@ fn accept(path: &Path) -> Result<Attached, SetupError> {
     let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None).map_err(fail)?;
     listener.bind(&address).map_err(fail)?;
     listener.listen(1).map_err(fail)?;
+    // However long that takes, a signal ends us meanwhile as it would any program.
+    let mut waiting = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    ppoll(&mut waiting, None, Some(SigSet::empty())).map_err(|e| fail(e.into()))?;
     let (peer, _) = listener.accept().map_err(fail)?;
     peer.set_nonblocking(true).map_err(fail)?;
     let tap = Tap { queues: vec![peer.into()], features: TapFeatures::default() };
