@@ -60,5 +60,8 @@ session builtin secret --port-driver=builtin
 session slirp4netns secret --port-driver=slirp4netns
 session "sandbox and seccomp" refused --port-driver=builtin --disable-host-loopback \
     --slirp4netns-sandbox=true --slirp4netns-seccomp=true
+# As k3s has it: its own network, no sandbox.
+session "k3s's options" refused --port-driver=builtin --disable-host-loopback \
+    --cidr=10.41.0.0/16 --slirp4netns-sandbox=false --slirp4netns-seccomp=false
 IPV6=yes session "IPv6, MTU 1500" secret --port-driver=slirp4netns --ipv6 --mtu=1500
 finish
