@@ -220,6 +220,33 @@ impl Stat {
     }
 }
 
+/// What the processors of the machine have done since it started, in ticks.
+#[derive(Debug, Clone, Copy)]
+pub struct Processors {
+    /// Wanted by this machine, and given to another by the hypervisor.
+    stolen: u64,
+    total: u64,
+}
+
+impl Processors {
+    /// Reads proc_stat(5); a machine that does not tell has nothing stolen.
+    pub fn now() -> Processors {
+        /// `user nice system idle iowait irq softirq steal`: what follows is counted in these.
+        const FIELDS: usize = 8;
+        let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let words = text.lines().next().unwrap_or("").split_whitespace().skip(1);
+        let ticks: Vec<u64> = words.take(FIELDS).filter_map(|word| word.parse().ok()).collect();
+        let stolen = ticks.get(FIELDS - 1).copied().unwrap_or(0);
+        Processors { stolen, total: ticks.iter().sum() }
+    }
+
+    /// The share of time that was stolen since `before`.
+    pub fn stolen_since(self, before: Processors) -> f64 {
+        let total = self.total.saturating_sub(before.total).max(1);
+        self.stolen.saturating_sub(before.stolen) as f64 / total as f64
+    }
+}
+
 /// Reads one line from a child's pipe.
 pub fn read_line(from: &mut impl io::BufRead) -> Result<String, Failure> {
     let mut line = String::new();

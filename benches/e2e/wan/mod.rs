@@ -31,7 +31,7 @@ use std::path::Path as FilePath;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::base::{Failure, Process, read_line, wait_until};
+use crate::base::{Failure, Process, Processors, read_line, wait_until};
 use crate::contenders::{Contender, Guest, Programs};
 use crate::lab::{Lab, Namespace};
 use crate::published::Published;
@@ -52,6 +52,11 @@ const PORT: u16 = 5301;
 /// without a rate is no path: with little delay the machine's processors would be all that limits a
 /// stream, of which a helper takes its part. What that comes to is told by the rows without delay.
 pub const RATE: u32 = 2500;
+
+/// Share of the processors' time that a hypervisor may take from a cell. A path that stands still
+/// while its machine does is another path, for some: a sender that estimates what the path carries
+/// is wrong for seconds.
+const STOLEN: f64 = 0.1;
 
 /// MTU of the guest's device.
 const MTUS: [u32; 3] = [1500, 9000, 65520];
@@ -204,8 +209,16 @@ impl Site {
             rate: rate.map(|megabits| u64::from(megabits) * 1_000_000),
             seed: u64::from(round) << 32 | u64::from(path.rtt_ms * 7 + path.loss_ppm),
         })?;
+        let processors = Processors::now();
         let bytes = transfer(lab, guest.net(lab), path)?;
+        let stolen = Processors::now().stolen_since(processors);
         guest.still_runs(lab)?;
+        if stolen > STOLEN {
+            return Err(Failure(format!(
+                "the hypervisor took {:.0} % of the processors' time meanwhile",
+                100.0 * stolen
+            )));
+        }
 
         let tallies = self.stage.tell()?;
         let (tally, moved) = (
