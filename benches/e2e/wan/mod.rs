@@ -48,15 +48,17 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// Port of the flood or the gauge in `ext`.
 const PORT: u16 = 5301;
 
-/// What the paths carry unless the user says otherwise, in Mbit/s (2.5GBASE-T, IEEE 802.3bz). A path
-/// without a rate is no path: with little delay the machine's processors would be all that limits a
-/// stream, of which a helper takes its part. What that comes to is told by the rows without delay.
+/// What the paths carry unless the user says otherwise, in Mbit/s (2.5GBASE-T, IEEE 802.3bz).
+///
+/// A path without a rate is no path: with little delay the machine's processors would be all that
+/// limits a stream, and a helper takes its part of them. What that comes to is told by the rows
+/// without delay.
 pub const RATE: u32 = 2500;
 
 /// Share of the processors' time that a hypervisor may take from a cell. A path that stands still
 /// while its machine does is another path, for some: a sender that estimates what the path carries
 /// is wrong for seconds.
-const STOLEN: f64 = 0.1;
+const STOLEN: f64 = 0.2;
 
 /// MTU of the guest's device.
 const MTUS: [u32; 3] = [1500, 9000, 65520];
@@ -144,7 +146,7 @@ pub fn run(lab: &Lab, programs: &Programs, choice: Choice<'_>, results: &mut Res
                     Ok(rate) => {
                         let name = contender.name();
                         eprintln!("round {round}  {workload:<28} {name:<12} {rate:.2}");
-                        results.wan.add(path, *who, rate);
+                        results.wan.add(path, *who, round, rate);
                     }
                     Err(Failure(why)) => {
                         eprintln!("round {round}  {workload}: no figure: {why}");

@@ -96,13 +96,16 @@ impl Who {
 pub struct Table {
     /// Congestion control of both senders on the path, its rate, and the unit.
     pub title: String,
-    samples: BTreeMap<Path, BTreeMap<Who, Vec<f64>>>,
+    samples: BTreeMap<Path, BTreeMap<Who, Samples>>,
 }
+
+/// Figures by round.
+type Samples = BTreeMap<u32, f64>;
 
 impl Table {
     /// Adds the figure of one round.
-    pub fn add(&mut self, path: Path, who: Who, rate: f64) {
-        self.samples.entry(path).or_default().entry(who).or_default().push(rate);
+    pub fn add(&mut self, path: Path, who: Who, round: u32, rate: f64) {
+        self.samples.entry(path).or_default().entry(who).or_default().insert(round, rate);
     }
 
     /// Whether there are no figures.
@@ -110,13 +113,16 @@ impl Table {
         self.samples.is_empty()
     }
 
-    fn median(&self, path: Path, who: Who) -> Option<f64> {
-        median(self.samples.get(&path)?.get(&who)?)
-    }
-
-    /// A median over that of the direct socket.
+    /// A median over that of the direct socket, from the rounds in which both were measured: each
+    /// round loses other segments.
     fn ratio(&self, path: Path, who: Who) -> Option<f64> {
-        let ratio = self.median(path, who)? / self.median(path, Who::DIRECT)?;
+        let row = self.samples.get(&path)?;
+        let (ours, direct) = (row.get(&who)?, row.get(&Who::DIRECT)?);
+        let shared = |of: &Samples, with: &Samples| {
+            let rounds = of.iter().filter(|(round, _)| with.contains_key(round));
+            median(&rounds.map(|(_, rate)| *rate).collect::<Vec<_>>())
+        };
+        let ratio = shared(ours, direct)? / shared(direct, ours)?;
         ratio.is_finite().then_some(ratio)
     }
 
@@ -139,10 +145,11 @@ impl Table {
         for &path in self.samples.keys() {
             let figure = |who| match self.samples[&path].get(&who) {
                 None => "–".into(),
-                Some(values) => {
+                Some(samples) => {
+                    let values: Vec<f64> = samples.values().copied().collect();
                     let (least, most) =
                         values.iter().fold((f64::MAX, f64::MIN), |(l, m), v| (v.min(l), v.max(m)));
-                    let middle = median(values).unwrap_or(f64::NAN);
+                    let middle = median(&values).unwrap_or(f64::NAN);
                     match values.len() {
                         1 => format!("{middle:.1}"),
                         _ => format!("{middle:.1} ({least:.1}–{most:.1})"),
@@ -184,10 +191,11 @@ impl Table {
 
     /// Every sample, and the ratios.
     pub fn json(&self) -> Value {
-        let cell = |(path, row): (&Path, &BTreeMap<Who, Vec<f64>>)| {
-            let who = |(who, values): (&Who, &Vec<f64>)| {
+        let cell = |(path, row): (&Path, &BTreeMap<Who, Samples>)| {
+            let who = |(who, samples): (&Who, &Samples)| {
+                let values: Vec<f64> = samples.values().copied().collect();
                 json!({ "contender": who.contender.name(), "mtu": who.mtu, "samples": values,
-                        "median": median(values), "over_direct": self.ratio(*path, *who) })
+                        "median": median(&values), "over_direct": self.ratio(*path, *who) })
             };
             json!({ "rtt_ms": path.rtt_ms, "loss_ppm": path.loss_ppm, "way": path.way.name(),
                     "unit": "Mbit/s", "who": row.iter().map(who).collect::<Vec<_>>() })
