@@ -53,7 +53,7 @@ impl Config {
             plan: self.plan.clone(),
             queues: self.threads,
             setup: self.link_setup.clone(),
-            inside: self.forwards.needs_inside(),
+            inside: self.plan.splices() || self.forwards.leads_outside(),
         }
     }
 }
@@ -100,8 +100,6 @@ pub struct ForwardOptions {
     pub expose: Vec<Exposure>,
     /// What is exposed as soon as the host listens; no transport is in two of them.
     pub auto_expose: Vec<AutoForward>,
-    /// Clients on the host's loopback reach the guest's loopback.
-    pub join_loopbacks: bool,
     /// Ports of the guest's loopback that lead to the host's.
     pub inner: Vec<Inner>,
     /// What of the host's loopback is found at the guest's as soon as the host listens.
@@ -109,9 +107,9 @@ pub struct ForwardOptions {
 }
 
 impl ForwardOptions {
-    /// Whether something leads from or to the guest's loopback, for which sockets are made there.
-    pub fn needs_inside(&self) -> bool {
-        self.join_loopbacks || !self.inner.is_empty() || !self.auto_inner.is_empty()
+    /// Whether something leads from the guest's loopback, for which sockets are made there.
+    pub fn leads_outside(&self) -> bool {
+        !self.inner.is_empty() || !self.auto_inner.is_empty()
     }
 }
 

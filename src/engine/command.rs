@@ -11,7 +11,7 @@ use crate::observe::{FlowPage, FlowQuery, Stats};
 
 use super::host::HostSockets;
 use super::ports::FramePort;
-use super::published::{Published, Withdrawal};
+use super::published::{Led, LedId, Published, Withdrawal};
 use super::worker::Worker;
 
 /// Takes an answer to where it is awaited. Called on the worker's thread, so it must not wait.
@@ -51,6 +51,10 @@ pub enum Command {
     Publish(Vec<(Published, OwnedFd)>),
     /// Let these ports of the gateway lead to services of the host.
     Expose(Vec<(ForwardId, Exposure)>),
+    /// Serve clients of these sockets, which are the guest's: as with [`Command::Publish`].
+    Lead(Vec<(Led, OwnedFd)>),
+    /// Close led ports. The answer comes when their sockets are closed.
+    CloseLed(Vec<LedId>, Reply<()>),
     /// Close what was published or exposed. The answer comes when the host sockets are closed.
     Withdraw(Vec<Withdrawal>, Reply<()>),
     /// List flows.
@@ -74,6 +78,15 @@ impl<F: FramePort> Worker<F, HostSockets> {
                 for (rule, socket) in sockets {
                     self.publish(rule, socket);
                 }
+            }
+            Command::Lead(sockets) => {
+                for (rule, socket) in sockets {
+                    self.lead(rule, socket);
+                }
+            }
+            Command::CloseLed(ids, reply) => {
+                self.close_led(now, &ids);
+                reply.send(());
             }
             Command::Expose(exposures) => {
                 for (id, exposure) in exposures {
@@ -99,6 +112,17 @@ impl<F: FramePort> Worker<F, HostSockets> {
         if let Err(error) = published {
             let Published { guest_port, transport, .. } = rule;
             tracing::error!(%error, "guest port {guest_port}/{transport} is not published");
+        }
+    }
+
+    fn lead(&mut self, rule: Led, socket: OwnedFd) {
+        let led = match rule.transport {
+            Transport::Tcp => self.lead_stream(rule, Socket::from(socket)),
+            Transport::Udp => self.lead_datagrams(rule, socket),
+        };
+        if let Err(error) = led {
+            let Led { host_port, transport, .. } = rule;
+            tracing::error!(%error, "nothing leads to host port {host_port}/{transport}");
         }
     }
 }

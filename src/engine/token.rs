@@ -22,9 +22,15 @@ pub enum Kind {
     DatagramPort = 7,
     /// A client of a published UDP socket.
     Session = 8,
+    /// A spliced connection, by the end that has connected to us.
+    Spliced = 9,
+    /// The same, by the end to which we have connected.
+    SplicedTarget = 10,
+    /// A client of a UDP socket whose datagrams go on by a socket of its own.
+    Relayed = 11,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 12] = [
     Kind::Tap,
     Kind::Commands,
     Kind::Tcp,
@@ -34,6 +40,9 @@ const KINDS: [Kind; 9] = [
     Kind::Listener,
     Kind::DatagramPort,
     Kind::Session,
+    Kind::Spliced,
+    Kind::SplicedTarget,
+    Kind::Relayed,
 ];
 
 /// A name that fits epoll's 64 bits. The generation tells a flow from its predecessor in the same

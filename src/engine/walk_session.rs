@@ -11,7 +11,7 @@ use crate::stack::wire::{Addresses, HEADROOM, UdpHeader};
 use crate::sys::datagram::{Batch, Marks, Outgoing, Received};
 
 use super::ports::{FramePort, Readiness, SocketPort};
-use super::published::{Published, Session, SessionKey};
+use super::published::{Published, Rule, Session, SessionKey};
 use super::token::Token;
 use super::walk_icmp::{ERROR_BATCH, report_of};
 use super::walk_in::PORT_ATTEMPTS;
@@ -70,13 +70,20 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         &mut self,
         now: Instant,
         port: Token,
-        rule: Published,
+        rule: Rule,
         received: &Received,
         bytes: &mut [u8],
     ) -> Result<(), DropReason> {
         if received.truncated {
             return Err(DropReason::TooBig);
         }
+        if let Some(way) = self.splice_way(&rule, received.source.ip()) {
+            return self.relay(now, port, way, received, &bytes[HEADROOM..]);
+        }
+        let rule = match rule {
+            Rule::Published(rule) if self.plan.has_link() => rule,
+            _ => return Err(DropReason::MartianDestination),
+        };
         let (token, key) = self.session(now, port, rule, received)?;
         let Some(session) = self.sessions.get_mut(token) else { return Err(DropReason::NoFlow) };
         session.local = received.local;
@@ -228,6 +235,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let Some(port) = self.datagram_ports.get_mut(token) else { return };
             let rule = port.rule;
             let Some(error) = self.io.host.next_error(&port.socket, &mut quoted) else { return };
+            let Rule::Published(rule) = rule else { continue };
             let target = error.target;
             let Some(ends) = self.plan.inbound(Some(target.ip()), rule.guest_address) else {
                 continue;

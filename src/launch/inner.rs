@@ -1,62 +1,62 @@
 //! Which ports of the guest's loopback lead to the host's: those that were asked for, and those
 //! that follow who listens on the host.
+//!
+//! A socket that listens in the guest goes to the worker, which joins its clients to the host's
+//! loopback, socket to socket, each family to its own. A server of the host that only one family
+//! has is reached by clients of that family.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::os::fd::OwnedFd;
 
-use crate::engine::host::Diverted;
+use tokio::sync::oneshot;
+
+use crate::engine::thread::CommandSender;
+use crate::engine::{Command, Led, LedId, Reply};
 use crate::gate::auto::{self, AutoService, Standing};
-use crate::gate::forward::AutoForward;
+use crate::gate::forward::{AutoForward, Transport};
 use crate::gate::ports::PortTable;
 use crate::setup::inside::{Inside, OpenInner};
 
-use super::relay::{Leading, Relay};
-
 /// The ports of the guest's loopback.
-#[derive(Default)]
 pub(super) struct InnerPorts {
+    worker: CommandSender,
     /// `None` if nothing leads anywhere.
-    relay: Option<Relay>,
-    /// Those that were asked for, kept open.
-    fixed: Vec<Leading>,
+    inside: Option<Inside>,
     auto: Vec<AutoForward>,
     following: Standing<AutoService>,
-    open: BTreeMap<AutoService, Leading>,
-    /// Ports of `fixed`, which are not followed.
+    open: BTreeMap<AutoService, LedId>,
+    /// Ports that were asked for, which are not followed.
     taken: PortTable,
+    last_id: u64,
 }
 
 impl InnerPorts {
-    /// Begins to serve what is `open`, and to follow what `auto` says.
-    ///
-    /// # Errors
-    /// Those of epoll_ctl(2).
+    /// Has the worker serve what is `open`, and begins to follow what `auto` says.
     pub(super) fn new(
+        worker: CommandSender,
         inside: Option<Inside>,
         open: Vec<OpenInner>,
         auto: Vec<AutoForward>,
-    ) -> io::Result<InnerPorts> {
-        let Some(inside) = inside else { return Ok(InnerPorts::default()) };
-        let relay = Relay::new(inside);
-        let mut ports = InnerPorts { auto, ..InnerPorts::default() };
-        for open in open {
-            ports.taken.of_mut(open.transport, open.family).insert(open.port);
-            ports.fixed.push(relay.lead_from(open)?);
+    ) -> InnerPorts {
+        let mut ports = InnerPorts {
+            worker,
+            inside,
+            auto,
+            following: Standing::default(),
+            open: BTreeMap::new(),
+            taken: PortTable::default(),
+            last_id: 0,
+        };
+        for OpenInner { transport, family, port, host_port, socket } in open {
+            ports.taken.of_mut(transport, family).insert(port);
+            ports.lead(transport, host_port, socket);
         }
-        ports.relay = Some(relay);
-        Ok(ports)
+        ports
     }
 
     /// Whether what listens on the host matters.
     pub(super) fn follows_host(&self) -> bool {
-        self.relay.is_some() && !self.auto.is_empty()
-    }
-
-    /// Joins a client on the host's loopback to the guest's.
-    pub(super) fn join(&self, client: Diverted) {
-        if let Some(relay) = &self.relay {
-            relay.join(client);
-        }
+        self.inside.is_some() && !self.auto.is_empty()
     }
 
     /// Enters the ports of the guest's loopback that are ours into `table`.
@@ -69,19 +69,24 @@ impl InnerPorts {
 
     /// Opens and closes what depends on `host`, what listens at the host's loopback now; `ours` are
     /// the host ports that lead into the guest.
-    pub(super) fn follow_host(&mut self, host: &PortTable, ours: &PortTable) {
-        let Some(relay) = &self.relay else { return };
+    pub(super) async fn follow_host(&mut self, host: &PortTable, ours: &PortTable) {
         let rules = self.auto.iter();
         let wanted: BTreeSet<AutoService> =
             rules.flat_map(|rule| auto::exposed(rule, host, ours, &self.taken)).collect();
         let changes = self.following.turn(&wanted);
-        for service in &changes.close {
-            self.open.remove(service);
+        let closing = changes.close.iter().filter_map(|service| self.open.remove(service));
+        let closing: Vec<LedId> = closing.collect();
+        if !closing.is_empty() {
+            self.close(closing).await;
         }
         for service in changes.open {
             let AutoService { port, transport, family } = service;
-            match relay.lead(transport, family, port, port) {
-                Ok(leading) => drop(self.open.insert(service, leading)),
+            let Some(inside) = &self.inside else { return };
+            match inside.listen(transport, family, port) {
+                Ok(socket) => {
+                    let id = self.lead(transport, port, socket);
+                    self.open.insert(service, id);
+                }
                 Err(e) => {
                     if self.following.refused(service) {
                         tracing::debug!("{transport} port {port} is not led to the host: {e}");
@@ -89,5 +94,24 @@ impl InnerPorts {
                 }
             }
         }
+    }
+
+    /// Gives a socket to the worker.
+    fn lead(&mut self, transport: Transport, host_port: u16, socket: OwnedFd) -> LedId {
+        self.last_id += 1;
+        let id = LedId(self.last_id);
+        self.worker.send(Command::Lead(vec![(Led { id, transport, host_port }, socket)]));
+        id
+    }
+
+    /// Closes ports, and waits until their sockets are closed.
+    async fn close(&self, ids: Vec<LedId>) {
+        let (closed, wait) = oneshot::channel();
+        let reply = Reply::new(move |()| {
+            let _ = closed.send(());
+        });
+        self.worker.send(Command::CloseLed(ids, reply));
+        // A worker that has ended has closed everything.
+        let _ = wait.await;
     }
 }

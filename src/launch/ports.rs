@@ -5,13 +5,11 @@
 //! what is open.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use tokio::sync::{oneshot, watch};
 
 use crate::control::api::{ErrorCode, Failure, Rule, Selector};
-use crate::engine::host::Diverted;
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Published, Reply, Withdrawal};
 use crate::gate::AddressPlan;
@@ -88,16 +86,10 @@ pub(super) struct Ports {
 
 impl Ports {
     /// The ports of the start; the worker begins to serve them.
-    ///
-    /// # Errors
-    /// A socket of the guest's loopback cannot be served.
-    pub(super) fn new(
-        worker: CommandSender,
-        plan: AddressPlan,
-        options: PortOptions,
-    ) -> io::Result<Ports> {
-        let PortOptions { at_start, auto_publish, expose, auto_expose, .. } = options;
-        let inner = InnerPorts::new(options.inside, options.inner, options.auto_inner)?;
+    pub(super) fn new(worker: CommandSender, plan: AddressPlan, options: PortOptions) -> Ports {
+        let PortOptions { at_start, auto_publish, expose, auto_expose, inside, inner, auto_inner } =
+            options;
+        let inner = InnerPorts::new(worker.clone(), inside, inner, auto_inner);
         let mut ports = Ports {
             inner,
             worker,
@@ -124,7 +116,7 @@ impl Ports {
         for exposure in expose {
             ports.expose(exposure, false);
         }
-        Ok(ports)
+        ports
     }
 
     /// How many there are, ranges counted once.
@@ -374,11 +366,6 @@ impl Ports {
         id
     }
 
-    /// Joins a client on the host's loopback to the guest's.
-    pub(super) fn join(&self, client: Diverted) {
-        self.inner.join(client);
-    }
-
     // --- following who listens ---
 
     /// Opens and closes what depends on `guest`, what listens there now.
@@ -500,7 +487,7 @@ impl Ports {
             let id = self.expose(service.exposure(), true);
             self.by_service.insert(service, id);
         }
-        self.inner.follow_host(host, &ours);
+        self.inner.follow_host(host, &ours).await;
     }
 }
 
@@ -509,7 +496,7 @@ pub(super) fn reach(plan: &AddressPlan) -> Reach {
     let v4 = plan.v4.map(|v4| v4.guest.into());
     let v6 = plan.v6.map(|v6| v6.guest.into());
     let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    let loopback = loopback.into_iter().filter(|address| plan.joins_loopbacks(*address));
+    let loopback = loopback.into_iter().filter(|_| plan.joins_loopbacks());
     Reach(v4.into_iter().chain(v6).chain(loopback).collect())
 }
 

@@ -68,7 +68,8 @@ pub(super) fn serve(
             let ports = open_ports(&config.forwards)?;
             let server = open_control_socket(config)?;
             setup::seal(conduct.keeps)?;
-            let data_path = start_data_path(config, &mut started.tap, pcap, &ports)?;
+            let inside = started.inside.as_ref();
+            let data_path = start_data_path(config, &mut started.tap, pcap, &ports, inside)?;
             let released = started.release()?;
             let instance = InstanceOptions {
                 info: info(config, &format!("/proc/{}/ns/net", released.pid), command),
@@ -93,7 +94,8 @@ pub(super) fn serve(
             if conduct.refuses_calls {
                 setup::refuse_dangerous_calls()?;
             }
-            let data_path = start_data_path(config, &mut attached.tap, pcap, &ports)?;
+            let inside = attached.inside.as_ref();
+            let data_path = start_data_path(config, &mut attached.tap, pcap, &ports, inside)?;
             let (namespace, process) = match &options.target {
                 Target::Process(pid) => (format!("/proc/{pid}/ns/net"), Some(Pid::from_raw(*pid))),
                 Target::Path(path) | Target::Socket(path) => (path.display().to_string(), None),
@@ -146,6 +148,7 @@ fn start_data_path(
     tap: &mut Tap,
     pcap: Option<File>,
     ports: &AtStart,
+    inside: Option<&Inside>,
 ) -> Result<DataPath, Failure> {
     // The interface may be somebody else's, with a MAC of its own.
     let guest_mac = tap.mac().unwrap_or(config.plan.guest_mac);
@@ -158,7 +161,9 @@ fn start_data_path(
         local_names: config.dns.local_names.clone(),
         published_sockets: ports.opened.iter().map(|opened| opened.sockets.len()).sum(),
     };
-    DataPath::start(tap, options, pcap).map_err(failed("start the data path"))
+    let inside = inside.map(Inside::another).transpose();
+    let inside = inside.map_err(failed("speak to the guest's network namespace"))?;
+    DataPath::start(tap, options, pcap, inside).map_err(failed("start the data path"))
 }
 
 fn port_options(

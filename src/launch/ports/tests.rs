@@ -29,7 +29,7 @@ fn worker() -> Worker {
     let options = Options { plan: plan(), vnet_header: false, big_packets: false, limits, seed: 1 };
     let dns = DnsLink { connect: Box::new(|| None), ask: Box::new(|_, _| false) };
     let outbound = Outbound::default();
-    let links = Links { dns, loopback: None };
+    let links = Links { dns, inside: None };
     thread::start(tap.into(), options, outbound, links, commands, None, |_| ()).unwrap();
     Worker { sender, _link: link }
 }
@@ -79,7 +79,7 @@ fn a_unix_socket_comes_and_goes_with_its_server_time_and_again() {
     };
     let at_start = AtStart { opened: vec![], waiting: vec![forward] };
     let options = PortOptions { at_start, ..PortOptions::default() };
-    let mut ports = Ports::new(worker.sender.clone(), plan(), options).unwrap();
+    let mut ports = Ports::new(worker.sender.clone(), plan(), options);
     run(async {
         for _ in 0..3 {
             assert!(!path.exists(), "a socket that nobody serves");
