@@ -10,6 +10,7 @@ use crate::engine::host::Outbound;
 use crate::gate::AddressPlan;
 use crate::gate::forward::{AutoForward, Exposure, Forward, Inner};
 use crate::setup::attach::AttachOptions;
+use crate::setup::run::Isolation;
 use crate::setup::{Conduct, Identity, IfName, InstanceName, LinkOptions, LinkSetup, PrivateFiles};
 
 /// A validated configuration.
@@ -69,6 +70,8 @@ pub enum Action {
         own_ids: bool,
         /// The guest's `resolv.conf` and `hosts`; `None` leaves the host's in place.
         files: Option<PrivateFiles>,
+        /// What else it has for itself.
+        isolation: Isolation,
     },
     /// Serve an existing namespace.
     Attach(AttachOptions),

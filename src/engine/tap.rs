@@ -43,6 +43,17 @@ impl AsFd for TapQueue {
     }
 }
 
+/// A guest without a link has nothing to say and hears nothing.
+impl FramePort for Option<TapQueue> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.as_mut().map_or(Err(io::ErrorKind::WouldBlock.into()), |tap| tap.read(buffer))
+    }
+
+    fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        self.as_mut().map_or(Ok(()), |tap| tap.write(parts))
+    }
+}
+
 impl FramePort for TapQueue {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let len = self.queue.read(buffer)?;

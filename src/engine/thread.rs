@@ -63,13 +63,13 @@ pub fn commands() -> io::Result<(CommandSender, Commands)> {
     ))
 }
 
-/// Starts a worker on a thread of its own. `ended` is called there when the worker and its
+/// Starts a worker on a thread of its own, on a link unless there is none. `ended` is called there when the worker and its
 /// sockets are gone.
 ///
 /// # Errors
 /// Those of epoll and of starting a thread.
 pub fn start(
-    tap: OwnedFd,
+    tap: Option<OwnedFd>,
     options: Options,
     outbound: Outbound,
     links: Links,
@@ -77,9 +77,11 @@ pub fn start(
     capture: Option<Capture<File>>,
     ended: impl FnOnce(End) + Send + 'static,
 ) -> io::Result<()> {
-    let tap = TapQueue::new(tap, options.vnet_header, capture);
+    let tap = tap.map(|tap| TapQueue::new(tap, options.vnet_header, capture));
     let host = HostSockets::new(outbound, links)?;
-    host.watch(&tap, Token::only(Kind::Tap))?;
+    if let Some(tap) = &tap {
+        host.watch(tap, Token::only(Kind::Tap))?;
+    }
     host.watch(&*commands.wake, Token::only(Kind::Commands))?;
     let worker = move || {
         let worker = Worker::new(clock::now(), tap, host, options);
@@ -90,7 +92,7 @@ pub fn start(
 }
 
 /// Turns until it is told to end, or cannot go on.
-fn serve(mut worker: Worker<TapQueue, HostSockets>, commands: &Commands) -> End {
+fn serve(mut worker: Worker<Option<TapQueue>, HostSockets>, commands: &Commands) -> End {
     let mut events = Vec::new();
     let mut spin = Spin::new(std::thread::available_parallelism().map_or(1, usize::from));
     let mut drain = None;
@@ -158,7 +160,7 @@ impl Drain {
 
 /// Waits for the next events: first, while that has been paying, without giving up the processor.
 fn next_events(
-    worker: &mut Worker<TapQueue, HostSockets>,
+    worker: &mut Worker<Option<TapQueue>, HostSockets>,
     spin: &mut Spin,
     patience: Option<Duration>,
     events: &mut Vec<Event>,

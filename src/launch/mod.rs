@@ -84,7 +84,10 @@ impl DataPath {
         capture: Option<File>,
         inside: Option<Inside>,
     ) -> io::Result<DataPath> {
-        let queue = tap.queues.pop().ok_or_else(|| io::Error::other("the TAP has no queue"))?;
+        let queue = tap.queues.pop();
+        if queue.is_none() && options.plan.has_link() {
+            return Err(io::Error::other("the TAP has no queue"));
+        }
         let (requests_in, requests) = mpsc::channel(DNS_QUEUE);
         let (worker, commands) = thread::commands()?;
         let (ended_in, ended_out) = oneshot::channel();

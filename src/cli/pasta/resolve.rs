@@ -4,7 +4,9 @@
 //! ([`Templates`]), unless options say otherwise. A host without a way out over IPv4 gives
 //! 169.254.2.1/16 with the router 169.254.2.2, by which its own loopback is reached.
 
+use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::PastaError;
@@ -17,6 +19,7 @@ use crate::gate::forward::PortRange;
 use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing, Splicing};
 use crate::setup::attach::{AttachOptions, Target};
 use crate::setup::daemon::Person;
+use crate::setup::run::Isolation;
 use crate::setup::{
     Conduct, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup, Template, Templates,
 };
@@ -28,6 +31,8 @@ pub struct PastaFacts {
     pub host: HostFacts,
     /// Whom root becomes.
     pub person: Option<Person>,
+    /// The host's name.
+    pub hostname: OsString,
     /// The models for the guest's interface.
     pub templates: Templates,
     /// The ports that the host hands out to clients (`net.ipv4.ip_local_port_range`).
@@ -64,12 +69,18 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
     let link_setup = link_setup(command, &templates, &plan);
     let (kind, action, identity) = match &command.subject {
         Subject::Command(words) => {
-            let shell = || {
-                let shell = facts.host.shell.clone().unwrap_or_else(|| "/bin/sh".into());
-                vec![shell.into_os_string(), "-l".into()]
+            let mut isolation = isolation(command, facts);
+            let words = match words.is_empty() {
+                false => words.clone(),
+                true => {
+                    let shell = facts.host.shell.clone().unwrap_or_else(|| "/bin/sh".into());
+                    let mut login = OsString::from("-");
+                    login.push(&shell);
+                    isolation.own_name = Some(login);
+                    vec![shell.into_os_string()]
+                }
             };
-            let words = if words.is_empty() { shell() } else { words.clone() };
-            let action = Action::Run { command: words, own_ids: false, files: None };
+            let action = Action::Run { command: words, own_ids: false, files: None, isolation };
             // The caller becomes root inside, and nobody else is there.
             let Identity { uid, gid, .. } = facts.host.identity;
             ("run", action, Identity { uid, gid, ..Identity::default() })
@@ -85,6 +96,7 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         conduct: Conduct {
             pid_file: command.pid_file.clone(),
             becomes: facts.person,
+            ends_when_asked: true,
             deprecated: command.deprecated.clone(),
             ..Conduct::default()
         },
@@ -100,6 +112,21 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         identity,
         plan,
     })
+}
+
+/// What a command has for itself: nearly everything.
+fn isolation(command: &Command, facts: &PastaFacts) -> Isolation {
+    let mut name = OsString::from("pasta-");
+    name.push(&facts.hostname);
+    // sethostname(2) takes HOST_NAME_MAX bytes.
+    let name = OsStr::from_bytes(&name.as_bytes()[..name.len().min(64)]);
+    Isolation {
+        users: !command.netns_only,
+        processes: command.own_processes,
+        ipc: true,
+        hostname: Some(name.to_owned()),
+        own_name: None,
+    }
 }
 
 fn attach(
@@ -231,6 +258,7 @@ fn plan(
         sharing: Some(Sharing {
             host: command.map_guest_addr.iter().filter(is_there).collect(),
             splicing: match (command.splice, command.host_lo_to_ns_lo) {
+                _ if command.splice_only => Splicing::Only,
                 (false, _) => Splicing::Off,
                 (true, false) => Splicing::Outward,
                 (true, true) => Splicing::Loopback,
@@ -251,6 +279,9 @@ fn plan(
 }
 
 fn link_setup(command: &Command, templates: &Templates, plan: &AddressPlan) -> LinkSetup {
+    if command.splice_only {
+        return LinkSetup::Absent;
+    }
     if !command.config_net {
         return LinkSetup::Bare;
     }

@@ -30,7 +30,7 @@ fn worker() -> Worker {
     let dns = DnsLink { connect: Box::new(|| None), ask: Box::new(|_, _| false) };
     let outbound = Outbound::default();
     let links = Links { dns, inside: None };
-    thread::start(tap.into(), options, outbound, links, commands, None, |_| ()).unwrap();
+    thread::start(Some(tap.into()), options, outbound, links, commands, None, |_| ()).unwrap();
     Worker { sender, _link: link }
 }
 
