@@ -14,7 +14,9 @@ use crate::gate::forward::{self, AutoForward, Forward, OverlapError, Transport};
 use crate::gate::{AddressPlan, Plan4, Plan6};
 use crate::setup::attach::Target;
 use crate::setup::run::Isolation;
-use crate::setup::{HOST_NAMES, HostEntry, HostFacts, IfName, PrivateFiles, hosts, resolv_conf};
+use crate::setup::{
+    HOST_NAMES, HostEntry, HostFacts, IfName, LogForm, PrivateFiles, hosts, resolv_conf,
+};
 
 /// Options that do not fit each other or this host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -180,6 +182,7 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
         log: LogOptions {
             level: draft.log_level.unwrap_or(LevelFilter::WARN),
             file: draft.log_file,
+            form: LogForm::Plain,
         },
         name: draft.name.unwrap_or_else(default_name),
         link_setup: draft.link_setup,

@@ -1,6 +1,7 @@
 //! What the control thread tells a worker, and how the worker takes it.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use socket2::Socket;
@@ -47,6 +48,8 @@ pub enum Command {
     },
     /// The search domains have changed.
     SetSearch(Vec<String>),
+    /// These are the host's resolvers, whose encrypted service the guest reaches by the DNS address.
+    SetResolvers(Vec<IpAddr>),
     /// Serve clients of these sockets, which listen (or are bound, for UDP) and do not block.
     Publish(Vec<(Published, OwnedFd)>),
     /// Let these ports of the gateway lead to services of the host.
@@ -74,6 +77,7 @@ impl<F: FramePort> Worker<F, HostSockets> {
                 self.services.set_search(now, search);
                 self.schedule_housekeeping();
             }
+            Command::SetResolvers(resolvers) => self.resolvers = resolvers,
             Command::Publish(sockets) => {
                 for (rule, socket) in sockets {
                     self.publish(rule, socket);

@@ -238,6 +238,8 @@ pub struct Inner {
     pub host_ports: PortRange,
     /// A port that is taken in the guest is left to whoever has it.
     pub weak: bool,
+    /// The guest's side exists only while something listens at the host's port.
+    pub when_listening: bool,
 }
 
 impl AutoForward {

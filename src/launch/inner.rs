@@ -13,9 +13,25 @@ use tokio::sync::oneshot;
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Led, LedId, Reply};
 use crate::gate::auto::{self, AutoService, Standing};
-use crate::gate::forward::{AutoForward, Transport};
-use crate::gate::ports::PortTable;
+use crate::gate::forward::{AutoForward, Inner, Transport};
+use crate::gate::ports::{Family, PortTable};
 use crate::setup::inside::{Inside, OpenInner};
+
+/// A port of the guest's that follows one of the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Followed {
+    transport: Transport,
+    family: Family,
+    port: u16,
+    host_port: u16,
+}
+
+impl From<AutoService> for Followed {
+    fn from(service: AutoService) -> Followed {
+        let AutoService { port, transport, family } = service;
+        Followed { transport, family, port, host_port: port }
+    }
+}
 
 /// The ports of the guest's loopback.
 pub(super) struct InnerPorts {
@@ -23,25 +39,29 @@ pub(super) struct InnerPorts {
     /// `None` if nothing leads anywhere.
     inside: Option<Inside>,
     auto: Vec<AutoForward>,
-    following: Standing<AutoService>,
-    open: BTreeMap<AutoService, LedId>,
+    /// Ports that exist while the host's counterparts do.
+    conditional: Vec<Inner>,
+    following: Standing<Followed>,
+    open: BTreeMap<Followed, LedId>,
     /// Ports that were asked for, which are not followed.
     taken: PortTable,
     last_id: u64,
 }
 
 impl InnerPorts {
-    /// Has the worker serve what is `open`, and begins to follow what `auto` says.
+    /// Has the worker serve what is `open`, and begins to follow what `auto` and `conditional` say.
     pub(super) fn new(
         worker: CommandSender,
         inside: Option<Inside>,
         open: Vec<OpenInner>,
         auto: Vec<AutoForward>,
+        conditional: Vec<Inner>,
     ) -> InnerPorts {
         let mut ports = InnerPorts {
             worker,
             inside,
             auto,
+            conditional,
             following: Standing::default(),
             open: BTreeMap::new(),
             taken: PortTable::default(),
@@ -56,13 +76,13 @@ impl InnerPorts {
 
     /// Whether what listens on the host matters.
     pub(super) fn follows_host(&self) -> bool {
-        self.inside.is_some() && !self.auto.is_empty()
+        self.inside.is_some() && !(self.auto.is_empty() && self.conditional.is_empty())
     }
 
     /// Enters the ports of the guest's loopback that are ours into `table`.
     pub(super) fn enter_ports(&self, table: &mut PortTable) {
-        for service in self.open.keys() {
-            table.of_mut(service.transport, service.family).insert(service.port);
+        for led in self.open.keys() {
+            table.of_mut(led.transport, led.family).insert(led.port);
         }
         table.join(&self.taken);
     }
@@ -70,30 +90,54 @@ impl InnerPorts {
     /// Opens and closes what depends on `host`, what listens at the host's loopback now; `ours` are
     /// the host ports that lead into the guest.
     pub(super) async fn follow_host(&mut self, host: &PortTable, ours: &PortTable) {
-        let rules = self.auto.iter();
-        let wanted: BTreeSet<AutoService> =
-            rules.flat_map(|rule| auto::exposed(rule, host, ours, &self.taken)).collect();
+        let wanted = self.wanted(host, ours);
         let changes = self.following.turn(&wanted);
-        let closing = changes.close.iter().filter_map(|service| self.open.remove(service));
+        let closing = changes.close.iter().filter_map(|followed| self.open.remove(followed));
         let closing: Vec<LedId> = closing.collect();
         if !closing.is_empty() {
             self.close(closing).await;
         }
-        for service in changes.open {
-            let AutoService { port, transport, family } = service;
+        for followed in changes.open {
+            let Followed { transport, family, port, host_port } = followed;
             let Some(inside) = &self.inside else { return };
             match inside.listen(transport, family, port) {
                 Ok(socket) => {
-                    let id = self.lead(transport, port, socket);
-                    self.open.insert(service, id);
+                    let id = self.lead(transport, host_port, socket);
+                    self.open.insert(followed, id);
                 }
                 Err(e) => {
-                    if self.following.refused(service) {
+                    if self.following.refused(followed) {
                         tracing::debug!("{transport} port {port} is not led to the host: {e}");
                     }
                 }
             }
         }
+    }
+
+    /// What is to be open while `host` listens there.
+    fn wanted(&self, host: &PortTable, ours: &PortTable) -> BTreeSet<Followed> {
+        let rules = self.auto.iter();
+        let same = rules.flat_map(|rule| auto::exposed(rule, host, ours, &self.taken));
+        let mut wanted: BTreeSet<Followed> = same.map(Followed::from).collect();
+        for rule in &self.conditional {
+            let transport = rule.transport;
+            let heard = |family, port| {
+                host.of(transport, family).contains(port)
+                    && !ours.of(transport, family).contains(port)
+            };
+            for (port, host_port) in rule.pairs() {
+                let families = [Family::V4, Family::V6].into_iter();
+                wanted.extend(
+                    families.filter(|&family| heard(family, host_port)).map(|family| Followed {
+                        transport,
+                        family,
+                        port,
+                        host_port,
+                    }),
+                );
+            }
+        }
+        wanted
     }
 
     /// Gives a socket to the worker.

@@ -46,6 +46,8 @@ pub struct InstanceOptions {
     pub diag: Option<OwnedFd>,
     /// A process in the guest's network namespace.
     pub guest: Option<Pid>,
+    /// How often counters are written to standard error; `None` for never.
+    pub statistics: Option<Duration>,
 }
 
 /// An instance that answers.
@@ -68,7 +70,7 @@ pub(super) async fn serve(
     plan: AddressPlan,
     worker: CommandSender,
 ) -> io::Result<()> {
-    let InstanceOptions { info, ports, server, pesto, diag, guest } = options;
+    let InstanceOptions { info, ports, server, pesto, diag, guest, statistics } = options;
     let guest_reach = reach(&plan);
     let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
     let table = HostTable::new(&plan, diag.is_some());
@@ -85,6 +87,15 @@ pub(super) async fn serve(
         match server {
             Some(server) => server.run(calls_in).await,
             None => std::future::pending().await,
+        }
+    };
+    let count = {
+        let worker = instance.worker.clone();
+        async move {
+            match statistics {
+                Some(interval) => super::statistics::print(interval, worker).await,
+                None => std::future::pending().await,
+            }
         }
     };
     let (pesto_calls_in, mut pesto_calls) = mpsc::channel(CALLS);
@@ -150,6 +161,7 @@ pub(super) async fn serve(
         error = watch_guest => Err(error),
         error = watch_host => Err(error),
         () = act => Ok(()),
+        () = count => Ok(()),
     }
 }
 

@@ -14,12 +14,12 @@ use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Published, Reply, Withdrawal};
 use crate::gate::AddressPlan;
 use crate::gate::auto::{self, AutoPort, AutoService, ConditionalPort, Standing};
-use crate::gate::forward::{AutoForward, Exposure, Forward, ForwardId, Listen, PortRange};
+use crate::gate::forward::{AutoForward, Exposure, Forward, ForwardId, Inner, Listen, PortRange};
 use crate::gate::ports::{Family, PortTable, Reach};
 use crate::observe::PortRecord;
 use crate::setup::chain;
 use crate::setup::inside::{Inside, OpenInner};
-use crate::setup::listen::{self, AtStart, ListenError, Opened, SocketFile};
+use crate::setup::listen::{self, AtStart, ListenError, Opened, Opener, SocketFile};
 
 use super::inner::InnerPorts;
 use super::refusals::Refusals;
@@ -41,6 +41,10 @@ pub struct PortOptions {
     pub inner: Vec<OpenInner>,
     /// What of the host's loopback is found at the guest's as soon as the host listens.
     pub auto_inner: Vec<AutoForward>,
+    /// The same, at other ports.
+    pub conditional_inner: Vec<Inner>,
+    /// How host sockets are opened.
+    pub opener: Opener,
 }
 
 /// A published port or range.
@@ -82,14 +86,15 @@ pub(super) struct Ports {
     inner: InnerPorts,
     /// Host ports that the last change has closed: what is known of the host may be older.
     just_closed: PortTable,
+    opener: Opener,
 }
 
 impl Ports {
     /// The ports of the start; the worker begins to serve them.
     pub(super) fn new(worker: CommandSender, plan: AddressPlan, options: PortOptions) -> Ports {
-        let PortOptions { at_start, auto_publish, expose, auto_expose, inside, inner, auto_inner } =
-            options;
-        let inner = InnerPorts::new(worker.clone(), inside, inner, auto_inner);
+        let PortOptions { at_start, auto_publish, expose, auto_expose, opener, .. } = options;
+        let PortOptions { inside, inner, auto_inner, conditional_inner, .. } = options;
+        let inner = InnerPorts::new(worker.clone(), inside, inner, auto_inner, conditional_inner);
         let mut ports = Ports {
             inner,
             worker,
@@ -106,6 +111,7 @@ impl Ports {
             by_port: BTreeMap::new(),
             by_service: BTreeMap::new(),
             just_closed: PortTable::default(),
+            opener,
         };
         for opened in at_start.opened {
             ports.enter(opened.forward.clone(), opened, false);
@@ -168,7 +174,7 @@ impl Ports {
             if let Rule::Publish(forward) = rule
                 && !forward.when_listening
             {
-                opened.push(listen::open(forward).map_err(|error| failure(&error))?);
+                opened.push(self.opener.open(forward).map_err(|error| failure(&error))?);
             }
         }
         let mut opened = opened.into_iter();
@@ -287,7 +293,8 @@ impl Ports {
         if rule.when_listening {
             return Ok(self.enter_waiting(rule, weak));
         }
-        let opened = if weak { listen::open_free(&rule) } else { listen::open(&rule) };
+        let opener = self.opener;
+        let opened = if weak { opener.open_free(&rule) } else { opener.open(&rule) };
         Ok(self.enter(rule, opened.map_err(|error| failure(&error))?, false))
     }
 
@@ -392,7 +399,7 @@ impl Ports {
         for port in changes.open {
             let rule = self.auto_publish.iter().find(|rule| rule.follows(port));
             let forward = port.forward(&rule.map(|rule| rule.bound.clone()).unwrap_or_default());
-            match listen::open(&forward) {
+            match self.opener.open(&forward) {
                 Ok(opened) => {
                     let id = self.enter(forward, opened, true);
                     self.by_port.insert(port, id);
@@ -441,7 +448,7 @@ impl Ports {
         for port in changes.open {
             let Some(known) = self.published.get_mut(&port.forward) else { continue };
             let forward = single(&known.forward, port.guest_port);
-            match listen::open(&forward) {
+            match self.opener.open(&forward) {
                 Ok(opened) => {
                     if known.forward.guest_ports.count() == 1 {
                         known.forward.listen = opened.forward.listen.clone();

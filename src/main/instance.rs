@@ -20,8 +20,8 @@ use tapway::setup::daemon::{Background, Person, PidFile};
 use tapway::setup::inside::Inside;
 use tapway::setup::listen::AtStart;
 use tapway::setup::{
-    self, ControlSocket, LivesFor, NameLock, SetupError, Tap, chain, open_output, probe_outbound,
-    run,
+    self, ControlSocket, Journal, LivesFor, NameLock, SetupError, Tap, chain, open_output,
+    probe_outbound, run,
 };
 use tapway::sys::clock;
 
@@ -36,7 +36,8 @@ pub(super) fn serve(
 ) -> Result<u8, Failure> {
     let conduct = &config.conduct;
     // What can be refused without a trace comes first.
-    setup::start_log(config.log.level, config.log.file.as_deref())?;
+    let log = &config.log;
+    let journal = setup::start_log(log.level, log.file.as_deref(), &log.form)?;
     for option in &conduct.deprecated {
         tracing::warn!("{option} is deprecated");
     }
@@ -79,6 +80,7 @@ pub(super) fn serve(
                 pesto,
                 diag: released.diag,
                 guest: Some(released.pid),
+                statistics: conduct.statistics,
             };
             let guest = match conduct.ends_when_asked {
                 true => Guest::Confined(released.pid),
@@ -113,6 +115,7 @@ pub(super) fn serve(
                 pesto,
                 diag: attached.diag,
                 guest: process,
+                statistics: conduct.statistics,
             };
             let guest = match (leash, attached.anchor) {
                 (Some(leash), _) => Guest::Held(leash),
@@ -127,7 +130,10 @@ pub(super) fn serve(
         .build()
         .map_err(failed("start the event loop"))?;
     pid_file.map_or(Ok(()), PidFile::write)?;
-    background.map_or(Ok(()), Background::ready)?;
+    if let Some(background) = background {
+        background.ready()?;
+        journal.iter().for_each(Journal::detach);
+    }
     if let Err(error) = conduct.report_ready() {
         tracing::warn!("nobody hears that the network is ready: {error}");
     }
@@ -186,6 +192,11 @@ fn port_options(
         inside,
         inner: inner.unwrap_or_default(),
         auto_inner: forwards.auto_inner.clone(),
+        conditional_inner: {
+            let waiting = forwards.inner.iter().filter(|inner| inner.when_listening);
+            waiting.cloned().collect()
+        },
+        opener: forwards.opener,
     })
 }
 

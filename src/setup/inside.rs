@@ -138,13 +138,13 @@ impl Inside {
         Ok(Inside(Channel::from(ours)))
     }
 
-    /// Opens what `rules` ask for, in the families that the guest has.
+    /// Opens what `rules` ask for from the start, in the families that the guest has.
     ///
     /// # Errors
     /// The first port that has to be there and cannot be opened.
     pub fn open_all(&self, rules: &[Inner]) -> Result<Vec<OpenInner>, InnerError> {
         let mut opened = Vec::new();
-        for rule in rules {
+        for rule in rules.iter().filter(|rule| !rule.when_listening) {
             for (port, host_port) in rule.pairs() {
                 let before = opened.len();
                 let transport = rule.transport;

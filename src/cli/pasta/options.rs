@@ -211,6 +211,10 @@ pub(super) struct Command {
     pub(super) level: LevelFilter,
     pub(super) foreground: bool,
     pub(super) log_file: Option<PathBuf>,
+    /// In bytes.
+    pub(super) log_size: u64,
+    /// Seconds between two lines of statistics.
+    pub(super) stats: Option<u32>,
     pub(super) pid_file: Option<PathBuf>,
     pub(super) pcap: Option<PathBuf>,
     pub(super) pesto_socket: Option<PathBuf>,
@@ -255,6 +259,7 @@ pub(super) struct Command {
     pub(super) host_lo_to_ns_lo: bool,
     pub(super) splice: bool,
     pub(super) splice_only: bool,
+    pub(super) freebind: bool,
     pub(super) netns_only: bool,
     pub(super) own_processes: bool,
     pub(super) quit: bool,
@@ -277,6 +282,8 @@ impl Command {
             level: LevelFilter::INFO,
             foreground: false,
             log_file: None,
+            log_size: DEFAULT_LOG,
+            stats: None,
             pid_file: None,
             pcap: None,
             pesto_socket: None,
@@ -320,6 +327,7 @@ impl Command {
             host_lo_to_ns_lo: false,
             splice: true,
             splice_only: false,
+            freebind: false,
             netns_only: false,
             own_processes: true,
             quit: true,
@@ -408,9 +416,15 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
         Key::Stats if !command.foreground => {
             return Err(PastaError::Needs("--stats", "--foreground"));
         }
-        Key::Stats => drop(text.parse::<u32>().map_err(|_| bad("statistics interval"))?),
+        Key::Stats => {
+            let seconds = text.parse().ok().filter(|seconds| *seconds > 0);
+            command.stats = Some(seconds.ok_or_else(|| bad("--stats"))?);
+        }
         Key::LogFile => command.log_file = Some(path()),
-        Key::LogSize => drop(text.parse::<u32>().map_err(|_| bad("log size"))?),
+        Key::LogSize => {
+            let size = text.parse().ok().filter(|size| *size >= MIN_LOG);
+            command.log_size = size.ok_or_else(|| bad("--log-size"))?;
+        }
         Key::PidFile => command.pid_file = Some(path()),
         Key::Pcap => command.pcap = Some(path()),
         Key::ConfPath => command.pesto_socket = Some(path()),
@@ -495,7 +509,8 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
         }
         Key::NoMapGw => command.map_gateway = false,
         // What they ask for is so in any case, or concerns programs that the guest does not run.
-        Key::Hostname | Key::Fqdn | Key::Freebind | Key::ChrootFallback => {}
+        Key::Hostname | Key::Fqdn | Key::ChrootFallback => {}
+        Key::Freebind => command.freebind = true,
         Key::NoPidNs => command.own_processes = false,
         Key::NoTcp => command.tcp = false,
         Key::NoUdp => command.udp = false,
@@ -525,6 +540,11 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
     }
     Ok(())
 }
+
+/// The size of a log file unless said otherwise, and the least that can be said: five buffers of
+/// stdio's, as pasta has it.
+const DEFAULT_LOG: u64 = 1 << 20;
+const MIN_LOG: u64 = 5 * 8192;
 
 /// The largest MTU of a TAP: 65535 bytes less an Ethernet header.
 const MAX_MTU: u16 = 65_521;

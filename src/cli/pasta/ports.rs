@@ -14,6 +14,7 @@ use crate::cli::table_spec::{self, Change, PortOption};
 use crate::gate::AddressPlan;
 use crate::gate::forward::{AutoForward, Bound, Inner, PortRange};
 use crate::gate::table::{Caps, Table, TableRule};
+use crate::setup::listen::Opener;
 
 /// What the options of `command` open for a guest of `plan`; an option that is not there is `auto`.
 /// `ephemeral` are the ports that the host hands out to clients.
@@ -40,12 +41,13 @@ pub(super) fn forwards(
             table_spec::change(table, Change::Add, option, spec, ephemeral)?;
         }
     }
-    let mut options = ForwardOptions::default();
+    let opener = Opener { freebind: command.freebind };
+    let mut options = ForwardOptions { opener, ..ForwardOptions::default() };
     for rule in host.rules() {
         publish(rule, plan, &mut options)?;
     }
     for rule in inner.rules() {
-        lead(rule, &mut options)?;
+        lead(rule, &mut options);
     }
     Ok(options)
 }
@@ -71,16 +73,13 @@ fn publish(
 }
 
 /// Enters a rule of the table of the guest's loopback.
-fn lead(rule: &TableRule, options: &mut ForwardOptions) -> Result<(), PastaError> {
-    let TableRule { transport, ports, target_ports: host_ports, weak, .. } = *rule;
-    if !rule.scan {
-        options.inner.push(Inner { transport, ports, host_ports, weak });
-    } else if host_ports == ports {
+fn lead(rule: &TableRule, options: &mut ForwardOptions) {
+    let TableRule { transport, ports, target_ports: host_ports, weak, scan, .. } = *rule;
+    if scan && host_ports == ports {
         follow(rule, Bound::default(), &mut options.auto_inner);
     } else {
-        return Err(PastaError::Unsupported("auto for other ports of the host"));
+        options.inner.push(Inner { transport, ports, host_ports, weak, when_listening: scan });
     }
-    Ok(())
 }
 
 /// Enters the ports of `rule` among those that are followed at `bound`.

@@ -8,6 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::PastaError;
 use super::options::{Command, Subject};
@@ -21,7 +22,8 @@ use crate::setup::attach::{AttachOptions, Target};
 use crate::setup::daemon::Person;
 use crate::setup::run::Isolation;
 use crate::setup::{
-    Conduct, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup, Template, Templates,
+    Conduct, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup, LogForm, Template,
+    Templates,
 };
 
 /// The host, as far as pasta's options depend on it.
@@ -97,6 +99,7 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
             pid_file: command.pid_file.clone(),
             becomes: facts.person,
             ends_when_asked: true,
+            statistics: command.stats.map(|seconds| Duration::from_secs(seconds.into())),
             deprecated: command.deprecated.clone(),
             ..Conduct::default()
         },
@@ -106,7 +109,11 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         threads: 1,
         pcap: command.pcap.clone(),
         pesto_socket: command.pesto_socket.clone(),
-        log: LogOptions { level: command.level, file: command.log_file.clone() },
+        log: LogOptions {
+            level: command.level,
+            file: command.log_file.clone(),
+            form: LogForm::Journal { name: "pasta".to_owned(), limit: command.log_size },
+        },
         // Letters, dashes and digits are a name.
         name: name.parse().expect("a name"),
         identity,

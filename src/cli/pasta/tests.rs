@@ -212,10 +212,6 @@ fn mistakes_are_told_in_pastas_words() {
             "-4 -t 80:203.0.113.2",
             "Invalid rule TCP [0.0.0.0]:80  =>  203.0.113.2:80 : the guest cannot have this address",
         ),
-        (
-            "-T 80:81,auto",
-            "auto for other ports of the host is not supported by this version of tapway",
-        ),
         ("--netns n 42", "Both --netns and PID or command given"),
         ("--host-lo-to-ns-lo --no-splice", "--host-lo-to-ns-lo is incompatible with --no-splice"),
         ("--splice-only --no-splice", "--splice-only is incompatible with --no-splice"),
@@ -273,6 +269,8 @@ fn auto_follows_all_ports_or_those_that_are_named() {
     assert!(!followed("auto,~80", 80) && followed("auto,~80", 81));
     let elsewhere = on(&facts(), "-t 127.0.0.1/80:81,auto true").forwards;
     assert!(elsewhere.publish[0].when_listening, "{:?}", elsewhere.publish);
+    let led = on(&facts(), "-T 80:81,auto -T 90 true").forwards.inner;
+    assert_eq!(led.iter().map(|led| led.when_listening).collect::<Vec<_>>(), [true, false]);
     let bound = on(&facts(), "-t 127.0.0.1/auto true").forwards.auto_publish;
     assert_eq!(bound[0].bound.address, Some("127.0.0.1".parse().unwrap()));
 }
