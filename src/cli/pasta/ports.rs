@@ -12,7 +12,7 @@ use super::options::Command;
 use crate::cli::config::ForwardOptions;
 use crate::cli::table_spec::{self, Change, PortOption};
 use crate::gate::AddressPlan;
-use crate::gate::forward::{AutoForward, Bound, Inner, PortRange};
+use crate::gate::forward::{AutoForward, Bound, Inner, PortRange, Transport};
 use crate::gate::table::{Caps, Table, TableRule};
 use crate::setup::listen::Opener;
 
@@ -90,7 +90,8 @@ fn follow(rule: &TableRule, bound: Bound, followed: &mut Vec<AutoForward>) {
         Some(known) => known.only.push(rule.ports),
         None => {
             let (exclude, only) = (Vec::new(), vec![rule.ports]);
-            followed.push(AutoForward { transports, exclude, only, bound });
+            let with_tcp = rule.transport == Transport::Udp;
+            followed.push(AutoForward { transports, exclude, only, with_tcp, bound });
         }
     }
 }
