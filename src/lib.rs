@@ -38,6 +38,12 @@
 //! a slab, the machine says what to send, headers are written in front of the payload, and one
 //! `write` puts the frame on the TAP. The slab stays until the guest has acknowledged it.
 //!
+//! # The short way
+//!
+//! A client of a published port who is on the host's loopback, and one on the guest's loopback
+//! whose port leads to the host's, need no link: one socket on each side of the namespace's border,
+//! and `splice` between them ([`gate::Splicing`]; the `splice` room of [`engine`]).
+//!
 //! # Who may use whom
 //!
 //! Rows use rows above them, never below, and no row uses itself except where named.

@@ -63,8 +63,8 @@ pub fn commands() -> io::Result<(CommandSender, Commands)> {
     ))
 }
 
-/// Starts a worker on a thread of its own, on a link unless there is none. `ended` is called there when the worker and its
-/// sockets are gone.
+/// Starts a worker on a thread of its own, on a link unless there is none. `ended` is called there
+/// when the worker and its sockets are gone.
 ///
 /// # Errors
 /// Those of epoll and of starting a thread.

@@ -74,8 +74,9 @@ pub struct DataPath {
 }
 
 impl DataPath {
-    /// Starts the worker on `tap`; `capture` becomes a capture file of the guest link, `inside` opens
-    /// sockets of the guest's namespace where they are needed. To be called after the last fork and when privileges are gone, so that the worker never has any.
+    /// Starts the worker on `tap`; `capture` becomes a capture file of the guest link, `inside`
+    /// opens sockets of the guest's namespace where they are needed. To be called after the last
+    /// fork and when privileges are gone, so that the worker never has any.
     ///
     /// # Errors
     /// Those of epoll, eventfd, randomness and of starting a thread.
