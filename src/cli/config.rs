@@ -10,8 +10,12 @@ use crate::engine::host::Outbound;
 use crate::gate::AddressPlan;
 use crate::gate::forward::{AutoForward, Exposure, Forward, Inner};
 use crate::setup::attach::AttachOptions;
+use crate::setup::listen::Opener;
 use crate::setup::machine::MachineOptions;
-use crate::setup::{Conduct, Identity, IfName, InstanceName, LinkOptions, LinkSetup, PrivateFiles};
+use crate::setup::run::Isolation;
+use crate::setup::{
+    Conduct, Identity, IfName, InstanceName, LinkOptions, LinkSetup, LogForm, PrivateFiles,
+};
 
 /// A validated configuration.
 #[derive(Clone, Debug)]
@@ -76,7 +80,8 @@ impl Config {
             queues: self.threads.most,
             setup: self.link_setup.clone(),
             // Where ports are led from the guest's loopback, pesto may ask for one at any time.
-            inside: self.forwards.needs_inside()
+            inside: self.plan.splices()
+                || self.forwards.leads_outside()
                 || (self.pesto_socket.is_some() && self.plan.sharing.is_some()),
         }
     }
@@ -93,6 +98,8 @@ pub enum Action {
         own_ids: bool,
         /// The guest's `resolv.conf` and `hosts`; `None` leaves the host's in place.
         files: Option<PrivateFiles>,
+        /// What else it has for itself.
+        isolation: Isolation,
     },
     /// Serve an existing namespace.
     Attach(AttachOptions),
@@ -116,6 +123,8 @@ pub struct DnsOptions {
 /// The ports that lead from one side to the other at the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForwardOptions {
+    /// How host sockets are opened.
+    pub opener: Opener,
     /// Published ports; no two of them overlap.
     pub publish: Vec<Forward>,
     /// Ports that are published as far as they are free.
@@ -126,16 +135,14 @@ pub struct ForwardOptions {
     pub expose: Vec<Exposure>,
     /// What is exposed as soon as the host listens; no transport is in two of them.
     pub auto_expose: Vec<AutoForward>,
-    /// Clients on the host's loopback reach the guest's loopback.
-    pub join_loopbacks: bool,
     /// Ports of the guest's loopback that lead to the host's, at once or while the host listens.
     pub inner: Vec<Inner>,
 }
 
 impl ForwardOptions {
-    /// Whether something leads from or to the guest's loopback, for which sockets are made there.
-    pub fn needs_inside(&self) -> bool {
-        self.join_loopbacks || !self.inner.is_empty()
+    /// Whether something leads from the guest's loopback, for which sockets are made there.
+    pub fn leads_outside(&self) -> bool {
+        !self.inner.is_empty()
     }
 }
 
@@ -146,4 +153,6 @@ pub struct LogOptions {
     pub level: LevelFilter,
     /// The file; standard error if there is none.
     pub file: Option<PathBuf>,
+    /// What it looks like.
+    pub form: LogForm,
 }

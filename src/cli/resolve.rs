@@ -14,8 +14,9 @@ use crate::engine::host::Outbound;
 use crate::gate::forward::{self, AutoForward, Forward, OverlapError, Transport};
 use crate::gate::{AddressPlan, Plan4, Plan6};
 use crate::setup::attach::Target;
+use crate::setup::run::Isolation;
 use crate::setup::{
-    HOST_NAMES, HostEntry, HostFacts, IfName, Listed, PrivateFiles, hosts, resolv_conf,
+    HOST_NAMES, HostEntry, HostFacts, IfName, Listed, LogForm, PrivateFiles, hosts, resolv_conf,
 };
 
 /// Options that do not fit each other or this host.
@@ -148,7 +149,8 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
             } else {
                 command
             };
-            ("run", Action::Run { command, own_ids: map_user, files: Some(files) })
+            let (own_ids, files, isolation) = (map_user, Some(files), Isolation::default());
+            ("run", Action::Run { command, own_ids, files, isolation })
         }
         DraftTarget::Attach(options) => {
             if let Target::Process(pid) = options.target
@@ -180,6 +182,7 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
         log: LogOptions {
             level: draft.log_level.unwrap_or(LevelFilter::WARN),
             file: draft.log_file,
+            form: LogForm::Plain,
         },
         name: draft.name.unwrap_or_else(default_name),
         link_setup: draft.link_setup,
@@ -399,7 +402,8 @@ fn outbound(draft: &Draft, facts: &HostFacts) -> Result<Outbound, ConfigError> {
         let Some((found, _)) = &facts.named_interface else {
             return Err(ConfigError::OutboundInterface(name.clone()));
         };
-        outbound.interface = Some(found.clone());
+        outbound.interface4 = Some(found.clone());
+        outbound.interface6 = Some(found.clone());
     }
     Ok(outbound)
 }

@@ -1,6 +1,7 @@
 //! What the control thread tells a worker, and how the worker takes it.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +13,7 @@ use crate::observe::{FlowPage, FlowQuery, Stats};
 
 use super::host::HostSockets;
 use super::ports::{FramePort, SocketPort};
-use super::published::{Published, Withdrawal};
+use super::published::{Led, LedId, Published, Withdrawal};
 use super::team::mail::Mail;
 use super::walk_across::Order;
 use super::worker::Worker;
@@ -80,10 +81,17 @@ pub enum Command {
     },
     /// The search domains have changed.
     SetSearch(Vec<String>),
+    /// These are the host's resolvers, whose encrypted service the guest reaches by the DNS
+    /// address.
+    SetResolvers(Vec<IpAddr>),
     /// Serve clients of these sockets, which listen (or are bound, for UDP) and do not block.
     Publish(Vec<(Published, OwnedFd)>),
     /// Let these ports of the gateway lead to services of the host.
     Expose(Vec<(ForwardId, Exposure)>),
+    /// Serve clients of these sockets, which are the guest's: as with [`Command::Publish`].
+    Lead(Vec<(Led, OwnedFd)>),
+    /// Close led ports. The answer comes when their sockets are closed.
+    CloseLed(Vec<LedId>, Reply<()>),
     /// Close what was published or exposed. The answer comes when the host sockets are closed.
     Withdraw(Vec<Withdrawal>, Reply<()>),
     /// List flows.
@@ -108,6 +116,15 @@ impl<F: FramePort> Worker<F, HostSockets> {
                     self.publish(rule, socket);
                 }
             }
+            Command::Lead(sockets) => {
+                for (rule, socket) in sockets {
+                    self.lead(rule, socket);
+                }
+            }
+            Command::CloseLed(ids, reply) => {
+                self.close_led(now, &ids);
+                reply.send(());
+            }
             command => self.obey(now, command),
         }
     }
@@ -122,6 +139,17 @@ impl<F: FramePort> Worker<F, HostSockets> {
             tracing::error!(%error, "guest port {guest_port}/{transport} is not published");
         }
     }
+
+    fn lead(&mut self, rule: Led, socket: OwnedFd) {
+        let led = match rule.transport {
+            Transport::Tcp => self.lead_stream(rule, Socket::from(socket)),
+            Transport::Udp => self.lead_datagrams(rule, socket),
+        };
+        if let Err(error) = led {
+            let Led { host_port, transport, .. } = rule;
+            tracing::error!(%error, "nothing leads to host port {host_port}/{transport}");
+        }
+    }
 }
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
@@ -134,6 +162,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
         let count = others.len() + 1;
         let mut commands: Vec<Command> = match command {
+            Command::SetResolvers(resolvers) => {
+                (0..count).map(|_| Command::SetResolvers(resolvers.clone())).collect()
+            }
             Command::Expose(exposures) => {
                 (0..count).map(|_| Command::Expose(exposures.clone())).collect()
             }
@@ -165,6 +196,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// A command that concerns every worker.
     pub(super) fn obey(&mut self, now: Instant, command: Command) {
         match command {
+            Command::SetResolvers(resolvers) => self.resolvers = resolvers,
             Command::Expose(exposures) => {
                 for (id, exposure) in exposures {
                     self.expose(id, exposure);
@@ -178,7 +210,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             Command::Stats(reply) => reply.send(self.stats(now)),
             Command::Drain => self.orders.push(Order::Drain),
             // These are the lead's, who passes none of them on.
-            Command::DnsAnswer { .. } | Command::SetSearch(_) | Command::Publish(_) => {}
+            Command::DnsAnswer { .. }
+            | Command::SetSearch(_)
+            | Command::Publish(_)
+            | Command::Lead(_)
+            | Command::CloseLed(..) => {}
         }
     }
 }

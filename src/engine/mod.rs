@@ -4,6 +4,7 @@
 //!   guest ── TAP ──▶ walk_out ─▶ link ─▶ ip ─▶ plan ─▶ flow ─▶ machine ─▶ actions ─▶ host socket
 //!   guest ◀── TAP ── headers in place ◀── slab ◀── machine ◀── readiness ◀──────── host socket
 //! ```
+//! Connections between the two loopbacks take a shorter way, from socket to socket (`splice`).
 //! The engine owns every byte and descriptor of the data path and calls the pure rooms of
 //! [`crate::stack`]; none of them calls another. Its two edges are the traits of [`ports`]. The
 //! guest's is a TAP ([`tap`]) or, of a virtual machine, a stream ([`stream_link`]).
@@ -21,9 +22,11 @@ mod ledger;
 mod listing;
 mod outbox;
 mod parked;
+pub mod pipe;
 pub mod ports;
 mod published;
 mod recorder;
+mod splice;
 pub mod stream_link;
 pub mod tap;
 mod tcp_flow;
@@ -37,7 +40,9 @@ mod walk_dns;
 mod walk_icmp;
 mod walk_in;
 mod walk_out;
+mod walk_relay;
 mod walk_session;
+mod walk_splice;
 mod walk_tcp;
 mod walk_udp;
 mod wheel;
@@ -47,7 +52,7 @@ pub use command::{Command, Reply};
 pub use datagram_flow::{MappingKey, Route};
 pub use flow_table::FlowTable;
 pub use io::{Counters, Limits};
-pub use published::{Published, Withdrawal};
+pub use published::{Led, LedId, Published, Withdrawal};
 pub use tcp_flow::TcpKey;
 pub use team::MAX_WORKERS;
 pub use wheel::Wheel;

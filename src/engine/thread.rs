@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -69,16 +68,17 @@ pub fn commands() -> io::Result<(CommandSender, Commands)> {
 pub struct Seat<F> {
     /// Its end of the guest link; a queue of a TAP is attached.
     pub frames: F,
-    /// Its ways to the control thread.
+    /// Its ways to others.
     pub links: Links,
 }
 
 /// Starts a worker on a thread of its own, or a team of as many as there are `seats`, of which
-/// `least` are always at work and the others as load asks. `ended` is called when the workers can do no more.
+/// `least` are always at work and the others as load asks. `ended` is called when the workers can
+/// do no more.
 ///
 /// # Errors
 /// Those of epoll, of detaching a queue, and of starting a thread; `InvalidInput` without a seat.
-pub fn start<F: FramePort + AsFd + Send + 'static>(
+pub fn start<F: FramePort + Send + 'static>(
     seats: Vec<Seat<F>>,
     least: usize,
     options: Options,
@@ -94,7 +94,9 @@ pub fn start<F: FramePort + AsFd + Send + 'static>(
     };
     let frames = seat.frames;
     let host = HostSockets::new(outbound.clone(), seat.links)?;
-    host.watch(&frames, Token::only(Kind::Tap))?;
+    if let Some(link) = frames.descriptor() {
+        host.watch(link, Token::only(Kind::Tap))?;
+    }
     host.watch(&*commands.wake, Token::only(Kind::Commands))?;
     let mut reserve = VecDeque::new();
     for (seat, member) in seats.zip(members) {
@@ -131,7 +133,7 @@ struct Spare<F> {
     member: Member<HostSockets>,
 }
 
-impl<F: FramePort + AsFd + Send + 'static> Spare<F> {
+impl<F: FramePort + Send + 'static> Spare<F> {
     fn start(self, options: Options, outbound: Outbound) -> io::Result<()> {
         let Spare { frames, links, member } = self;
         let host = HostSockets::new(outbound, links)?;
@@ -150,7 +152,7 @@ impl<F: FramePort + AsFd + Send + 'static> Spare<F> {
 }
 
 /// Turns until it is told to end, or cannot go on.
-fn serve<F: FramePort + AsFd>(
+fn serve<F: FramePort>(
     mut worker: Worker<F, HostSockets>,
     commands: Option<&Commands>,
     mut reserve: VecDeque<StartSpare>,
@@ -212,12 +214,14 @@ fn serve<F: FramePort + AsFd>(
 /// again.
 const LAST_BATCHES: usize = 16;
 
-impl<F: FramePort + AsFd> Worker<F, HostSockets> {
+impl<F: FramePort> Worker<F, HostSockets> {
     /// Takes part in carrying frames.
     fn attach_queue(&mut self) {
         let attached = self.frames_mut().set_attached(true);
-        let watched =
-            attached.and_then(|()| self.io.host.watch(&self.io.frames, Token::only(Kind::Tap)));
+        let watched = attached.and_then(|()| match self.io.frames.descriptor() {
+            Some(link) => self.io.host.watch(link, Token::only(Kind::Tap)),
+            None => Ok(()),
+        });
         match watched {
             Ok(()) => self.queue_attached = true,
             Err(error) => {
@@ -237,7 +241,7 @@ impl<F: FramePort + AsFd> Worker<F, HostSockets> {
             }
         }
         // Neither fails for a queue that is attached and watched.
-        let _ = self.io.host.unwatch(&self.io.frames);
+        let _ = self.io.frames.descriptor().map(|link| self.io.host.unwatch(link));
         let _ = self.io.frames.set_attached(false);
         self.detached();
     }

@@ -138,9 +138,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                     self.take_client(now, rule, Some(guest_mac), accepted);
                 }
             }
-            Mail::Join(exposures) => {
+            Mail::Join { exposures, resolvers } => {
                 exposures.ids().for_each(|id| self.ledger.add_forward(id));
                 self.exposures = *exposures;
+                self.resolvers = resolvers;
                 self.set_attached(true);
                 self.orders.push(Order::Attach);
             }
@@ -305,7 +306,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 self.wheel.insert(now + REVIEW, Token::only(Kind::Team));
             }
         }
-        team.send(next, Mail::Join(Box::new(self.exposures.clone())));
+        let exposures = Box::new(self.exposures.clone());
+        team.send(next, Mail::Join { exposures, resolvers: self.resolvers.clone() });
         self.divide_memory();
         tracing::debug!(workers = active + 1, "another worker");
     }

@@ -13,7 +13,7 @@ use crate::sys::datagram::{Batch, Marks, Origin, Outgoing, Received};
 
 use super::inbox::Onward;
 use super::ports::{FramePort, Readiness, SocketPort};
-use super::published::{Published, Session, SessionKey};
+use super::published::{Published, Rule, Session, SessionKey};
 use super::token::Token;
 use super::walk_icmp::{ERROR_BATCH, report_of};
 use super::walk_in::PORT_ATTEMPTS;
@@ -53,8 +53,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let rule = port.rule;
             match self.io.host.recv_datagrams(&port.socket, &mut batch) {
                 Ok(_) => {
-                    self.deliver(&mut batch, |worker, received| {
-                        worker.on_client(now, token, rule, received)
+                    self.deliver(&mut batch, |worker, received, payload| {
+                        worker.on_client(now, token, rule, received, payload)
                     });
                     if !batch.is_full() && !failed {
                         break;
@@ -69,14 +69,22 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.batch_used = true;
     }
 
-    /// A client's datagram for the guest.
+    /// A client's datagram: how it goes on to the guest, unless it goes socket to socket.
     fn on_client(
         &mut self,
         now: Instant,
         port: Token,
-        rule: Published,
+        rule: Rule,
         received: &Received,
-    ) -> Result<Onward, DropReason> {
+        payload: &[u8],
+    ) -> Result<Option<Onward>, DropReason> {
+        if let Some(way) = self.splice_way(&rule, received.source.ip()) {
+            return self.relay(now, port, way, received, payload).map(|()| None);
+        }
+        let rule = match rule {
+            Rule::Published(rule) if self.plan.has_link() => rule,
+            _ => return Err(DropReason::MartianDestination),
+        };
         let (token, key) = self.session(now, port, rule, received)?;
         let Some(session) = self.sessions.get_mut(token) else { return Err(DropReason::NoFlow) };
         session.local = received.local;
@@ -94,7 +102,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             peer: key.client,
             guest: key.guest,
         };
-        Ok(Onward { addresses, marks: received.marks, mtu })
+        Ok(Some(Onward { addresses, marks: received.marks, mtu }))
     }
 
     /// The session of a client, which begins with its first datagram.
@@ -207,6 +215,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let Some(port) = self.datagram_ports.get_mut(token) else { return };
             let rule = port.rule;
             let Some(error) = self.io.host.next_error(&port.socket, &mut quoted) else { return };
+            let Rule::Published(rule) = rule else { continue };
             let target = error.target;
             let Some(ends) = self.plan.inbound(Some(target.ip()), rule.guest_address) else {
                 continue;

@@ -88,6 +88,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 self.io.host.connect(token, target, marks)
             }
             Destination::Dns if key.peer.port() == DNS_PORT => self.io.host.connect_dns(token),
+            Destination::Dns => match self.secure_resolver(key.peer) {
+                Some(resolver) => self.io.host.connect(token, resolver, Marks::DEFAULT),
+                None => Err(Errno::ECONNREFUSED.into()),
+            },
             Destination::Gateway => {
                 let service = self.exposures.find(Transport::Tcp, key.peer.ip(), key.peer.port());
                 forward = service.as_ref().map(|(id, _)| *id);
@@ -124,8 +128,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// Whether no further connection fits, those of all workers together.
     pub(super) fn tcp_is_full(&self) -> bool {
+        self.tcp_count() >= self.limits.tcp_flows
+    }
+
+    /// Connections by the link, those of all workers together.
+    pub(super) fn tcp_count(&self) -> usize {
+        // The directory is empty while there is one worker.
         let all = self.team.as_ref().and_then(Member::directory).map_or(0, Directory::len);
-        self.tcp.is_full() || all >= self.limits.tcp_flows
+        all.max(self.tcp.len())
     }
 
     /// Makes a new flow this worker's own. `None` (and the flow dropped) if another worker has one

@@ -140,6 +140,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 let target = SocketAddr::new(address, peer.port());
                 Some(Way { route, target, forward: None })
             }
+            Destination::Dns => {
+                let target = self.secure_resolver(peer)?;
+                Some(Way { route: Route::Resolver, target, forward: None })
+            }
             Destination::Gateway if self.plan.gateway(guest.is_ipv6()) == Some(peer.ip()) => {
                 match self.exposures.find(Transport::Udp, peer.ip(), peer.port())? {
                     (id, Service::Address(target)) if target.is_ipv4() == guest.is_ipv4() => {
@@ -251,7 +255,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
 /// Sends one datagram, or the several that segmentation offload left in one. A kernel, device or
 /// path that cannot have them joined gets them one by one, from then on at once.
-fn send<S: SocketPort>(
+pub(super) fn send<S: SocketPort>(
     host: &mut S,
     socket: &S::Datagram,
     outgoing: &Outgoing<'_>,

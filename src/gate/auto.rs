@@ -28,9 +28,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::forward::{
-    AutoForward, Bound, Exposure, Forward, ForwardId, HostService, Listen, PortRange, Transport,
+    AutoForward, Bound, Exposure, Forward, ForwardId, HostService, Inner, Listen, PortRange,
+    Transport,
 };
-use super::ports::{Family, PortTable, Reach};
+use super::ports::{Family, PortSet, PortTable, Reach};
 
 /// The most ports that one `auto` has open. A guest that listens at every port takes neither all of
 /// the host's ports nor all of our descriptors: TCP over IPv4 comes first, and low ports before
@@ -140,6 +141,27 @@ pub fn exposed(
         .collect()
 }
 
+/// Which servers of the host a port of the guest's loopback leads to, each family by itself, by
+/// `rule`, which follows them; those of UDP by their TCP's numbers too. `host` and `ours` are as
+/// with [`exposed`].
+pub fn led(rule: &Inner, host: &PortTable, ours: &PortTable) -> BTreeSet<AutoService> {
+    let with_tcp = rule.transport == Transport::Udp;
+    let servers = AutoForward {
+        transports: vec![rule.transport],
+        only: vec![rule.host_ports],
+        with_tcp,
+        ..AutoForward::default()
+    };
+    let hidden = |family, transport, port| {
+        let by_tcp = with_tcp && ours.of(Transport::Tcp, family).contains(port);
+        by_tcp || ours.of(transport, family).contains(port)
+    };
+    followed(&servers, host, hidden)
+        .map(|(port, transport, family)| AutoService { port, transport, family })
+        .take(MOST)
+        .collect()
+}
+
 /// Whether a socket at `port` is one to follow: not excluded, and not a client.
 fn follows(rule: &AutoForward, transport: Transport, port: u16) -> bool {
     let client =
@@ -148,7 +170,7 @@ fn follows(rule: &AutoForward, transport: Transport, port: u16) -> bool {
 }
 
 /// The ports of `listening` that `rule` follows and `hidden` does not name, in the order of their
-/// transports and families; each of the four in ascending order.
+/// transports and families; each of the four in ascending order, those that follow TCP's last.
 fn followed<'a>(
     rule: &'a AutoForward,
     listening: &'a PortTable,
@@ -158,8 +180,12 @@ fn followed<'a>(
         .into_iter()
         .flat_map(|transport| [Family::V4, Family::V6].map(|family| (transport, family)))
         .flat_map(move |(transport, family)| {
-            let ports = listening.of(transport, family).iter();
-            ports
+            let both = rule.with_tcp && transport == Transport::Udp;
+            let tcp = both.then(|| listening.of(Transport::Tcp, family));
+            let own = listening.of(transport, family);
+            let also = tcp.into_iter().flat_map(PortSet::iter).filter(|&port| !own.contains(port));
+            own.iter()
+                .chain(also)
                 .filter(move |&port| {
                     follows(rule, transport, port) && !hidden(family, transport, port)
                 })
@@ -323,6 +349,36 @@ mod tests {
         let udp_only = AutoForward { transports: vec![Udp], ..everything() };
         let wanted = published(&udp_only, &guest, &PortTable::default());
         assert_eq!(ports(wanted), [(Udp, V4, 8000), (Udp, V4, 61_000)]);
+    }
+
+    #[test]
+    fn udp_follows_tcp_where_that_is_asked_for() {
+        let guest = table(&[(Tcp, V4, 80), (Tcp, V6, 81), (Udp, V4, 80), (Udp, V4, 53)]);
+        let rule = AutoForward { transports: vec![Udp], with_tcp: true, ..everything() };
+        let wanted = published(&rule, &guest, &PortTable::default());
+        assert_eq!(ports(wanted), [(Udp, V4, 53), (Udp, V4, 80), (Udp, V6, 81)]);
+        let alone = AutoForward { with_tcp: false, ..rule };
+        assert_eq!(published(&alone, &guest, &PortTable::default()).len(), 2);
+    }
+
+    #[test]
+    fn ports_of_the_guests_loopback_lead_to_servers_of_either_family_but_not_back() {
+        let host = table(&[(Tcp, V4, 80), (Tcp, V6, 80), (Tcp, V4, 81), (Udp, V4, 53)]);
+        let ours = table(&[(Tcp, V4, 81)]);
+        let rule = |transport| Inner {
+            transport,
+            ports: PortRange::new(1050, 1100).unwrap(),
+            host_ports: PortRange::new(50, 100).unwrap(),
+            weak: true,
+            scan: true,
+        };
+        let found = |transport| {
+            let led = led(&rule(transport), &host, &ours).into_iter();
+            led.map(|at| (at.transport, at.family, at.port)).collect::<Vec<_>>()
+        };
+        assert_eq!(found(Tcp), [(Tcp, V4, 80), (Tcp, V6, 80)]);
+        // Who listens for TCP does so for UDP now and then; 81 is our own.
+        assert_eq!(found(Udp), [(Udp, V4, 53), (Udp, V4, 80), (Udp, V6, 80)]);
     }
 
     #[test]

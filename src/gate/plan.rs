@@ -19,6 +19,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::base::{DropReason, Mac};
 
+use super::splicing::Splicing;
+
 /// The IPv4 half of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan4 {
@@ -86,10 +88,14 @@ pub struct Habits {
 pub struct Sharing {
     /// Addresses that stand for the host's own address, which is the guest's too.
     pub host: Vec<IpAddr>,
-    /// Clients on the host's loopback reach the guest's loopback.
-    pub loopback: bool,
+    /// How clients on the host's loopback reach the guest.
+    pub splicing: Splicing,
     /// Resolvers that DHCP and router advertisements name.
     pub resolvers: Vec<IpAddr>,
+    /// The name that DHCP gives to the guest.
+    pub hostname: Option<String>,
+    /// The same with its domain, for DHCP and DHCPv6.
+    pub fqdn: Option<String>,
     /// What is answered on the link.
     pub services: SharedServices,
 }
@@ -245,8 +251,7 @@ impl AddressPlan {
             Some(sharing) => {
                 sharing.resolvers.iter().copied().filter(|a| a.is_ipv6() == ipv6).collect()
             }
-            None if ipv6 => self.v6.and_then(|v6| v6.dns).map(IpAddr::V6).into_iter().collect(),
-            None => self.v4.and_then(|v4| v4.dns).map(IpAddr::V4).into_iter().collect(),
+            None => self.dns(ipv6).into_iter().collect(),
         }
     }
 
@@ -280,11 +285,6 @@ impl AddressPlan {
     /// guest may take any address but those that we need.
     pub fn defends(&self, address: IpAddr) -> bool {
         if self.sharing.is_some() { self.is_reserved(address) } else { self.answers_for(address) }
-    }
-
-    /// Whether a TCP client at `client` reaches the guest's loopback instead of its link.
-    pub fn joins_loopbacks(&self, client: IpAddr) -> bool {
-        client.is_loopback() && self.sharing.as_ref().is_some_and(|sharing| sharing.loopback)
     }
 
     /// What is answered on the link.
@@ -343,6 +343,14 @@ impl AddressPlan {
     pub fn answers_echo(&self, address: IpAddr) -> bool {
         matches!(self.destination(address), Destination::Gateway | Destination::Dns)
             || (self.sharing.is_none() && self.gateway(address.is_ipv6()) == Some(address))
+    }
+
+    /// The address where the DNS forwarder answers, if there is one for the family.
+    pub fn dns(&self, ipv6: bool) -> Option<IpAddr> {
+        match ipv6 {
+            false => self.v4.and_then(|v4| v4.dns).map(IpAddr::V4),
+            true => self.v6.and_then(|v6| v6.dns).map(IpAddr::V6),
+        }
     }
 
     /// Our own address of a family, if the guest has the family.

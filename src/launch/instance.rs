@@ -11,7 +11,6 @@ use tokio::time::{Instant, sleep_until};
 use crate::control::api::{Call, ErrorCode, Failure, Reply as Answer, Request, Rule, Server};
 use crate::control::listening::{RESTRAINT, Watch};
 use crate::control::pesto;
-use crate::engine::host::Diverted;
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Reply};
 use crate::gate::AddressPlan;
@@ -49,6 +48,8 @@ pub struct InstanceOptions {
     pub diag: Option<OwnedFd>,
     /// A process in the guest's network namespace.
     pub guest: Option<Pid>,
+    /// How often counters are written to standard error; `None` for never.
+    pub statistics: Option<Duration>,
 }
 
 /// An instance that answers.
@@ -70,12 +71,11 @@ pub(super) async fn serve(
     options: InstanceOptions,
     plan: AddressPlan,
     worker: CommandSender,
-    mut diverted: mpsc::Receiver<Diverted>,
 ) -> io::Result<()> {
-    let InstanceOptions { info, ports, server, api, pesto, diag, guest } = options;
+    let InstanceOptions { info, ports, server, api, pesto, diag, guest, statistics } = options;
     let guest_reach = reach(&plan);
     let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
-    let ports = Ports::new(worker.clone(), plan.clone(), ports)?;
+    let ports = Ports::new(worker.clone(), plan.clone(), ports);
     if ports.follows_guest() && diag.is_none() {
         return Err(cannot_tell());
     }
@@ -92,6 +92,15 @@ pub(super) async fn serve(
     let (calls_in, mut calls) = mpsc::channel(CALLS);
     let api = run_server(api, calls_in.clone());
     let control = run_server(server, calls_in);
+    let count = {
+        let worker = instance.worker.clone();
+        async move {
+            match statistics {
+                Some(interval) => super::statistics::print(interval, worker).await,
+                None => std::future::pending().await,
+            }
+        }
+    };
     let (pesto_calls_in, mut pesto_calls) = mpsc::channel(CALLS);
     let pesto = async {
         match pesto {
@@ -153,7 +162,6 @@ pub(super) async fn serve(
                     instance.retry();
                     retry_at = Some(Instant::now() + RETRY.max(began.elapsed() * RESTRAINT));
                 }
-                Some(client) = diverted.recv() => instance.ports.join(client),
                 table = next_table(&mut guest_table, due) => {
                     let began = Instant::now();
                     instance.ports.follow_guest(&table).await;
@@ -174,6 +182,7 @@ pub(super) async fn serve(
         error = watch_guest => Err(error),
         error = watch_host => Err(error),
         () = act => Ok(()),
+        () = count => Ok(()),
     }
 }
 

@@ -13,12 +13,13 @@ mod inner;
 mod instance;
 mod ports;
 mod refusals;
-mod relay;
+mod statistics;
 mod tables;
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -26,13 +27,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::control::dns::{self, DnsOptions, DnsRequest, ResolverView};
 use crate::control::lifecycle::{Guest, Outcome, Signals, supervise};
-use crate::engine::host::{Divert, Diverted, DnsLink, Links, Outbound};
+use crate::engine::host::{DnsLink, Links, OpenInside, Outbound};
 use crate::engine::stream_link::{Ends, StreamLink};
 use crate::engine::tap::TapQueue;
 use crate::engine::thread::{self, CommandSender, End, Seat};
 use crate::engine::{Command, Limits, Options};
 use crate::gate::AddressPlan;
 use crate::observe::Capture;
+use crate::setup::inside::Inside;
 use crate::setup::{Tap, TapFeatures, resolv_conf};
 
 pub use instance::InstanceOptions;
@@ -43,9 +45,6 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Requests that may wait for the control thread; a full queue refuses, the guest asks again.
 const DNS_QUEUE: usize = 256;
-
-/// Clients for the guest's loopback that may wait for the control thread.
-const DIVERTED: usize = 256;
 
 /// Descriptors that are not for flows: logs, epoll, the TAP, resolver sockets, the guest's files.
 const RESERVED_DESCRIPTORS: u64 = 256;
@@ -85,13 +84,12 @@ pub struct DataPath {
     requests: mpsc::Receiver<DnsRequest>,
     worker: CommandSender,
     ended: oneshot::Receiver<End>,
-    /// Clients for the guest's loopback.
-    diverted: mpsc::Receiver<Diverted>,
 }
 
 impl DataPath {
-    /// Starts the worker on `link`; `capture` becomes a capture file of it. To be called after the
-    /// last fork and when privileges are gone, so that the worker never has any.
+    /// Starts the worker on `link`; `capture` becomes a capture file of it, `inside` opens sockets
+    /// of the guest's namespace where they are needed. To be called after the last fork and when
+    /// privileges are gone, so that the worker never has any.
     ///
     /// # Errors
     /// Those of epoll, eventfd, randomness and of starting a thread.
@@ -99,6 +97,7 @@ impl DataPath {
         link: Link<'_>,
         options: LaunchOptions,
         capture: Option<File>,
+        inside: Option<Inside>,
     ) -> io::Result<DataPath> {
         let (requests_in, requests) = mpsc::channel(DNS_QUEUE);
         let (worker, commands) = thread::commands()?;
@@ -118,14 +117,14 @@ impl DataPath {
             seed: u64::from_ne_bytes(seed),
         };
         let capture = capture.map(Capture::new).transpose()?;
-        let (diverted_in, diverted) = mpsc::channel(DIVERTED);
-        let joins = options.plan.sharing.as_ref().is_some_and(|sharing| sharing.loopback);
-        let links = || {
-            let diverted = diverted_in.clone();
-            let divert: Divert = Box::new(move |client| diverted.try_send(client).is_ok());
-            let dns = dns_link(options.dns, requests_in.clone());
-            Links { dns, loopback: joins.then_some(divert) }
-        };
+        let mut inside = inside.map(|inside| {
+            let open: OpenInside =
+                Box::new(move |transport, family, count| inside.sockets(transport, family, count));
+            open
+        });
+        // The first worker serves what leads from one namespace to the other.
+        let mut links =
+            || Links { dns: dns_link(options.dns, requests_in.clone()), inside: inside.take() };
         let ended = move |error| {
             // Nobody listens when the program is ending anyway.
             let _ = ended_in.send(error);
@@ -139,11 +138,14 @@ impl DataPath {
                     queues.truncate(1);
                 }
                 let mut capture = capture;
-                let seat = |queue| {
-                    let frames = TapQueue::new(queue, features.vnet_hdr, capture.take());
-                    Seat { frames, links: links() }
+                let mut seat = |queue: Option<OwnedFd>| {
+                    let tap = |queue| TapQueue::new(queue, features.vnet_hdr, capture.take());
+                    Seat { frames: queue.map(tap), links: links() }
                 };
-                let seats = queues.into_iter().map(seat).collect();
+                let seats = match options.plan.has_link() {
+                    true => queues.into_iter().map(|queue| seat(Some(queue))).collect(),
+                    false => vec![seat(None)],
+                };
                 let workers = options.workers;
                 thread::start(seats, workers, worker_options, outbound, commands, ended)?;
             }
@@ -152,7 +154,7 @@ impl DataPath {
                 thread::start(vec![seat], 1, worker_options, outbound, commands, ended)?;
             }
         }
-        Ok(DataPath { options, requests, worker, ended: ended_out, diverted })
+        Ok(DataPath { options, requests, worker, ended: ended_out })
     }
 
     /// Serves until the guest's life ends; gives how. `guest_file` is the guest's `resolv.conf`,
@@ -167,7 +169,7 @@ impl DataPath {
         guest_file: Option<File>,
         instance: InstanceOptions,
     ) -> io::Result<Outcome> {
-        let DataPath { options, requests, worker, mut ended, diverted } = self;
+        let DataPath { options, requests, worker, mut ended } = self;
         let first = match &options.upstreams {
             Some(servers) => ResolverView { servers: servers.clone(), ..ResolverView::default() },
             None => ResolverView::default(),
@@ -180,9 +182,8 @@ impl DataPath {
                 worker.send(Command::DnsAnswer { token, message });
             }
         };
-        let outbound = options.outbound.clone();
-        let source =
-            dns::Source { v4: outbound.v4, v6: outbound.v6, interface: outbound.interface };
+        let Outbound { v4, v6, interface4, interface6, .. } = options.outbound.clone();
+        let source = dns::Source { v4, v6, interface4, interface6 };
         let dns_options = DnsOptions { local_names: options.local_names.clone(), source };
         let service = dns::serve(dns_options, view.clone(), requests, answers);
         let follow = async {
@@ -195,8 +196,9 @@ impl DataPath {
             }
             std::future::pending::<()>().await;
         };
+        let resolvers = pass_on_resolvers(&options, view.clone(), &worker);
         let search = pass_on_search(&options, view, &worker, guest_file);
-        let instance = instance::serve(instance, options.plan.clone(), worker.clone(), diverted);
+        let instance = instance::serve(instance, options.plan.clone(), worker.clone());
         tokio::select! {
             outcome = supervise(guest, signals) => {
                 // A guest that has ended may have said something last. One that is let go of while
@@ -217,6 +219,7 @@ impl DataPath {
             end = instance => {
                 Err(end.err().unwrap_or_else(|| io::Error::other("the control socket ended")))
             }
+            () = resolvers => Err(io::Error::other("the resolvers' watch ended")),
             () = search => Err(io::Error::other("the search domains' watch ended")),
         }
     }
@@ -244,6 +247,23 @@ fn dns_link(enabled: bool, requests: mpsc::Sender<DnsRequest>) -> DnsLink {
             enabled && requests.try_send(DnsRequest::Datagram { token, query }).is_ok()
         }),
     }
+}
+
+/// Tells the worker the host's resolvers, now and whenever they change, if it is to know them.
+async fn pass_on_resolvers(
+    options: &LaunchOptions,
+    mut view: watch::Receiver<ResolverView>,
+    worker: &CommandSender,
+) {
+    // Where the guest has networks of its own, its DNS address is a forwarder and nothing else.
+    while options.plan.sharing.is_some() && options.dns {
+        let resolvers = view.borrow_and_update().servers.iter().map(SocketAddr::ip).collect();
+        worker.send(Command::SetResolvers(resolvers));
+        if view.changed().await.is_err() {
+            break;
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Tells the worker the host's search domains, and the guest's `resolv.conf` these and the host's
@@ -294,8 +314,9 @@ fn limits(published_sockets: usize) -> Limits {
         .map_or(1024, |(soft, _)| soft);
     let flows = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS)).unwrap_or(0);
     let flows = flows.saturating_sub(published_sockets);
-    // A flow without a descriptor cannot be; a sixth is kept for UDP and echo.
-    limits.tcp_flows = limits.tcp_flows.min(flows - flows / 6).max(64);
+    // A flow without a descriptor cannot be; a fifth is kept for UDP and echo.
+    limits.tcp_flows = limits.tcp_flows.min(flows - flows / 6 - flows / 24).max(64);
+    limits.relayed = limits.relayed.min(flows / 24).max(16);
     limits.udp_flows = limits.udp_flows.min(flows / 8).max(16);
     limits.echo_flows = limits.echo_flows.min(flows / 24).max(4);
     limits

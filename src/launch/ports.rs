@@ -5,13 +5,11 @@
 //! what is open.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use tokio::sync::{oneshot, watch};
 
 use crate::control::api::{ErrorCode, Failure, Rule, Selector};
-use crate::engine::host::Diverted;
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Published, Reply, Withdrawal};
 use crate::gate::AddressPlan;
@@ -22,7 +20,7 @@ use crate::gate::table::{Caps, TableRule};
 use crate::observe::PortRecord;
 use crate::setup::chain;
 use crate::setup::inside::{Inside, OpenInner};
-use crate::setup::listen::{self, AtStart, ListenError, Opened, SocketFile};
+use crate::setup::listen::{self, AtStart, ListenError, Opened, Opener, SocketFile};
 
 use super::inner::InnerPorts;
 use super::refusals::Refusals;
@@ -42,6 +40,8 @@ pub struct PortOptions {
     pub inside: Option<Inside>,
     /// Ports of the guest's loopback that lead to the host's, with what is open of them.
     pub inner: Vec<(Inner, Vec<OpenInner>)>,
+    /// How host sockets are opened.
+    pub opener: Opener,
 }
 
 /// A published port or range.
@@ -93,21 +93,15 @@ pub(super) struct Ports {
     inner: InnerPorts,
     /// Host ports that the last change has closed: what is known of the host may be older.
     just_closed: PortTable,
+    opener: Opener,
 }
 
 impl Ports {
     /// The ports of the start; the worker begins to serve them.
-    ///
-    /// # Errors
-    /// A socket of the guest's loopback cannot be served.
-    pub(super) fn new(
-        worker: CommandSender,
-        plan: AddressPlan,
-        options: PortOptions,
-    ) -> io::Result<Ports> {
-        let PortOptions { at_start, auto_publish, expose, auto_expose, .. } = options;
+    pub(super) fn new(worker: CommandSender, plan: AddressPlan, options: PortOptions) -> Ports {
+        let PortOptions { at_start, auto_publish, expose, auto_expose, opener, .. } = options;
         let mut ports = Ports {
-            inner: InnerPorts::new(options.inside),
+            inner: InnerPorts::new(worker.clone(), options.inside),
             worker,
             last_id: 0,
             published: BTreeMap::new(),
@@ -122,6 +116,7 @@ impl Ports {
             by_port: BTreeMap::new(),
             by_service: BTreeMap::new(),
             just_closed: PortTable::default(),
+            opener,
         };
         for opened in at_start.opened {
             ports.enter(opened.forward.clone(), opened, false);
@@ -134,14 +129,14 @@ impl Ports {
         }
         for (rule, open) in options.inner {
             let id = ports.next_id();
-            ports.inner.enter(id, rule, open)?;
+            ports.inner.enter(id, rule, open);
         }
         for auto in &auto_publish {
             for rule in TableRule::of_auto(auto) {
-                ports.follow(rule);
+                ports.follow(rule, auto.with_tcp);
             }
         }
-        Ok(ports)
+        ports
     }
 
     /// How many there are, ranges counted once.
@@ -193,7 +188,7 @@ impl Ports {
             if let Rule::Publish(forward) = rule
                 && !forward.when_listening
             {
-                opened.push(listen::open(forward).map_err(|error| failure(&error))?);
+                opened.push(self.opener.open(forward).map_err(|error| failure(&error))?);
             }
         }
         let mut opened = opened.into_iter();
@@ -308,15 +303,16 @@ impl Ports {
 
     /// Publishes by one rule that no other overlaps; a weak one as far as its ports are free.
     pub(super) fn open(&mut self, rule: &TableRule) -> Result<ForwardId, Failure> {
-        if rule.auto().is_some() {
-            return Ok(self.follow(rule.clone()));
+        if let Some(auto) = rule.auto() {
+            return Ok(self.follow(rule.clone(), auto.with_tcp));
         }
         let forward = rule.forward();
         self.check_guest_addresses(&[Rule::Publish(forward.clone())])?;
         if rule.scan {
             return Ok(self.enter_waiting(forward, rule.weak));
         }
-        let opened = if rule.weak { listen::open_free(&forward) } else { listen::open(&forward) };
+        let opener = self.opener;
+        let opened = if rule.weak { opener.open_free(&forward) } else { opener.open(&forward) };
         Ok(self.enter(forward, opened.map_err(|error| failure(&error))?, false))
     }
 
@@ -325,8 +321,8 @@ impl Ports {
         let forward = rule.forward();
         self.check_guest_addresses(&[Rule::Publish(forward.clone())]).ok()?;
         let opened = match rule.weak {
-            true => listen::open_free(&forward).ok(),
-            false => listen::try_open(&forward),
+            true => self.opener.open_free(&forward).ok(),
+            false => self.opener.try_open(&forward),
         };
         Some(self.enter(forward, opened?, false))
     }
@@ -375,7 +371,7 @@ impl Ports {
         let mut withdrawn = Vec::with_capacity(ids.len());
         for id in ids {
             if self.inner.has(*id) {
-                self.inner.close(*id);
+                self.inner.close(*id).await;
                 continue;
             }
             withdrawn.push(*id);
@@ -396,14 +392,13 @@ impl Ports {
             withdrawn.into_iter().map(|forward| Withdrawal { forward, guest_port: None }),
         )
         .await;
-        // Sockets of the guest's loopback belong to tasks that end in their turn.
-        tokio::task::yield_now().await;
     }
 
-    /// Lets ports follow who listens in the guest.
-    fn follow(&mut self, rule: TableRule) -> ForwardId {
+    /// Lets ports follow who listens in the guest, those of UDP `with_tcp` or alone.
+    fn follow(&mut self, rule: TableRule, with_tcp: bool) -> ForwardId {
         let id = self.next_id();
         if let Some(auto) = rule.auto() {
+            let auto = AutoForward { with_tcp, ..auto };
             self.auto_publish.insert(id, Following { rule, auto });
         }
         id
@@ -460,11 +455,6 @@ impl Ports {
         id
     }
 
-    /// Joins a client on the host's loopback to the guest's.
-    pub(super) fn join(&self, client: Diverted) {
-        self.inner.join(client);
-    }
-
     // --- following who listens ---
 
     /// Opens and closes what depends on `guest`, what listens there now.
@@ -493,7 +483,7 @@ impl Ports {
         let mut refusals = Refusals::default();
         for followed in changes.open {
             let Some((forward, weak)) = self.followed(followed) else { continue };
-            match listen::open(&forward) {
+            match self.opener.open(&forward) {
                 Ok(opened) => {
                     let id = self.enter(forward, opened, true);
                     self.by_port.insert(followed, id);
@@ -542,7 +532,7 @@ impl Ports {
         for port in changes.open {
             let Some(known) = self.published.get(&port.forward) else { continue };
             let (forward, weak) = (single(&known.forward, port.guest_port), known.weak);
-            match listen::open(&forward) {
+            match self.opener.open(&forward) {
                 Ok(opened) => self.enter_conditional(port, &forward, opened),
                 Err(error) => {
                     if self.conditional.refused(port) && !weak {
@@ -564,7 +554,7 @@ impl Ports {
         let refused: Vec<Followed> = self.following.refusals().collect();
         for followed in refused {
             let Some((forward, _)) = self.followed(followed) else { continue };
-            if let Some(opened) = listen::try_open(&forward) {
+            if let Some(opened) = self.opener.try_open(&forward) {
                 self.following.opened(followed);
                 let id = self.enter(forward, opened, true);
                 self.by_port.insert(followed, id);
@@ -574,7 +564,7 @@ impl Ports {
         for port in refused {
             let Some(known) = self.published.get(&port.forward) else { continue };
             let forward = single(&known.forward, port.guest_port);
-            if let Some(opened) = listen::try_open(&forward) {
+            if let Some(opened) = self.opener.try_open(&forward) {
                 self.conditional.opened(port);
                 self.enter_conditional(port, &forward, opened);
             }
@@ -625,7 +615,7 @@ impl Ports {
             let id = self.expose(service.exposure(), true);
             self.by_service.insert(service, id);
         }
-        self.inner.follow_host(host, &ours);
+        self.inner.follow_host(host, &ours).await;
     }
 }
 
@@ -634,7 +624,7 @@ pub(super) fn reach(plan: &AddressPlan) -> Reach {
     let v4 = plan.v4.map(|v4| v4.guest.into());
     let v6 = plan.v6.map(|v6| v6.guest.into());
     let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    let loopback = loopback.into_iter().filter(|address| plan.joins_loopbacks(*address));
+    let loopback = loopback.into_iter().filter(|_| plan.joins_loopbacks());
     Reach(v4.into_iter().chain(v6).chain(loopback).collect())
 }
 

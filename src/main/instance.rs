@@ -24,7 +24,7 @@ use tapway::setup::inside::Inside;
 use tapway::setup::listen::AtStart;
 use tapway::setup::machine::Machine;
 use tapway::setup::{
-    self, Listed, LivesFor, NameLock, SetupError, chain, open_output, probe_outbound, run,
+    self, Journal, Listed, LivesFor, NameLock, SetupError, chain, open_output, probe_outbound, run,
 };
 use tapway::sys::clock;
 
@@ -39,7 +39,8 @@ pub(super) fn serve(
 ) -> Result<u8, Failure> {
     let conduct = &config.conduct;
     // What can be refused without a trace comes first.
-    setup::start_log(config.log.level, config.log.file.as_deref())?;
+    let log = &config.log;
+    let journal = setup::start_log(log.level, log.file.as_deref(), &log.form)?;
     for option in &conduct.deprecated {
         tracing::warn!("{option} is deprecated");
     }
@@ -59,13 +60,14 @@ pub(super) fn serve(
     let signals = &Signals::take().map_err(failed("take over the signals"))?;
     let link = config.link();
     let (guest, data_path, guest_file, instance) = match &config.action {
-        Action::Run { command, own_ids, files } => {
+        Action::Run { command, own_ids, files, isolation } => {
             let mut started = run::start(&run::RunOptions {
                 command,
                 own_ids: *own_ids,
                 identity: &config.identity,
                 link: &link,
                 files: files.as_ref(),
+                isolation,
                 restore_signals: &|| signals.restore(),
             })?;
             setup::raise_descriptor_limit();
@@ -73,7 +75,9 @@ pub(super) fn serve(
             let server = open_control_socket(config, &places, name.is_some());
             let api = open_api_socket(config)?;
             setup::seal(conduct.keeps)?;
-            let data_path = start_data_path(config, Link::Tap(&mut started.tap), pcap, &ports)?;
+            let inside = started.inside.as_ref();
+            let link = Link::Tap(&mut started.tap);
+            let data_path = start_data_path(config, link, pcap, &ports, inside)?;
             let released = started.release()?;
             let instance = InstanceOptions {
                 info: info(config, &format!("/proc/{}/ns/net", released.pid), command),
@@ -83,8 +87,13 @@ pub(super) fn serve(
                 pesto,
                 diag: released.diag,
                 guest: Some(released.pid),
+                statistics: conduct.statistics,
             };
-            (Guest::Command(released.pid), data_path, released.resolv_conf, instance)
+            let guest = match conduct.ends_when_asked {
+                true => Guest::Confined(released.pid),
+                false => Guest::Command(released.pid),
+            };
+            (guest, data_path, released.resolv_conf, instance)
         }
         Action::Attach(options) => {
             let mut attached = attach::start(options, &link)?;
@@ -100,7 +109,9 @@ pub(super) fn serve(
             if conduct.refuses_calls {
                 setup::refuse_dangerous_calls()?;
             }
-            let data_path = start_data_path(config, Link::Tap(&mut attached.tap), pcap, &ports)?;
+            let inside = attached.inside.as_ref();
+            let link = Link::Tap(&mut attached.tap);
+            let data_path = start_data_path(config, link, pcap, &ports, inside)?;
             let (namespace, process) = match &options.target {
                 Target::Process(pid) => (format!("/proc/{pid}/ns/net"), Some(Pid::from_raw(*pid))),
                 Target::Path(path) | Target::Socket(path) => (path.display().to_string(), None),
@@ -114,6 +125,7 @@ pub(super) fn serve(
                 pesto,
                 diag: attached.diag,
                 guest: process,
+                statistics: conduct.statistics,
             };
             let guest = match (leash, attached.anchor) {
                 (Some(leash), _) => Guest::Held(leash),
@@ -139,7 +151,7 @@ pub(super) fn serve(
             }
             let Machine { path, door, client } = machine;
             let ends = Ends { door, client, once: options.once };
-            let data_path = start_data_path(config, Link::Stream(ends), pcap, &ports)?;
+            let data_path = start_data_path(config, Link::Stream(ends), pcap, &ports, None)?;
             let place = path.map(|path| path.display().to_string()).unwrap_or_default();
             let instance = InstanceOptions {
                 info: info(config, &place, &[]),
@@ -149,6 +161,7 @@ pub(super) fn serve(
                 pesto,
                 diag: None,
                 guest: None,
+                statistics: conduct.statistics,
             };
             (Guest::Held(Leash::Signals), data_path, None, instance)
         }
@@ -158,7 +171,10 @@ pub(super) fn serve(
         .build()
         .map_err(failed("start the event loop"))?;
     pid_file.map_or(Ok(()), PidFile::write)?;
-    background.map_or(Ok(()), Background::ready)?;
+    if let Some(background) = background {
+        background.ready()?;
+        journal.iter().for_each(Journal::detach);
+    }
     if let Err(error) = conduct.report_ready() {
         tracing::warn!("nobody hears that the network is ready: {error}");
     }
@@ -184,6 +200,7 @@ fn start_data_path(
     link: Link<'_>,
     pcap: Option<File>,
     ports: &AtStart,
+    inside: Option<&Inside>,
 ) -> Result<DataPath, Failure> {
     let guest_mac = match &link {
         // The interface may be somebody else's, with a MAC of its own.
@@ -201,7 +218,9 @@ fn start_data_path(
         workers: config.threads.least,
         published_sockets: ports.opened.iter().map(|opened| opened.sockets.len()).sum(),
     };
-    DataPath::start(link, options, pcap).map_err(failed("start the data path"))
+    let inside = inside.map(Inside::another).transpose();
+    let inside = inside.map_err(failed("speak to the guest's network namespace"))?;
+    DataPath::start(link, options, pcap, inside).map_err(failed("start the data path"))
 }
 
 fn port_options(
@@ -218,6 +237,7 @@ fn port_options(
         auto_expose: forwards.auto_expose.clone(),
         inside,
         inner: inner.unwrap_or_default(),
+        opener: forwards.opener,
     })
 }
 

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::daemon::Person;
 use crate::control::lifecycle::Leash;
@@ -18,6 +19,8 @@ use crate::sys::inherit::take_descriptor;
 pub struct Conduct {
     /// Whom it lives for.
     pub lives_for: LivesFor,
+    /// SIGTERM and SIGQUIT end it, and its command with it, instead of reaching the command.
+    pub ends_when_asked: bool,
     /// The descriptor that gets one byte, `1`, when everything is in place, and is closed then.
     pub ready_fd: Option<RawFd>,
     /// How its user finds it, by name.
@@ -36,6 +39,8 @@ pub struct Conduct {
     pub refuses_calls: bool,
     /// An address to send from need not be the host's, or not yet.
     pub trusts_outbound: bool,
+    /// How often it writes its counters to standard error; `None` for never.
+    pub statistics: Option<Duration>,
     /// What it says of itself on standard output once the guest's link is there.
     pub greeting: String,
     /// Options that were used and should not be, which the log tells.

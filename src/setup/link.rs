@@ -11,7 +11,7 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_route::address::{
-    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
@@ -23,7 +23,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::{Netlink, Outcome};
 use super::tap::IfName;
-use super::template::CopiedRoute;
+use super::template::{CopiedAddress, CopiedRoute};
 use crate::gate::AddressPlan;
 
 /// What the guest's link shall look like.
@@ -56,13 +56,15 @@ pub enum LinkSetup {
     Bare,
     /// Nothing that the guest could notice: somebody else does it.
     Nothing,
+    /// There is none. Loopback comes up.
+    Absent,
 }
 
 /// Addresses and routes for a link that is like the host's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CopiedLink {
-    /// Addresses with their prefix lengths, in the order in which the guest is to have them.
-    pub addresses: Vec<(IpAddr, u8)>,
+    /// Addresses, in the order in which the guest is to have them.
+    pub addresses: Vec<CopiedAddress>,
     /// Routes; one that the guest's kernel refuses is left out.
     pub routes: Vec<CopiedRoute>,
     /// Whether the MTU of the plan is set.
@@ -106,6 +108,9 @@ pub(crate) fn configure(
     autoconfiguration: Autoconfiguration,
     netlink: &mut Netlink,
 ) -> Result<(), LinkError> {
+    if options.setup == LinkSetup::Absent {
+        return perform(vec![loopback_up()], netlink);
+    }
     let name = options.ifname.as_str();
     let fail = |what: String| move |source| LinkError { what, source };
     let index = netlink
@@ -118,7 +123,11 @@ pub(crate) fn configure(
         sysctls(options, autoconfiguration);
     }
 
-    let steps = steps(options, index);
+    perform(steps(options, index), netlink)
+}
+
+fn perform(steps: Vec<Step>, netlink: &mut Netlink) -> Result<(), LinkError> {
+    let fail = |what: String| move |source| LinkError { what, source };
     let (labels, requests): (Vec<_>, Vec<_>) =
         steps.into_iter().map(|step| ((step.what, step.need), step.request)).unzip();
     let outcomes = netlink.perform(requests).map_err(fail("talk to the kernel".to_owned()))?;
@@ -159,6 +168,11 @@ struct Step {
     request: RouteNetlinkMessage,
 }
 
+fn loopback_up() -> Step {
+    let request = up(LOOPBACK_INDEX, vec![]);
+    Step { what: "bring up lo".to_owned(), need: Need::Always, request }
+}
+
 fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
     let LinkOptions { ifname, plan, setup, .. } = options;
     let mut steps = Vec::new();
@@ -171,7 +185,8 @@ fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
         add(Need::Welcome, what, undisciplined(index));
         return steps;
     }
-    add(Need::Always, "bring up lo".to_owned(), up(LOOPBACK_INDEX, vec![]));
+    steps.push(loopback_up());
+    let mut add = |need, what: String, request| steps.push(Step { what, need, request });
     if *setup == LinkSetup::Bare {
         let mac = LinkAttribute::Address(plan.guest_mac.0.to_vec());
         let what = format!("give {ifname} the MAC {}", plan.guest_mac);
@@ -231,8 +246,10 @@ fn copy(
     index: u32,
     add: &mut impl FnMut(Need, String, RouteNetlinkMessage),
 ) {
-    for &(given, prefix) in &copied.addresses {
+    for &CopiedAddress { address: given, prefix, routed } in &copied.addresses {
         let mut message = address(index, given, prefix);
+        let mut flags = AddressFlags::empty();
+        flags.set(AddressFlags::Noprefixroute, routed);
         let need = match given {
             IpAddr::V4(own) => {
                 // /31 and /32 have none (RFC 3021).
@@ -243,10 +260,11 @@ fn copy(
                 Need::Always
             }
             IpAddr::V6(_) => {
-                message.header.flags = AddressHeaderFlags::Nodad;
+                flags |= AddressFlags::Nodad;
                 Need::WhereV6Works
             }
         };
+        message.attributes.push(AddressAttribute::Flags(flags));
         let what = format!("give {ifname} the address {given}/{prefix}");
         add(need, what, RouteNetlinkMessage::NewAddress(message));
     }

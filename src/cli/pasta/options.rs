@@ -219,6 +219,10 @@ pub(super) struct Command {
     pub(super) level: LevelFilter,
     pub(super) foreground: bool,
     pub(super) log_file: Option<PathBuf>,
+    /// In bytes.
+    pub(super) log_size: u64,
+    /// Seconds between two lines of statistics.
+    pub(super) stats: Option<u32>,
     pub(super) pid_file: Option<PathBuf>,
     pub(super) pcap: Option<PathBuf>,
     pub(super) pesto_socket: Option<PathBuf>,
@@ -240,6 +244,8 @@ pub(super) struct Command {
     pub(super) copy_addresses: bool,
     pub(super) dns: Vec<IpAddr>,
     pub(super) search: Vec<String>,
+    pub(super) hostname: Option<String>,
+    pub(super) fqdn: Option<String>,
     pub(super) dhcp_dns: bool,
     pub(super) dhcp_search: bool,
     pub(super) dns_forward: Addresses,
@@ -262,6 +268,10 @@ pub(super) struct Command {
     pub(super) udp_ns: Vec<String>,
     pub(super) host_lo_to_ns_lo: bool,
     pub(super) splice: bool,
+    pub(super) splice_only: bool,
+    pub(super) freebind: bool,
+    pub(super) netns_only: bool,
+    pub(super) own_processes: bool,
     pub(super) quit: bool,
     /// Deprecated options that were used.
     pub(super) deprecated: Vec<&'static str>,
@@ -283,6 +293,8 @@ impl Command {
             level: LevelFilter::INFO,
             foreground: false,
             log_file: None,
+            log_size: DEFAULT_LOG,
+            stats: None,
             pid_file: None,
             pcap: None,
             pesto_socket: None,
@@ -303,6 +315,8 @@ impl Command {
             copy_addresses: true,
             dns: Vec::new(),
             search: Vec::new(),
+            hostname: None,
+            fqdn: None,
             dhcp_dns: mode == Mode::Passt,
             dhcp_search: mode == Mode::Passt,
             dns_forward: Addresses::default(),
@@ -325,6 +339,10 @@ impl Command {
             udp_ns: Vec::new(),
             host_lo_to_ns_lo: false,
             splice: true,
+            splice_only: false,
+            freebind: false,
+            netns_only: false,
+            own_processes: true,
             quit: true,
             deprecated: Vec::new(),
         }
@@ -336,7 +354,7 @@ impl Command {
 pub(super) fn read(mode: Mode, arguments: Vec<OsString>) -> Result<Typed, PastaError> {
     let mut command = Command::new(mode);
     let mut socket = passt::Socket::default();
-    let (mut netns, mut netns_only, mut words) = (None, false, Vec::new());
+    let (mut netns, mut words) = (None, Vec::new());
     for item in Getopt::new(&passt::table(mode), Order::Posix, arguments) {
         let item = item?;
         if let (Mode::Passt, Item::Option(key, value)) = (mode, &item) {
@@ -350,7 +368,7 @@ pub(super) fn read(mode: Mode, arguments: Vec<OsString>) -> Result<Typed, PastaE
             Item::Option(Key::Help, _) => return Ok(Typed::Help),
             Item::Option(Key::Version, _) => return Ok(Typed::Version),
             Item::Option(Key::Netns, value) => netns = value,
-            Item::Option(Key::NetnsOnly, _) => netns_only = true,
+            Item::Option(Key::NetnsOnly, _) => command.netns_only = true,
             Item::Option(key, value) => take(&mut command, key, value.unwrap_or_default())?,
         }
     }
@@ -358,11 +376,23 @@ pub(super) fn read(mode: Mode, arguments: Vec<OsString>) -> Result<Typed, PastaE
         Mode::Pasta => subject(netns, words)?,
         Mode::Passt => Subject::Machine(socket.options(words)?),
     };
-    if netns_only && command.userns.is_some() {
+    if command.netns_only && command.userns.is_some() {
         return Err(PastaError::Exclusive("--userns", "--netns-only"));
     }
     if command.host_lo_to_ns_lo && !command.splice {
         return Err(PastaError::Exclusive("--host-lo-to-ns-lo", "--no-splice"));
+    }
+    if command.splice_only && !command.splice {
+        return Err(PastaError::Exclusive("--splice-only", "--no-splice"));
+    }
+    if command.splice_only {
+        // What only a link could carry.
+        (command.icmp, command.ndp, command.ra) = (false, false, false);
+        (command.dhcp, command.dhcp6) = (false, false);
+        command.dns_forward = Addresses::default();
+    }
+    if !command.own_processes && !matches!(command.subject, Subject::Command(_)) {
+        return Err(PastaError::Exclusive("--no-pidns", "PID or --netns"));
     }
     if command.prefix.is_some() && command.netmask.is_some() {
         return Err(PastaError::Exclusive("--netmask", "a prefix length in --address"));
@@ -410,9 +440,15 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
         Key::Stats if !command.foreground => {
             return Err(PastaError::Needs("--stats", "--foreground"));
         }
-        Key::Stats => drop(text.parse::<u32>().map_err(|_| bad("statistics interval"))?),
+        Key::Stats => {
+            let seconds = text.parse().ok().filter(|seconds| *seconds > 0);
+            command.stats = Some(seconds.ok_or_else(|| bad("--stats"))?);
+        }
         Key::LogFile => command.log_file = Some(path()),
-        Key::LogSize => drop(text.parse::<u32>().map_err(|_| bad("log size"))?),
+        Key::LogSize => {
+            let size = text.parse().ok().filter(|size| *size >= MIN_LOG);
+            command.log_size = size.ok_or_else(|| bad("--log-size"))?;
+        }
         Key::PidFile => command.pid_file = Some(path()),
         Key::Pcap => command.pcap = Some(path()),
         Key::ConfPath => command.pesto_socket = Some(path()),
@@ -497,7 +533,11 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
         }
         Key::NoMapGw => command.map_gateway = false,
         // What they ask for is so in any case, or concerns programs that the guest does not run.
-        Key::Hostname | Key::Fqdn | Key::Freebind | Key::ChrootFallback | Key::NoPidNs => {}
+        Key::ChrootFallback => {}
+        Key::Hostname => command.hostname = Some(host_name(&text).ok_or_else(|| bad("hostname"))?),
+        Key::Fqdn => command.fqdn = Some(host_name(&text).ok_or_else(|| bad("FQDN"))?),
+        Key::Freebind => command.freebind = true,
+        Key::NoPidNs => command.own_processes = false,
         Key::NoTcp => command.tcp = false,
         Key::NoUdp => command.udp = false,
         Key::NoIcmp => {
@@ -516,7 +556,7 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
         Key::UdpNs => command.udp_ns.push(text.into_owned()),
         Key::HostLoToNsLo => command.host_lo_to_ns_lo = true,
         Key::NoSplice => command.splice = false,
-        Key::SpliceOnly => return Err(PastaError::Unsupported("--splice-only")),
+        Key::SpliceOnly => command.splice_only = true,
         Key::NoNetnsQuit => command.quit = false,
         Key::Userns => command.userns = Some(path()),
         Key::Fd => return Err(PastaError::Unsupported("--fd")),
@@ -529,6 +569,11 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
     Ok(())
 }
 
+/// The size of a log file unless said otherwise, and the least that can be said: five buffers of
+/// stdio's, as pasta has it.
+const DEFAULT_LOG: u64 = 1 << 20;
+const MIN_LOG: u64 = 5 * 8192;
+
 /// The largest MTU of a TAP: 65535 bytes less an Ethernet header.
 const MAX_MTU: u16 = 65_521;
 
@@ -540,6 +585,16 @@ fn guest_address(text: &str) -> Option<IpAddr> {
             && !address.is_unspecified()
             && *address != IpAddr::V4(Ipv4Addr::BROADCAST)
     })
+}
+
+/// A name that DHCP can carry (RFC 1035 §2.3.4).
+fn host_name(text: &str) -> Option<String> {
+    let label = |label: &str| {
+        let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (1..=63).contains(&label.len()) && label.bytes().all(good)
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    (name.len() <= 253 && name.split('.').all(label)).then(|| text.to_owned())
 }
 
 /// A prefix length, or a mask in dotted form.

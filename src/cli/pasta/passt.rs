@@ -156,6 +156,7 @@ mod tests {
         let facts = PastaFacts {
             host: HostFacts { search: vec!["example.org".to_owned()], ..HostFacts::default() },
             person: None,
+            hostname: "host".into(),
             templates: Templates { v4: None, v6: None },
             ephemeral: PortRange::new(32_768, 60_999).unwrap(),
             resolvers: resolvers.iter().map(|text| text.parse().unwrap()).collect(),

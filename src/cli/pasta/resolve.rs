@@ -4,8 +4,11 @@
 //! ([`Templates`]), unless options say otherwise. A host without a way out over IPv4 gives
 //! 169.254.2.1/16 with the router 169.254.2.2, by which its own loopback is reached.
 
+use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::PastaError;
 use super::options::{Command, Subject};
@@ -15,12 +18,13 @@ use crate::base::Mac;
 use crate::cli::config::{Action, Config, DnsOptions, LogOptions, Threads};
 use crate::engine::host::Outbound;
 use crate::gate::forward::PortRange;
-use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing};
+use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing, Splicing};
 use crate::setup::attach::{AttachOptions, Target};
 use crate::setup::daemon::Person;
+use crate::setup::run::Isolation;
 use crate::setup::{
-    Conduct, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup, Listed, Template,
-    Templates,
+    Conduct, CopiedAddress, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup,
+    Listed, LogForm, Template, Templates,
 };
 
 /// The host, as far as pasta's options depend on it.
@@ -30,6 +34,8 @@ pub struct PastaFacts {
     pub host: HostFacts,
     /// Whom root becomes.
     pub person: Option<Person>,
+    /// The host's name.
+    pub hostname: OsString,
     /// The models for the guest's interface.
     pub templates: Templates,
     /// The ports that the host hands out to clients (`net.ipv4.ip_local_port_range`).
@@ -67,12 +73,18 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
     let link_setup = link_setup(command, &templates, &plan);
     let (action, identity) = match &command.subject {
         Subject::Command(words) => {
-            let shell = || {
-                let shell = facts.host.shell.clone().unwrap_or_else(|| "/bin/sh".into());
-                vec![shell.into_os_string(), "-l".into()]
+            let mut isolation = isolation(command, facts);
+            let words = match words.is_empty() {
+                false => words.clone(),
+                true => {
+                    let shell = facts.host.shell.clone().unwrap_or_else(|| "/bin/sh".into());
+                    let mut login = OsString::from("-");
+                    login.push(&shell);
+                    isolation.own_name = Some(login);
+                    vec![shell.into_os_string()]
+                }
             };
-            let words = if words.is_empty() { shell() } else { words.clone() };
-            let action = Action::Run { command: words, own_ids: false, files: None };
+            let action = Action::Run { command: words, own_ids: false, files: None, isolation };
             // The caller becomes root inside, and nobody else is there.
             let Identity { uid, gid, .. } = facts.host.identity;
             (action, Identity { uid, gid, ..Identity::default() })
@@ -91,6 +103,8 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
             becomes: facts.person,
             // A machine has no namespaces that anybody would have to enter.
             refuses_calls: command.mode == Mode::Passt,
+            ends_when_asked: true,
+            statistics: command.stats.map(|seconds| Duration::from_secs(seconds.into())),
             deprecated: command.deprecated.clone(),
             listed: Listed::As(command.mode.name()),
             ..Conduct::default()
@@ -101,12 +115,34 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         threads: Threads::auto(),
         pcap: command.pcap.clone(),
         pesto_socket: command.pesto_socket.clone(),
-        log: LogOptions { level: command.level, file: command.log_file.clone() },
+        log: LogOptions {
+            level: command.level,
+            file: command.log_file.clone(),
+            form: LogForm::Journal {
+                name: command.mode.name().to_owned(),
+                limit: command.log_size,
+            },
+        },
         // Letters, dashes and digits are a name.
         name: name.parse().expect("a name"),
         identity,
         plan,
     })
+}
+
+/// What a command has for itself: nearly everything.
+fn isolation(command: &Command, facts: &PastaFacts) -> Isolation {
+    let mut name = OsString::from("pasta-");
+    name.push(&facts.hostname);
+    // sethostname(2) takes HOST_NAME_MAX bytes.
+    let name = OsStr::from_bytes(&name.as_bytes()[..name.len().min(64)]);
+    Isolation {
+        users: !command.netns_only,
+        processes: command.own_processes,
+        ipc: true,
+        hostname: Some(name.to_owned()),
+        own_name: None,
+    }
 }
 
 fn attach(command: &Command, target: Target, facts: &PastaFacts) -> (Action, Identity) {
@@ -238,8 +274,17 @@ fn plan(
         habits: Habits::default(),
         sharing: Some(Sharing {
             host: command.map_guest_addr.iter().filter(is_there).collect(),
-            loopback: command.host_lo_to_ns_lo,
+            splicing: match (command.splice, command.host_lo_to_ns_lo) {
+                // Nobody opens sockets in a machine.
+                _ if command.mode == Mode::Passt => Splicing::Off,
+                _ if command.splice_only => Splicing::Only,
+                (false, _) => Splicing::Off,
+                (true, false) => Splicing::Outward,
+                (true, true) => Splicing::Loopback,
+            },
             resolvers,
+            hostname: command.hostname.clone(),
+            fqdn: command.fqdn.clone(),
             services: SharedServices {
                 dhcp4: command.dhcp && has_router,
                 dhcp6: command.dhcp6,
@@ -255,6 +300,9 @@ fn plan(
 }
 
 fn link_setup(command: &Command, templates: &Templates, plan: &AddressPlan) -> LinkSetup {
+    if command.splice_only {
+        return LinkSetup::Absent;
+    }
     if !command.config_net {
         return LinkSetup::Bare;
     }
@@ -292,7 +340,7 @@ fn copy(
 ) {
     match template.filter(|_| command.copy_addresses && !asked) {
         Some(template) => copied.addresses.extend(&template.addresses),
-        None => copied.addresses.push(main),
+        None => copied.addresses.push(CopiedAddress::new(main.0, main.1)),
     }
     match template.filter(|_| command.copy_routes && !router_asked) {
         Some(template) => copied.routes.extend_from_slice(&template.routes),
@@ -320,12 +368,11 @@ fn dns(command: &Command, plan: &AddressPlan) -> DnsOptions {
 }
 
 fn outbound(command: &Command) -> Outbound {
-    let interfaces = &command.outbound_if;
-    let interface = interfaces.v4.as_ref().or(interfaces.v6.as_ref());
     Outbound {
         v4: command.outbound.v4,
         v6: command.outbound.v6,
         loopback: false,
-        interface: interface.map(ToString::to_string),
+        interface4: command.outbound_if.v4.as_ref().map(ToString::to_string),
+        interface6: command.outbound_if.v6.as_ref().map(ToString::to_string),
     }
 }

@@ -7,7 +7,7 @@ use crate::cli::Action;
 use crate::gate::Destination;
 use crate::gate::forward::{Forward, PortRange, Transport};
 use crate::setup::attach::Target;
-use crate::setup::{CopiedRoute, HostFacts, LinkSetup, Template, Templates};
+use crate::setup::{CopiedAddress, CopiedRoute, HostFacts, LinkSetup, Template, Templates};
 
 fn route(destination: &str, prefix: u8, gateway: Option<&str>) -> CopiedRoute {
     CopiedRoute {
@@ -20,7 +20,7 @@ fn route(destination: &str, prefix: u8, gateway: Option<&str>) -> CopiedRoute {
 }
 
 fn facts() -> PastaFacts {
-    let address = |text: &str, prefix| (text.parse().unwrap(), prefix);
+    let address = |text: &str, prefix| CopiedAddress::new(text.parse().unwrap(), prefix);
     PastaFacts {
         host: HostFacts {
             random_mac: Some(Mac([2, 0, 0, 0, 0, 7])),
@@ -28,6 +28,7 @@ fn facts() -> PastaFacts {
             ..HostFacts::default()
         },
         person: None,
+        hostname: "host7".into(),
         templates: Templates {
             v4: Some(Template {
                 interface: "eth7".to_owned(),
@@ -68,7 +69,8 @@ fn refused(line: &str) -> String {
 
 fn copied(config: &Config) -> (Vec<String>, Vec<String>) {
     let LinkSetup::Copied(copied) = &config.link_setup else { panic!("{:?}", config.link_setup) };
-    let addresses = copied.addresses.iter().map(|(a, p)| format!("{a}/{p}")).collect();
+    let addresses =
+        copied.addresses.iter().map(|a| format!("{}/{}", a.address, a.prefix)).collect();
     let routes = copied.routes.iter().map(|route| {
         let by = route.gateway.map(|by| format!(" via {by}")).unwrap_or_default();
         format!("{}/{}{by}", route.destination, route.prefix)
@@ -105,7 +107,7 @@ fn podmans_guest_is_like_its_host() {
     assert_eq!(meaning("203.0.113.2"), host("203.0.113.2"));
     let publish: Vec<_> = config.forwards.publish.iter().map(ToString::to_string).collect();
     assert_eq!(publish, ["127.0.0.1:18080:80/tcp", "18090:7001/udp"]);
-    assert!(config.forwards.auto_publish.is_empty() && !config.forwards.needs_inside());
+    assert!(config.forwards.auto_publish.is_empty() && !config.forwards.leads_outside());
     assert!(config.dns.enabled && config.dns.upstreams.is_none());
     assert!(!config.plan.services().routers);
     let Action::Attach(options) = config.action else { panic!("a path is attached to") };
@@ -197,7 +199,7 @@ fn mistakes_are_told_in_pastas_words() {
         ("-a 10.0.0.1/33", "Invalid address: 10.0.0.1/33"),
         ("-n 33", "Invalid netmask: 33"),
         ("-n 255.0.255.0", "Invalid netmask: 255.0.255.0"),
-        ("-a 10.0.0.1/8 -n 8", "--netmask and a prefix length in --address are mutually exclusive"),
+        ("-a 10.0.0.1/8 -n 8", "--netmask is incompatible with a prefix length in --address"),
         ("-g bogus", "Invalid gateway address: bogus"),
         ("-m 65522", "Invalid MTU: 65522"),
         ("-I toolonginterfacename0", "Invalid interface name: toolonginterfacename0"),
@@ -213,10 +215,9 @@ fn mistakes_are_told_in_pastas_words() {
             "Invalid rule TCP [0.0.0.0]:80  =>  203.0.113.2:80 : the guest cannot have this address",
         ),
         ("--netns n 42", "Both --netns and PID or command given"),
-        (
-            "--host-lo-to-ns-lo --no-splice",
-            "--host-lo-to-ns-lo and --no-splice are mutually exclusive",
-        ),
+        ("--host-lo-to-ns-lo --no-splice", "--host-lo-to-ns-lo is incompatible with --no-splice"),
+        ("--splice-only --no-splice", "--splice-only is incompatible with --no-splice"),
+        ("--no-pidns 42", "--no-pidns is incompatible with PID or --netns"),
         ("--no-copy-routes", "--no-copy-routes needs --config-net"),
         ("--stats 1 -f", "--stats needs --foreground"),
         ("--dns-forward 127.0.0.1", "Invalid DNS forwarding address: 127.0.0.1"),
@@ -242,7 +243,7 @@ fn rules_of_both_tables_become_ports() {
         ]
     );
     assert!(named.publish_if_free.is_empty() && named.auto_publish.is_empty());
-    assert!(!named.needs_inside());
+    assert!(!named.leads_outside());
 
     let all = forwards("-t none -u ~1-32766 -T all -U 53:5353");
     assert_eq!(texts(&all.publish_if_free), ["32767:32767/udp", "61000-65535:61000-65535/udp"]);
@@ -270,6 +271,8 @@ fn auto_follows_all_ports_or_those_that_are_named() {
     assert!(!followed("auto,~80", 80) && followed("auto,~80", 81));
     let elsewhere = on(&facts(), "-t 127.0.0.1/80:81,auto true").forwards;
     assert!(elsewhere.publish[0].when_listening, "{:?}", elsewhere.publish);
+    let led = on(&facts(), "-T 80:81,auto -T 90 -U none true").forwards.inner;
+    assert_eq!(led.iter().map(|led| led.scan).collect::<Vec<_>>(), [true, false]);
     let bound = on(&facts(), "-t 127.0.0.1/auto true").forwards.auto_publish;
     assert_eq!(bound[0].bound.address, Some("127.0.0.1".parse().unwrap()));
 }

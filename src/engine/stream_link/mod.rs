@@ -189,13 +189,11 @@ impl Client {
     }
 }
 
-impl AsFd for StreamLink {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.events.0.as_fd()
-    }
-}
-
 impl FramePort for StreamLink {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.events.0.as_fd())
+    }
+
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let Some(client) = &mut self.client else {

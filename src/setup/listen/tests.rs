@@ -22,6 +22,10 @@ fn rule(transport: Transport, address: Option<&str>, ports: PortRange) -> Forwar
     }
 }
 
+fn open(forward: &Forward) -> Result<Opened, ListenError> {
+    Opener::default().open(forward)
+}
+
 fn host_port(opened: &Opened) -> u16 {
     opened.sockets[0].host_port
 }

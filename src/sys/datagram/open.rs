@@ -1,7 +1,7 @@
 //! Opening datagram sockets, with the options that all of them need.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::c_int;
@@ -36,6 +36,8 @@ pub struct DatagramOptions<'a> {
     /// Tell of each datagram which of this host's addresses it was sent to (`IP_PKTINFO`,
     /// `IPV6_RECVPKTINFO`): a socket bound to a wildcard address has to answer from it.
     pub tell_local: bool,
+    /// The address need not be one that the host has (`IP_FREEBIND`).
+    pub freebind: bool,
 }
 
 impl DatagramOptions<'_> {
@@ -48,6 +50,7 @@ impl DatagramOptions<'_> {
             marks: Marks::DEFAULT,
             coalesce: false,
             tell_local: false,
+            freebind: false,
         }
     }
 }
@@ -109,6 +112,40 @@ fn prepare_udp(fd: BorrowedFd<'_>, options: &DatagramOptions<'_>) -> io::Result<
     Ok(())
 }
 
+/// Opens a UDP socket that is bound to nothing yet.
+///
+/// # Errors
+/// Those of socket(2).
+pub fn unbound_udp(family: Family) -> io::Result<OwnedFd> {
+    let domain = match family {
+        Family::V4 => Domain::IPV4,
+        Family::V6 => Domain::IPV6,
+    };
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    Ok(Socket::new(domain, kind, Some(Protocol::UDP))?.into())
+}
+
+/// Has a UDP socket speak to `target` alone: from `port` if that is free, at an address that the
+/// kernel chooses. Errors of what was sent are told by the next call on the socket, once.
+///
+/// # Errors
+/// Those of bind(2) and connect(2).
+pub fn connect_udp(fd: BorrowedFd<'_>, port: u16, target: SocketAddr) -> io::Result<()> {
+    let socket = SockRef::from(&fd);
+    // What the kernel does not grant is not missed until datagrams come in bursts.
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_LEN);
+    let _ = socket.set_send_buffer_size(SEND_BUFFER_LEN);
+    let own: IpAddr = match target {
+        // Until it is connected, nobody from elsewhere is to be heard.
+        _ if target.ip().is_loopback() => target.ip(),
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // connect(2) finds a port where this one is taken.
+    let _ = socket.bind(&SocketAddr::new(own, port).into());
+    socket.connect(&target.into())
+}
+
 /// Opens a ping socket, which sends echo requests and receives the replies to them.
 ///
 /// A message starts with its ICMP header. The kernel writes identifier (the socket's port) and
@@ -134,6 +171,9 @@ fn open(options: &DatagramOptions<'_>, protocol: Protocol) -> io::Result<Socket>
         socket.set_only_v6(true)?;
     }
     prepare(socket.as_fd(), options)?;
+    if options.freebind {
+        socket.set_freebind_v4(true)?;
+    }
     if let Some(device) = options.device {
         socket.bind_device(Some(device.as_bytes()))?;
     }
