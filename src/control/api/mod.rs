@@ -89,6 +89,7 @@ mod slirp;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod unambiguous;
 mod wire;
 
 pub use client::{Client, ClientError};

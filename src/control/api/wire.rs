@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::native::{self, NativeVerb};
 use super::request::{Failure, Reply, Request, Rule};
 use super::slirp::{self, SlirpVerb};
+use super::unambiguous::Unambiguous;
 use crate::observe::PortKind;
 
 /// Length from which on a message is too large: what slirp4netns reads at most.
@@ -60,9 +61,9 @@ pub(super) fn read(bytes: &[u8], ended: bool, context: &Context) -> Message {
     if bytes.len() >= MAX_REQUEST {
         return Message::Refused(slirp::refusal("too large message"));
     }
-    let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<Value>();
+    let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<Unambiguous>();
     match values.next() {
-        Some(Ok(value)) => match interpret(&value, context) {
+        Some(Ok(Unambiguous(value))) => match interpret(&value, context) {
             Ok(asked) => Message::Asked(Box::new(asked)),
             Err(answer) => Message::Refused(answer),
         },
