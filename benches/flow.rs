@@ -128,6 +128,7 @@ impl SocketPort for Host {
     type Stream = ();
     type Listener = ();
     type Datagram = ();
+    type Pipe = ();
 
     fn connect_unix(&mut self, _: Token, _: &Path) -> io::Result<()> {
         Ok(())

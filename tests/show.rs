@@ -15,8 +15,8 @@ use tapway::control::api::{
 use tapway::control::api::{ErrorCode, VERSION};
 use tapway::gate::forward::{Forward, ForwardId, Listen, PortRange, Transport};
 use tapway::observe::{
-    Direction, FlowPage, FlowRecord, FlowState, FlowTransport, Info, PortKind, PortRecord, Stats,
-    Traffic,
+    Direction, FlowPage, FlowPath, FlowRecord, FlowState, FlowTransport, Info, PortKind,
+    PortRecord, Stats, Traffic,
 };
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
@@ -42,6 +42,7 @@ fn flow(id: u64) -> FlowRecord {
         id,
         transport: if id.is_multiple_of(2) { FlowTransport::Udp } else { FlowTransport::Tcp },
         direction: Direction::Outbound,
+        path: FlowPath::Tap,
         state: FlowState::Established,
         guest: "10.0.2.100:40000".parse().unwrap(),
         peer: "198.51.100.9:443".parse().unwrap(),

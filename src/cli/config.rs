@@ -76,7 +76,8 @@ impl Config {
             queues: self.threads.most,
             setup: self.link_setup.clone(),
             // Where ports are led from the guest's loopback, pesto may ask for one at any time.
-            inside: self.forwards.needs_inside()
+            inside: self.plan.splices()
+                || self.forwards.leads_outside()
                 || (self.pesto_socket.is_some() && self.plan.sharing.is_some()),
         }
     }
@@ -126,16 +127,14 @@ pub struct ForwardOptions {
     pub expose: Vec<Exposure>,
     /// What is exposed as soon as the host listens; no transport is in two of them.
     pub auto_expose: Vec<AutoForward>,
-    /// Clients on the host's loopback reach the guest's loopback.
-    pub join_loopbacks: bool,
     /// Ports of the guest's loopback that lead to the host's, at once or while the host listens.
     pub inner: Vec<Inner>,
 }
 
 impl ForwardOptions {
-    /// Whether something leads from or to the guest's loopback, for which sockets are made there.
-    pub fn needs_inside(&self) -> bool {
-        self.join_loopbacks || !self.inner.is_empty()
+    /// Whether something leads from the guest's loopback, for which sockets are made there.
+    pub fn leads_outside(&self) -> bool {
+        !self.inner.is_empty()
     }
 }
 

@@ -12,7 +12,7 @@ use crate::observe::{FlowPage, FlowQuery, Stats};
 
 use super::host::HostSockets;
 use super::ports::{FramePort, SocketPort};
-use super::published::{Published, Withdrawal};
+use super::published::{Led, LedId, Published, Withdrawal};
 use super::team::mail::Mail;
 use super::walk_across::Order;
 use super::worker::Worker;
@@ -84,6 +84,10 @@ pub enum Command {
     Publish(Vec<(Published, OwnedFd)>),
     /// Let these ports of the gateway lead to services of the host.
     Expose(Vec<(ForwardId, Exposure)>),
+    /// Serve clients of these sockets, which are the guest's: as with [`Command::Publish`].
+    Lead(Vec<(Led, OwnedFd)>),
+    /// Close led ports. The answer comes when their sockets are closed.
+    CloseLed(Vec<LedId>, Reply<()>),
     /// Close what was published or exposed. The answer comes when the host sockets are closed.
     Withdraw(Vec<Withdrawal>, Reply<()>),
     /// List flows.
@@ -108,6 +112,15 @@ impl<F: FramePort> Worker<F, HostSockets> {
                     self.publish(rule, socket);
                 }
             }
+            Command::Lead(sockets) => {
+                for (rule, socket) in sockets {
+                    self.lead(rule, socket);
+                }
+            }
+            Command::CloseLed(ids, reply) => {
+                self.close_led(now, &ids);
+                reply.send(());
+            }
             command => self.obey(now, command),
         }
     }
@@ -120,6 +133,17 @@ impl<F: FramePort> Worker<F, HostSockets> {
         if let Err(error) = published {
             let Published { guest_port, transport, .. } = rule;
             tracing::error!(%error, "guest port {guest_port}/{transport} is not published");
+        }
+    }
+
+    fn lead(&mut self, rule: Led, socket: OwnedFd) {
+        let led = match rule.transport {
+            Transport::Tcp => self.lead_stream(rule, Socket::from(socket)),
+            Transport::Udp => self.lead_datagrams(rule, socket),
+        };
+        if let Err(error) = led {
+            let Led { host_port, transport, .. } = rule;
+            tracing::error!(%error, "nothing leads to host port {host_port}/{transport}");
         }
     }
 }
@@ -178,7 +202,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             Command::Stats(reply) => reply.send(self.stats(now)),
             Command::Drain => self.orders.push(Order::Drain),
             // These are the lead's, who passes none of them on.
-            Command::DnsAnswer { .. } | Command::SetSearch(_) | Command::Publish(_) => {}
+            Command::DnsAnswer { .. }
+            | Command::SetSearch(_)
+            | Command::Publish(_)
+            | Command::Lead(_)
+            | Command::CloseLed(..) => {}
         }
     }
 }

@@ -15,13 +15,15 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
+use crate::gate::forward::Transport;
+use crate::gate::ports::Family;
 use crate::sys::datagram::{
-    self, Batch, DatagramOptions, Family, Marks, Outgoing, PortChoice, SocketError,
+    self, Batch, DatagramOptions, Marks, Outgoing, PortChoice, SocketError,
 };
-
 use crate::sys::tcp_info;
 
 use super::datagram_flow::{MappingKey, Route};
+use super::pipe::Pipe;
 use super::ports::{Accepted, Event, Readiness, SocketPort, StreamFacts};
 use super::token::Token;
 
@@ -85,27 +87,20 @@ pub struct DnsLink {
     pub ask: AskDns,
 }
 
-/// A client's connection that is to be joined to a port of the guest's loopback.
-#[derive(Debug)]
-pub struct Diverted {
-    /// The connection: non-blocking.
-    pub stream: OwnedFd,
-    /// Whether the client came over IPv6.
-    pub ipv6: bool,
-    /// The port of the guest's loopback.
-    pub port: u16,
-}
+/// Opens so many sockets in the guest's namespace: bound to nothing, non-blocking, close-on-exec.
+pub type OpenInside = Box<dyn FnMut(Transport, Family, usize) -> io::Result<Vec<OwnedFd>> + Send>;
 
-/// Takes a diverted connection; whether it does.
-pub type Divert = Box<dyn FnMut(Diverted) -> bool + Send>;
-
-/// The ways to the control thread.
+/// The ways to others.
 pub struct Links {
     /// To the DNS service.
     pub dns: DnsLink,
-    /// To the guest's loopback, where that can be reached.
-    pub loopback: Option<Divert>,
+    /// To sockets of the guest's, where there is one.
+    pub inside: Option<OpenInside>,
 }
+
+/// Sockets of the guest's namespace that are asked for at once, since asking takes as long as making
+/// several.
+const STOCK: usize = 16;
 
 /// Host sockets of one worker.
 pub struct HostSockets {
@@ -113,15 +108,18 @@ pub struct HostSockets {
     events: Vec<EpollEvent>,
     outbound: Outbound,
     dns: DnsLink,
-    loopback: Option<Divert>,
+    inside: Option<OpenInside>,
+    /// TCP sockets of the guest's, for IPv4 and IPv6, that nobody uses yet.
+    stock: [Vec<OwnedFd>; 2],
 }
 
 impl HostSockets {
     /// No sockets yet. Errors are those of `epoll_create1(2)`.
     pub fn new(outbound: Outbound, links: Links) -> io::Result<HostSockets> {
-        let Links { dns, loopback } = links;
+        let Links { dns, inside } = links;
         Ok(HostSockets {
-            loopback,
+            inside,
+            stock: [Vec::new(), Vec::new()],
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             events: vec![EpollEvent::empty(); BATCH],
             outbound,
@@ -162,13 +160,33 @@ impl HostSockets {
         Ok(self.epoll.add(fd, EpollEvent::new(flags, token.to_bits()))?)
     }
 
+    /// TCP sockets of the guest's, of which there are always several.
+    fn inside_stream(&mut self, target: SocketAddr) -> io::Result<Socket> {
+        let stock = &mut self.stock[usize::from(target.is_ipv6())];
+        if stock.is_empty() {
+            let open = self.inside.as_mut().ok_or(io::ErrorKind::Unsupported)?;
+            *stock = open(Transport::Tcp, Family::of(target.ip()), STOCK)?;
+        }
+        Ok(stock.pop().ok_or(io::ErrorKind::Unsupported)?.into())
+    }
+
     fn register(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
-        let flags = EpollFlags::EPOLLIN
-            | EpollFlags::EPOLLOUT
-            | EpollFlags::EPOLLPRI
-            | EpollFlags::EPOLLRDHUP
-            | EpollFlags::EPOLLET;
-        Ok(self.epoll.add(fd, EpollEvent::new(flags, token.to_bits()))?)
+        Ok(self.epoll.add(fd, EpollEvent::new(EVERYTHING, token.to_bits()))?)
+    }
+}
+
+/// All that is told of a socket, each fact once.
+const EVERYTHING: EpollFlags = EpollFlags::EPOLLIN
+    .union(EpollFlags::EPOLLOUT)
+    .union(EpollFlags::EPOLLPRI)
+    .union(EpollFlags::EPOLLRDHUP)
+    .union(EpollFlags::EPOLLET);
+
+/// Begins to connect `socket`, which does not block.
+fn begin(socket: &Socket, target: SocketAddr) -> io::Result<()> {
+    match socket.connect(&target.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -176,6 +194,7 @@ impl SocketPort for HostSockets {
     type Stream = Socket;
     type Listener = Socket;
     type Datagram = OwnedFd;
+    type Pipe = Pipe;
 
     fn connect(&mut self, token: Token, target: SocketAddr, marks: Marks) -> io::Result<Socket> {
         let kind = Type::STREAM.nonblocking().cloexec();
@@ -187,13 +206,9 @@ impl SocketPort for HostSockets {
             let _ = datagram::keep_errors_v6(socket.as_fd(), true);
         }
         self.outbound.apply(&socket, target.ip())?;
-        match socket.connect(&target.into()) {
-            Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
-            _ => {
-                self.register(&socket, token)?;
-                Ok(socket)
-            }
-        }
+        begin(&socket, target)?;
+        self.register(&socket, token)?;
+        Ok(socket)
     }
 
     fn connect_unix(&mut self, token: Token, path: &Path) -> io::Result<Socket> {
@@ -297,15 +312,24 @@ impl SocketPort for HostSockets {
         Ok(Accepted { stream, client: client.as_socket().map(canonical) })
     }
 
-    fn divert(&mut self, stream: Socket, client: SocketAddr, port: u16) -> Option<Socket> {
-        if self.loopback.is_some() {
-            // Here nobody is to hear of it any more.
-            self.forget(&stream);
-        }
-        let Some(divert) = &mut self.loopback else { return Some(stream) };
-        // One that is not taken is closed, as by a server whose queue is full.
-        divert(Diverted { stream: stream.into(), ipv6: client.is_ipv6(), port });
-        None
+    fn connect_inside(&mut self, token: Token, target: SocketAddr) -> io::Result<Socket> {
+        let socket = self.inside_stream(target)?;
+        socket.set_out_of_band_inline(true)?;
+        begin(&socket, target)?;
+        self.register(&socket, token)?;
+        Ok(socket)
+    }
+
+    fn open_pipe(&mut self) -> io::Result<Pipe> {
+        Pipe::open()
+    }
+
+    fn fill(&mut self, stream: &Socket, pipe: &Pipe, most: usize) -> io::Result<usize> {
+        pipe.fill(stream, most)
+    }
+
+    fn drain(&mut self, pipe: &Pipe, stream: &Socket, most: usize) -> io::Result<usize> {
+        pipe.drain(stream, most)
     }
 
     fn stream_facts(&mut self, stream: &Socket) -> StreamFacts {
@@ -341,6 +365,26 @@ impl SocketPort for HostSockets {
         Ok(socket)
     }
 
+    fn open_relay(
+        &mut self,
+        token: Token,
+        inside: bool,
+        port: u16,
+        target: SocketAddr,
+    ) -> io::Result<OwnedFd> {
+        let socket = match (inside, &mut self.inside) {
+            (false, _) => datagram::unbound_udp(target.into())?,
+            (true, Some(open)) => {
+                let made = open(Transport::Udp, Family::of(target.ip()), 1)?;
+                made.into_iter().next().ok_or(io::ErrorKind::Unsupported)?
+            }
+            (true, None) => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        datagram::connect_udp(socket.as_fd(), port, target)?;
+        self.register_datagrams(&socket, token)?;
+        Ok(socket)
+    }
+
     fn send_datagrams(
         &mut self,
         socket: &OwnedFd,
@@ -363,7 +407,7 @@ impl SocketPort for HostSockets {
     }
 
     fn set_dont_fragment(&mut self, socket: &OwnedFd, ipv6: bool, on: bool) {
-        let family = if ipv6 { Family::V6 } else { Family::V4 };
+        let family = if ipv6 { datagram::Family::V6 } else { datagram::Family::V4 };
         // If it fails, datagrams are fragmented on the way instead of being reported.
         let _ = datagram::set_dont_fragment(socket.as_fd(), family, on);
     }
@@ -453,7 +497,7 @@ mod tests {
 
     fn host() -> HostSockets {
         let dns = DnsLink { connect: Box::new(|| None), ask: Box::new(|_, _| false) };
-        HostSockets::new(Outbound::default(), Links { dns, loopback: None }).unwrap()
+        HostSockets::new(Outbound::default(), Links { dns, inside: None }).unwrap()
     }
 
     /// Waits until readiness is told for which `meant` holds.

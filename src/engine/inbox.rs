@@ -71,11 +71,12 @@ impl Row {
 }
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
-    /// Sends the datagrams of `batch` to the guest, each as `judge` says or not at all.
+    /// Sends the datagrams of `batch` to the guest, each as `judge` says or not at all; `None` is one
+    /// that went another way.
     pub(super) fn deliver(
         &mut self,
         batch: &mut Batch,
-        mut judge: impl FnMut(&mut Self, &Received) -> Result<Onward, DropReason>,
+        mut judge: impl FnMut(&mut Self, &Received) -> Result<Option<Onward>, DropReason>,
     ) {
         let mut row: Option<Row> = None;
         for index in 0..batch.received().len() {
@@ -85,7 +86,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 false => judge(self, &received),
             };
             let onward = match judged {
-                Ok(onward) => onward,
+                Ok(Some(onward)) => onward,
+                Ok(None) => continue,
                 Err(reason) => {
                     self.io.drop_frame(reason);
                     continue;

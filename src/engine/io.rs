@@ -7,6 +7,7 @@ use crate::stack::wire::{Addresses, Checksum, Flags, HEADROOM, TcpHeader};
 
 use super::buffers::Pool;
 use super::ports::{FramePort, SocketPort};
+use super::splice::Pipes;
 use super::tcp_flow::MIN_SEGMENT;
 
 /// Bytes and frames over the guest link since the start.
@@ -33,6 +34,8 @@ pub struct Limits {
     pub udp_flows: usize,
     /// ICMP echo mappings.
     pub echo_flows: usize,
+    /// Clients of UDP ports whose datagrams go on by sockets of their own.
+    pub relayed: usize,
     /// Bytes from one connection's guest that wait for its host socket: the largest window.
     pub receive_window: u32,
     /// Bytes towards the guest of one connection that await acknowledgment.
@@ -68,6 +71,7 @@ impl Default for Limits {
             tcp_flows: 65_536,
             udp_flows: 8_192,
             echo_flows: 256,
+            relayed: 2_048,
             // A few times what 20 Gbit/s times the 100 µs to the guest and back come to.
             receive_window: 1 << 20,
             in_flight: 2 << 20,
@@ -79,10 +83,11 @@ impl Default for Limits {
 }
 
 /// The shared part of a worker.
-pub(super) struct Io<F, S> {
+pub(super) struct Io<F, S: SocketPort> {
     pub(super) frames: F,
     pub(super) host: S,
     pub(super) pool: Pool,
+    pub(super) pipes: Pipes<S::Pipe>,
     pub(super) limits: Limits,
     pub(super) counters: Counters,
     /// Bytes in all backlogs.

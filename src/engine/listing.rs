@@ -2,13 +2,14 @@
 
 use crate::base::Instant;
 use crate::observe::{
-    DropTable, FlowPage, FlowQuery, FlowRecord, FlowState, FlowTransport, MemoryStats, Selection,
-    Stats, TapStats, Traffic,
+    Direction, DropTable, FlowPage, FlowPath, FlowQuery, FlowRecord, FlowState, FlowTransport,
+    MemoryStats, Selection, Stats, TapStats, Traffic,
 };
 
 use super::buffers::SLAB_LEN;
 use super::ledger::Account;
 use super::ports::{FramePort, SocketPort, StreamFacts};
+use super::splice::Spliced;
 use super::token::{Kind, Token};
 use super::worker::Worker;
 
@@ -28,6 +29,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         for (token, key, session) in self.sessions.iter() {
             offer(FlowTransport::Udp, key.guest, key.client, &session.account, token);
         }
+        for (token, _, spliced) in self.spliced.iter() {
+            let Spliced { account, guest, peer, .. } = spliced;
+            offer(FlowTransport::Tcp, *guest, *peer, account, token);
+        }
+        for (token, key, relayed) in self.relayed.iter() {
+            let (guest, peer) = relayed.ends(key);
+            offer(FlowTransport::Udp, guest, peer, &relayed.account, token);
+        }
         for (transport, table) in
             [(FlowTransport::Udp, &self.udp), (FlowTransport::Icmp, &self.echo)]
         {
@@ -43,6 +52,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         match token.kind {
             Kind::Tcp => self.tcp_record(now, token),
             Kind::Session => self.session_record(now, token),
+            Kind::Spliced => self.spliced_record(now, token),
+            Kind::Relayed => self.relayed_record(now, token),
             _ => self.mapping_record(now, token),
         }
     }
@@ -79,6 +90,45 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         })
     }
 
+    fn spliced_record(&mut self, now: Instant, token: Token) -> Option<FlowRecord> {
+        let spliced = self.spliced.get(token)?;
+        let guest_end = spliced.guest_end();
+        let inside = self.io.host.stream_facts(spliced.stream(guest_end));
+        let outside = self.io.host.stream_facts(spliced.stream(guest_end.other()));
+        let peer = inside.local.unwrap_or(spliced.peer);
+        Some(FlowRecord {
+            path: FlowPath::Spliced,
+            state: spliced.state(),
+            host_local: outside.local,
+            host_peer: outside.peer,
+            rtt_us: outside.rtt_us,
+            retransmits: outside.retransmits,
+            retransmits_to_guest: inside.retransmits,
+            ..blank(now, FlowTransport::Tcp, spliced.guest, peer, &spliced.account)
+        })
+    }
+
+    fn relayed_record(&mut self, now: Instant, token: Token) -> Option<FlowRecord> {
+        let (key, relayed) = self.relayed.get_with_key(token)?;
+        let (guest, peer) = relayed.ends(&key);
+        let far = self.io.host.datagram_local(&relayed.socket);
+        let mut near = self.io.host.datagram_local(&self.datagram_ports.get(key.port)?.socket);
+        if let (Some(bound), Some(used)) = (&mut near, relayed.local) {
+            bound.set_ip(used);
+        }
+        let (host_local, host_peer, peer) = match relayed.account.direction {
+            Direction::Inbound => (near, Some(key.client), far.unwrap_or(peer)),
+            Direction::Outbound => (far, Some(relayed.target), near.unwrap_or(peer)),
+        };
+        Some(FlowRecord {
+            path: FlowPath::Spliced,
+            state: udp_state(relayed.replied),
+            host_local,
+            host_peer,
+            ..blank(now, FlowTransport::Udp, guest, peer, &relayed.account)
+        })
+    }
+
     fn mapping_record(&mut self, now: Instant, token: Token) -> Option<FlowRecord> {
         let (transport, table) = match token.kind {
             Kind::Udp => (FlowTransport::Udp, &mut self.udp),
@@ -100,7 +150,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let icmp = self.echo.iter().map(|(.., flow)| (FlowTransport::Icmp, &flow.account));
         let sessions =
             self.sessions.iter().map(|(.., session)| (FlowTransport::Udp, &session.account));
-        let live = tcp.chain(udp).chain(icmp).chain(sessions);
+        let spliced =
+            self.spliced.iter().map(|(.., spliced)| (FlowTransport::Tcp, &spliced.account));
+        let relayed =
+            self.relayed.iter().map(|(.., relayed)| (FlowTransport::Udp, &relayed.account));
+        let live = tcp.chain(udp).chain(icmp).chain(sessions).chain(spliced).chain(relayed);
         let ([tcp, udp, icmp], forwards) = self.ledger.sums(live);
         let counters = self.counters();
         let held = self.held();
@@ -145,6 +199,7 @@ fn blank(
         id: account.id,
         transport,
         direction: account.direction,
+        path: FlowPath::Tap,
         state: FlowState::Closed,
         guest,
         peer,

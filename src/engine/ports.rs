@@ -94,7 +94,8 @@ pub struct StreamFacts {
     pub retransmits: Option<u32>,
 }
 
-/// Host sockets. A handle closes its socket when dropped.
+/// Host sockets. A handle closes its socket when dropped. What joins sockets of two namespaces is
+/// `Unsupported` where there is but one.
 pub trait SocketPort {
     /// A connected or connecting stream socket.
     type Stream;
@@ -102,6 +103,8 @@ pub trait SocketPort {
     type Listener;
     /// A UDP or ping socket; see [`crate::sys::datagram`] for how they behave.
     type Datagram;
+    /// Holds bytes on their way from one stream to another.
+    type Pipe;
 
     /// Begins to connect to `target`; readiness comes under `token`. An error here is one that
     /// the kernel gave at once.
@@ -170,15 +173,34 @@ pub trait SocketPort {
         token: Token,
     ) -> io::Result<Accepted<Self::Stream>>;
 
-    /// Gives a client's connection away, to be joined to `port` of the guest's loopback, or back
-    /// where nobody can do that.
-    fn divert(
+    /// As [`SocketPort::connect`], with a socket of the guest's namespace.
+    fn connect_inside(&mut self, _token: Token, _target: SocketAddr) -> io::Result<Self::Stream> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// An empty pipe.
+    fn open_pipe(&mut self) -> io::Result<Self::Pipe> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Moves at most `most` bytes from a stream into an empty pipe; 0 at EOF.
+    fn fill(
         &mut self,
-        stream: Self::Stream,
-        _client: SocketAddr,
-        _port: u16,
-    ) -> Option<Self::Stream> {
-        Some(stream)
+        _stream: &Self::Stream,
+        _pipe: &Self::Pipe,
+        _most: usize,
+    ) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Moves at most `most` bytes, which the pipe has, to a stream.
+    fn drain(
+        &mut self,
+        _pipe: &Self::Pipe,
+        _stream: &Self::Stream,
+        _most: usize,
+    ) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// What the kernel knows of `stream`.
@@ -196,6 +218,18 @@ pub trait SocketPort {
 
     /// A ping socket for the mapping of `key`; `PermissionDenied` where the host allows none.
     fn open_ping(&mut self, token: Token, key: MappingKey) -> io::Result<Self::Datagram>;
+
+    /// A UDP socket of the host, or of the guest if `inside`, that is connected to `target` and has
+    /// the port `port` if that is free. Readiness comes under `token`.
+    fn open_relay(
+        &mut self,
+        _token: Token,
+        _inside: bool,
+        _port: u16,
+        _target: SocketAddr,
+    ) -> io::Result<Self::Datagram> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Sends datagrams in order until one fails; how many the kernel took, at least one. The error
     /// is that of the first.

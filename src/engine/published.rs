@@ -1,4 +1,5 @@
 //! Published ports: the host's listening sockets, and the clients of those that carry datagrams.
+//! Led ports: the guest's, in front of the host's loopback.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,6 +24,60 @@ pub struct Published {
     pub guest_port: u16,
 }
 
+/// The number of a led port in its instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LedId(pub u64);
+
+/// A port of the guest's loopback that leads to one of the host's: where the clients of one socket
+/// in the guest go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Led {
+    /// Its number.
+    pub id: LedId,
+    /// What it carries.
+    pub transport: Transport,
+    /// The port of the host's loopback, of the client's family.
+    pub host_port: u16,
+}
+
+/// Where the clients of a socket go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// To the guest.
+    Published(Published),
+    /// To the host.
+    Led(Led),
+}
+
+impl From<Published> for Rule {
+    fn from(rule: Published) -> Rule {
+        Rule::Published(rule)
+    }
+}
+
+impl From<Led> for Rule {
+    fn from(rule: Led) -> Rule {
+        Rule::Led(rule)
+    }
+}
+
+impl Rule {
+    pub(super) fn transport(&self) -> Transport {
+        match self {
+            Rule::Published(rule) => rule.transport,
+            Rule::Led(rule) => rule.transport,
+        }
+    }
+
+    /// The published port that it belongs to.
+    pub(super) fn forward(&self) -> Option<ForwardId> {
+        match self {
+            Rule::Published(rule) => Some(rule.forward),
+            Rule::Led(_) => None,
+        }
+    }
+}
+
 /// What is to be closed of a published or exposed port, or range of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Withdrawal {
@@ -34,7 +89,7 @@ pub struct Withdrawal {
 
 /// A listening stream socket.
 pub(super) struct Listener<S: SocketPort> {
-    pub(super) rule: Published,
+    pub(super) rule: Rule,
     pub(super) socket: S::Listener,
     /// When to accept again after that failed; there is one entry in the timer wheel for it.
     pub(super) retry_at: Option<Instant>,
@@ -43,7 +98,7 @@ pub(super) struct Listener<S: SocketPort> {
 
 /// A socket that receives datagrams of all clients.
 pub(super) struct DatagramPort<S: SocketPort> {
-    pub(super) rule: Published,
+    pub(super) rule: Rule,
     pub(super) socket: S::Datagram,
     /// Clients that talk to it.
     pub(super) sessions: usize,

@@ -26,9 +26,15 @@ pub enum Kind {
     Mail = 9,
     /// The lead's review of its team.
     Team = 10,
+    /// A spliced connection, by the end that has connected to us.
+    Spliced = 11,
+    /// The same, by the end to which we have connected.
+    SplicedTarget = 12,
+    /// A client of a UDP socket whose datagrams go on by a socket of its own.
+    Relayed = 13,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 14] = [
     Kind::Tap,
     Kind::Commands,
     Kind::Tcp,
@@ -40,6 +46,9 @@ const KINDS: [Kind; 11] = [
     Kind::Session,
     Kind::Mail,
     Kind::Team,
+    Kind::Spliced,
+    Kind::SplicedTarget,
+    Kind::Relayed,
 ];
 
 /// A name that fits epoll's 64 bits. The generation tells a flow from its predecessor in the same

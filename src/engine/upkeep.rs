@@ -33,7 +33,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Kind::Session => self.on_session_deadline(now, token),
                 Kind::Listener => self.resume_accepting(now, token),
                 Kind::Team => self.review_team(now),
-                Kind::Tap | Kind::Commands | Kind::DatagramPort | Kind::Mail => {}
+                Kind::Relayed => self.on_relay_deadline(now, token),
+                Kind::Tap
+                | Kind::Commands
+                | Kind::DatagramPort
+                | Kind::Mail
+                | Kind::Spliced
+                | Kind::SplicedTarget => {}
             }
         }
         self.due = due;
@@ -74,6 +80,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             session.wheel_entry = None;
             self.settle_session(token);
         }
+        let tokens: Vec<Token> = self.relayed.iter().map(|(token, ..)| token).collect();
+        for token in tokens {
+            let Some(relayed) = self.relayed.get_mut(token) else { continue };
+            relayed.wheel_entry = None;
+            self.settle_relay(token);
+        }
         for (token, _, listener) in self.listeners.iter() {
             if let Some(at) = listener.retry_at {
                 self.wheel.insert(at, token);
@@ -113,12 +125,17 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         match self.trim_at {
             Some(at) if at <= now => {
                 self.io.pool.trim();
+                self.io.pipes.trim();
                 self.batch.release();
                 self.batch_used = false;
                 self.outbox.release();
                 self.trim_at = None;
             }
-            None if self.io.pool.can_trim() || self.batch_used || self.outbox.can_release() => {
+            None if self.io.pool.can_trim()
+                || self.io.pipes.can_trim()
+                || self.batch_used
+                || self.outbox.can_release() =>
+            {
                 self.trim_at = Some(now + TRIM_AFTER)
             }
             _ => {}

@@ -54,7 +54,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Ok(_) => {
                     match token.kind {
                         Kind::Udp => self.deliver(&mut batch, |worker, received| {
-                            worker.on_datagram(now, token, received)
+                            worker.on_datagram(now, token, received).map(Some)
                         }),
                         _ => self.deliver_replies(now, token, &mut batch),
                     }

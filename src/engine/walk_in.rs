@@ -3,6 +3,7 @@
 //! ```text
 //!   listener ready ─▶ accept ─▶ gate::inbound (who is seen as whom) ─▶ flow table ─▶ SYN to guest
 //! ```
+//! Clients on the host's loopback may go another way ([`super::walk_splice`]).
 //! The host's kernel has completed the client's handshake by then. If the guest refuses, or does
 //! not answer, the client's connection is reset.
 
@@ -19,7 +20,7 @@ use crate::observe::{Direction, FlowTransport};
 use crate::stack::tcp::Connection;
 
 use super::ports::{Accepted, FramePort, SocketPort};
-use super::published::{DatagramPort, Listener, Published, Withdrawal};
+use super::published::{DatagramPort, Led, LedId, Listener, Published, Rule, Withdrawal};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::team::mail::Mail;
 use super::token::Token;
@@ -55,6 +56,18 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// # Errors
     /// Those of `epoll_ctl(2)`; `StorageFull` at the limit of sockets.
     pub fn publish_stream(&mut self, rule: Published, socket: S::Listener) -> io::Result<()> {
+        self.listen(rule.into(), socket)
+    }
+
+    /// Accepts clients of a stream socket that listens at the guest's loopback from now on.
+    ///
+    /// # Errors
+    /// As [`Worker::publish_stream`].
+    pub fn lead_stream(&mut self, rule: Led, socket: S::Listener) -> io::Result<()> {
+        self.listen(rule.into(), socket)
+    }
+
+    fn listen(&mut self, rule: Rule, socket: S::Listener) -> io::Result<()> {
         let token = self.listeners.next_token();
         self.io.host.watch_listener(token, &socket)?;
         self.sockets_published += 1;
@@ -62,7 +75,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if self.listeners.insert(self.sockets_published, listener).is_none() {
             return Err(ErrorKind::StorageFull.into());
         }
-        self.ledger.add_forward(rule.forward);
+        rule.forward().into_iter().for_each(|forward| self.ledger.add_forward(forward));
         Ok(())
     }
 
@@ -72,6 +85,18 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// # Errors
     /// As [`Worker::publish_stream`].
     pub fn publish_datagrams(&mut self, rule: Published, socket: S::Datagram) -> io::Result<()> {
+        self.take_datagrams(rule.into(), socket)
+    }
+
+    /// Takes datagrams of a socket of the guest's loopback from now on.
+    ///
+    /// # Errors
+    /// As [`Worker::publish_stream`].
+    pub fn lead_datagrams(&mut self, rule: Led, socket: S::Datagram) -> io::Result<()> {
+        self.take_datagrams(rule.into(), socket)
+    }
+
+    fn take_datagrams(&mut self, rule: Rule, socket: S::Datagram) -> io::Result<()> {
         let token = self.datagram_ports.next_token();
         self.io.host.watch_datagrams(token, &socket)?;
         self.sockets_published += 1;
@@ -88,7 +113,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if self.datagram_ports.insert(self.sockets_published, port).is_none() {
             return Err(ErrorKind::StorageFull.into());
         }
-        self.ledger.add_forward(rule.forward);
+        rule.forward().into_iter().for_each(|forward| self.ledger.add_forward(forward));
         Ok(())
     }
 
@@ -104,15 +129,32 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let closed: HashSet<(ForwardId, Option<u16>)> =
             withdrawals.iter().map(|what| (what.forward, what.guest_port)).collect();
         let whole = |id| closed.contains(&(id, None));
-        let closes = |rule: &Published| {
-            whole(rule.forward) || closed.contains(&(rule.forward, Some(rule.guest_port)))
-        };
+        self.close_ports(now, |rule| match rule {
+            Rule::Published(rule) => {
+                whole(rule.forward) || closed.contains(&(rule.forward, Some(rule.guest_port)))
+            }
+            Rule::Led(_) => false,
+        });
+        self.exposures.remove(whole);
+        for &(id, _) in closed.iter().filter(|(_, port)| port.is_none()) {
+            self.ledger.remove_forward(id);
+        }
+    }
+
+    /// Closes led ports, as [`Worker::withdraw`] does with published ones.
+    pub fn close_led(&mut self, now: Instant, ids: &[LedId]) {
+        let closed: HashSet<LedId> = ids.iter().copied().collect();
+        self.close_ports(now, |rule| matches!(rule, Rule::Led(rule) if closed.contains(&rule.id)));
+    }
+
+    /// Closes the sockets of the rules for which `closes` holds.
+    fn close_ports(&mut self, now: Instant, closes: impl Fn(&Rule) -> bool) {
         let listeners = self.listeners.iter().map(|(token, _, listener)| (token, listener.rule));
         let ports = self.datagram_ports.iter().map(|(token, _, port)| (token, port.rule));
-        let closing: Vec<(Token, Published)> =
+        let closing: Vec<(Token, Rule)> =
             listeners.chain(ports).filter(|(_, rule)| closes(rule)).collect();
         for &(token, rule) in &closing {
-            match rule.transport {
+            match rule.transport() {
                 Transport::Tcp => {
                     // To close the socket would reset who is in its queue.
                     self.take_clients(now, token, LAST_BATCH);
@@ -122,10 +164,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
         }
         self.end_orphaned_sessions();
-        self.exposures.remove(whole);
-        for &(id, _) in closed.iter().filter(|(_, port)| port.is_none()) {
-            self.ledger.remove_forward(id);
-        }
+        self.end_orphaned_relays();
     }
 
     /// Takes clients from a listening socket until there are no more or others are due.
@@ -151,7 +190,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let Some(listener) = self.listeners.get(token) else { return Queue::Empty };
             let rule = listener.rule;
             match self.io.host.accept(&listener.socket, self.tcp.next_token()) {
-                Ok(accepted) => self.open_inbound(now, rule, accepted),
+                Ok(accepted) => self.admit(now, rule, accepted),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Queue::Empty,
                 Err(error) if is_of_one_client(&error) => {}
                 Err(_) => return Queue::Stuck,
@@ -178,17 +217,26 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    /// A client is there: the guest gets a SYN from its address.
-    fn open_inbound(&mut self, now: Instant, rule: Published, accepted: Accepted<S::Stream>) {
-        let Accepted { mut stream, client } = accepted;
-        if let Some(client) = client.filter(|client| self.plan.joins_loopbacks(client.ip()))
-            && rule.guest_address.is_none()
-        {
-            match self.io.host.divert(stream, client, rule.guest_port) {
-                None => return,
-                Some(kept) => stream = kept,
+    /// A client is there: it goes the way of its rule.
+    fn admit(&mut self, now: Instant, rule: Rule, accepted: Accepted<S::Stream>) {
+        let way = accepted.client.and_then(|client| self.splice_way(&rule, client.ip()));
+        match (rule, way, accepted.client) {
+            (_, Some(way), Some(client)) => {
+                self.open_spliced(now, rule.forward(), way, client, accepted.stream);
+            }
+            (Rule::Published(rule), ..) if self.plan.has_link() => {
+                self.open_inbound(now, rule, accepted);
+            }
+            _ => {
+                self.ledger.refuse(FlowTransport::Tcp);
+                self.io.host.reset(accepted.stream);
             }
         }
+    }
+
+    /// The guest, or the worker that is to serve it, hears of a client.
+    fn open_inbound(&mut self, now: Instant, rule: Published, accepted: Accepted<S::Stream>) {
+        let Accepted { stream, client } = accepted;
         if let Some(to) = self.another_for_client() {
             self.io.host.forget(&stream);
             let guest = self.plan.inbound(client.map(|client| client.ip()), rule.guest_address);
@@ -210,7 +258,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         accepted: Accepted<S::Stream>,
     ) {
         let Accepted { stream, client } = accepted;
-        let full = self.tcp_is_full() || self.inbound_tcp >= self.io.limits.inbound_tcp_flows();
+        let full =
+            self.tcp_is_full() || self.inbound_sockets() >= self.io.limits.inbound_tcp_flows();
         let Some(key) = self.inbound_key(rule, client).filter(|_| !full) else {
             self.ledger.refuse(FlowTransport::Tcp);
             self.io.drop_frame(DropReason::FlowLimit);

@@ -13,7 +13,7 @@ use crate::sys::datagram::{Batch, Marks, Origin, Outgoing, Received};
 
 use super::inbox::Onward;
 use super::ports::{FramePort, Readiness, SocketPort};
-use super::published::{Published, Session, SessionKey};
+use super::published::{Published, Rule, Session, SessionKey};
 use super::token::Token;
 use super::walk_icmp::{ERROR_BATCH, report_of};
 use super::walk_in::PORT_ATTEMPTS;
@@ -53,9 +53,16 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let rule = port.rule;
             match self.io.host.recv_datagrams(&port.socket, &mut batch) {
                 Ok(_) => {
-                    self.deliver(&mut batch, |worker, received| {
-                        worker.on_client(now, token, rule, received)
-                    });
+                    let on_link = self.relay_batch(now, token, &rule, &mut batch);
+                    if on_link {
+                        self.deliver(&mut batch, |worker, received| {
+                            let way = worker.splice_way(&rule, received.source.ip());
+                            match way {
+                                Some(_) => Ok(None),
+                                None => worker.on_client(now, token, rule, received).map(Some),
+                            }
+                        });
+                    }
                     if !batch.is_full() && !failed {
                         break;
                     }
@@ -74,9 +81,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         &mut self,
         now: Instant,
         port: Token,
-        rule: Published,
+        rule: Rule,
         received: &Received,
     ) -> Result<Onward, DropReason> {
+        let rule = match rule {
+            Rule::Published(rule) if self.plan.has_link() => rule,
+            _ => return Err(DropReason::MartianDestination),
+        };
         let (token, key) = self.session(now, port, rule, received)?;
         let Some(session) = self.sessions.get_mut(token) else { return Err(DropReason::NoFlow) };
         session.local = received.local;
@@ -207,6 +218,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let Some(port) = self.datagram_ports.get_mut(token) else { return };
             let rule = port.rule;
             let Some(error) = self.io.host.next_error(&port.socket, &mut quoted) else { return };
+            let Rule::Published(rule) = rule else { continue };
             let target = error.target;
             let Some(ends) = self.plan.inbound(Some(target.ip()), rule.guest_address) else {
                 continue;

@@ -251,7 +251,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
 /// Sends one datagram, or the several that segmentation offload left in one. A kernel, device or
 /// path that cannot have them joined gets them one by one, from then on at once.
-fn send<S: SocketPort>(
+pub(super) fn send<S: SocketPort>(
     host: &mut S,
     socket: &S::Datagram,
     outgoing: &Outgoing<'_>,

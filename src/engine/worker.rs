@@ -31,6 +31,7 @@ use super::ledger::Ledger;
 use super::outbox::Outbox;
 use super::ports::{Event, FramePort, Readiness, SocketPort};
 use super::published::{DatagramPort, Listener, Session, SessionKey};
+use super::splice::{End, Pipes, RelayKey, Relayed, Spliced};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::team::Member;
 use super::token::{Kind, Token};
@@ -113,6 +114,11 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) datagram_ports: FlowTable<u64, DatagramPort<S>>,
     pub(super) sockets_published: u64,
     pub(super) sessions: FlowTable<SessionKey, Session>,
+    /// Keyed by their number.
+    pub(super) spliced: FlowTable<u64, Spliced<S>>,
+    /// How many of these began outside.
+    pub(super) inbound_spliced: usize,
+    pub(super) relayed: FlowTable<RelayKey, Relayed<S>>,
     pub(super) exposures: Exposures,
     pub(super) ledger: Ledger,
     pub(super) started: Instant,
@@ -176,6 +182,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 frames,
                 host,
                 pool: Pool::new(limits.slabs),
+                pipes: Pipes::default(),
                 limits,
                 counters: Counters::default(),
                 backlog_bytes: 0,
@@ -195,6 +202,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             datagram_ports: FlowTable::new(Kind::DatagramPort, MAX_PUBLISHED),
             sockets_published: 0,
             sessions: FlowTable::new(Kind::Session, limits.udp_flows),
+            spliced: FlowTable::new(Kind::Spliced, limits.tcp_flows),
+            inbound_spliced: 0,
+            relayed: FlowTable::new(Kind::Relayed, limits.relayed),
             exposures: Exposures::default(),
             ledger: Ledger::default(),
             started: now,
@@ -244,7 +254,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// How many flows are open.
     pub fn flow_count(&self) -> usize {
-        self.tcp.len() + self.udp.len() + self.echo.len() + self.sessions.len()
+        let by_the_link = self.tcp.len() + self.udp.len() + self.echo.len() + self.sessions.len();
+        by_the_link + self.spliced.len() + self.relayed.len()
     }
 
     /// What is held beside the flows themselves.
@@ -262,6 +273,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// Whether some TCP connection's guest may have more to send, or sent what is not passed on yet.
     pub fn guest_unfinished(&self) -> bool {
         self.tcp.iter().any(|(_, _, flow)| flow.machine.guest_unfinished())
+            || self.spliced.iter().any(|(_, _, spliced)| spliced.guest_unfinished())
     }
 
     /// Bytes from the guest that wait for host sockets.
@@ -312,6 +324,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                     }
                     self.read_mail(now);
                 }
+                Kind::Spliced => self.on_spliced(now, event.token, End::Client, event.readiness),
+                Kind::SplicedTarget => {
+                    self.on_spliced(now, event.token, End::Target, event.readiness);
+                }
+                Kind::Relayed => self.on_relayed(now, event.token),
                 Kind::Commands | Kind::Housekeeping | Kind::Session | Kind::Team => {}
             }
         }
@@ -386,6 +403,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                     if let Some(port) = self.datagram_ports.get_mut(token) {
                         port.on_run_list = false;
                         self.receive_from_clients(now, token, true);
+                    }
+                }
+                Kind::Spliced => self.run_spliced(now, token),
+                Kind::Relayed => {
+                    if let Some(relayed) = self.relayed.get_mut(token) {
+                        relayed.on_run_list = false;
+                        self.on_relayed(now, token);
                     }
                 }
                 _ => {

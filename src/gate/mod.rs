@@ -8,7 +8,9 @@ pub mod forward;
 mod inbound;
 mod plan;
 pub mod ports;
+mod splicing;
 pub mod table;
 
 pub use inbound::Inbound;
 pub use plan::{AddressPlan, Destination, Habits, Plan4, Plan6, SharedServices, Sharing};
+pub use splicing::Splicing;

@@ -19,6 +19,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::base::{DropReason, Mac};
 
+use super::splicing::Splicing;
+
 /// The IPv4 half of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan4 {
@@ -86,8 +88,8 @@ pub struct Habits {
 pub struct Sharing {
     /// Addresses that stand for the host's own address, which is the guest's too.
     pub host: Vec<IpAddr>,
-    /// Clients on the host's loopback reach the guest's loopback.
-    pub loopback: bool,
+    /// How clients on the host's loopback reach the guest.
+    pub splicing: Splicing,
     /// Resolvers that DHCP and router advertisements name.
     pub resolvers: Vec<IpAddr>,
     /// What is answered on the link.
@@ -280,11 +282,6 @@ impl AddressPlan {
     /// guest may take any address but those that we need.
     pub fn defends(&self, address: IpAddr) -> bool {
         if self.sharing.is_some() { self.is_reserved(address) } else { self.answers_for(address) }
-    }
-
-    /// Whether a TCP client at `client` reaches the guest's loopback instead of its link.
-    pub fn joins_loopbacks(&self, client: IpAddr) -> bool {
-        client.is_loopback() && self.sharing.as_ref().is_some_and(|sharing| sharing.loopback)
     }
 
     /// What is answered on the link.

@@ -1,45 +1,58 @@
 //! Which ports of the guest's loopback lead to the host's: at once, or while the host listens.
+//!
+//! A socket that listens in the guest goes to the worker, which joins its clients to the host's
+//! loopback, socket to socket, each family to its own. A server of the host that only one family
+//! has is reached by clients of that family.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use crate::engine::host::Diverted;
+use tokio::sync::oneshot;
+
+use crate::engine::thread::CommandSender;
+use crate::engine::{Command, Led, LedId, Reply};
 use crate::gate::auto::{self, AutoService, Standing};
 use crate::gate::forward::{AutoForward, ForwardId, Inner};
 use crate::gate::ports::{Family, PortTable};
 use crate::setup::inside::{Inside, OpenInner};
 
-use super::relay::{Leading, Relay};
-
 /// A rule for ports of the guest's loopback.
 struct InnerRule {
     rule: Inner,
-    /// What is open at once, kept so.
-    _open: Vec<Leading>,
+    /// What is open at once.
+    open: Vec<LedId>,
 }
 
 /// A port that follows the host, by its rule.
 type Followed = (ForwardId, AutoService);
 
 /// The ports of the guest's loopback.
-#[derive(Default)]
 pub(super) struct InnerPorts {
+    worker: CommandSender,
     /// `None` if nothing can lead anywhere.
-    relay: Option<Relay>,
+    inside: Option<Inside>,
     rules: BTreeMap<ForwardId, InnerRule>,
     following: Standing<Followed>,
-    open: BTreeMap<Followed, Leading>,
+    open: BTreeMap<Followed, LedId>,
+    last_led: u64,
 }
 
 impl InnerPorts {
     /// No ports; `inside` opens the sockets of those to come.
-    pub(super) fn new(inside: Option<Inside>) -> InnerPorts {
-        InnerPorts { relay: inside.map(Relay::new), ..InnerPorts::default() }
+    pub(super) fn new(worker: CommandSender, inside: Option<Inside>) -> InnerPorts {
+        InnerPorts {
+            worker,
+            inside,
+            rules: BTreeMap::new(),
+            following: Standing::default(),
+            open: BTreeMap::new(),
+            last_led: 0,
+        }
     }
 
     /// Whether there can be any.
     pub(super) fn are_possible(&self) -> bool {
-        self.relay.is_some()
+        self.inside.is_some()
     }
 
     /// Whether what listens on the host matters.
@@ -58,19 +71,9 @@ impl InnerPorts {
     }
 
     /// Begins to serve `rule`, whose sockets are `open`.
-    ///
-    /// # Errors
-    /// Those of epoll_ctl(2).
-    pub(super) fn enter(
-        &mut self,
-        id: ForwardId,
-        rule: Inner,
-        open: Vec<OpenInner>,
-    ) -> io::Result<()> {
-        let Some(relay) = &self.relay else { return Err(io::ErrorKind::Unsupported.into()) };
-        let open = open.into_iter().map(|open| relay.lead_from(open)).collect::<io::Result<_>>()?;
-        self.rules.insert(id, InnerRule { rule, _open: open });
-        Ok(())
+    pub(super) fn enter(&mut self, id: ForwardId, rule: Inner, open: Vec<OpenInner>) {
+        let open = open.into_iter().map(|open| self.lead(open)).collect();
+        self.rules.insert(id, InnerRule { rule, open });
     }
 
     /// Opens what `rule` says, and serves it.
@@ -78,24 +81,42 @@ impl InnerPorts {
     /// # Errors
     /// A port that has to be there and cannot be opened.
     pub(super) fn open(&mut self, id: ForwardId, rule: Inner) -> io::Result<()> {
-        let Some(relay) = &self.relay else { return Err(io::ErrorKind::Unsupported.into()) };
-        let open = relay.open(&rule).map_err(io::Error::other)?;
-        self.enter(id, rule, open)
+        let Some(inside) = &self.inside else { return Err(io::ErrorKind::Unsupported.into()) };
+        let open = inside.open(&rule).map_err(io::Error::other)?;
+        self.enter(id, rule, open);
+        Ok(())
     }
 
-    /// Ends the rule `id`. Its sockets are closed when other tasks have had their turn.
-    pub(super) fn close(&mut self, id: ForwardId) {
-        if self.rules.remove(&id).is_some() {
-            self.following.forget(|(rule, _)| *rule == id);
-            self.open.retain(|(rule, _), _| *rule != id);
-        }
+    /// Ends the rule `id`, and waits until its sockets are closed.
+    pub(super) async fn close(&mut self, id: ForwardId) {
+        let Some(InnerRule { open, .. }) = self.rules.remove(&id) else { return };
+        self.following.forget(|(rule, _)| *rule == id);
+        let followed = self.open.extract_if(.., |(rule, _), _| *rule == id);
+        let closing = open.into_iter().chain(followed.map(|(_, led)| led)).collect();
+        self.close_led(closing).await;
     }
 
-    /// Joins a client on the host's loopback to the guest's.
-    pub(super) fn join(&self, client: Diverted) {
-        if let Some(relay) = &self.relay {
-            relay.join(client);
+    /// Gives a socket to the worker.
+    fn lead(&mut self, open: OpenInner) -> LedId {
+        self.last_led += 1;
+        let id = LedId(self.last_led);
+        let OpenInner { transport, host_port, socket, .. } = open;
+        self.worker.send(Command::Lead(vec![(Led { id, transport, host_port }, socket)]));
+        id
+    }
+
+    /// Closes sockets, and waits until they are closed.
+    async fn close_led(&self, ids: Vec<LedId>) {
+        if ids.is_empty() {
+            return;
         }
+        let (closed, wait) = oneshot::channel();
+        let reply = Reply::new(move |()| {
+            let _ = closed.send(());
+        });
+        self.worker.send(Command::CloseLed(ids, reply));
+        // A worker that has ended has closed everything.
+        let _ = wait.await;
     }
 
     /// Enters the ports of the guest's loopback that are ours into `table`.
@@ -114,8 +135,7 @@ impl InnerPorts {
 
     /// Opens and closes what depends on `host`, what listens at the host's loopback now; `ours` are
     /// the host ports that lead into the guest.
-    pub(super) fn follow_host(&mut self, host: &PortTable, ours: &PortTable) {
-        let Some(relay) = &self.relay else { return };
+    pub(super) async fn follow_host(&mut self, host: &PortTable, ours: &PortTable) {
         // No two rules of a table want the same port.
         let taken = PortTable::default();
         let scanning = self.rules.iter().filter(|(_, known)| known.rule.scan);
@@ -127,14 +147,20 @@ impl InnerPorts {
             .take(auto::MOST)
             .collect();
         let changes = self.following.turn(&wanted);
-        for followed in &changes.close {
-            self.open.remove(followed);
-        }
+        let closing = changes.close.iter().filter_map(|followed| self.open.remove(followed));
+        let closing = closing.collect();
+        self.close_led(closing).await;
         for followed in changes.open {
             let (id, AutoService { port, transport, family }) = followed;
             let Some(InnerRule { rule, .. }) = self.rules.get(&id) else { continue };
-            match relay.lead(transport, family, guest_port(rule, port), port) {
-                Ok(leading) => drop(self.open.insert(followed, leading)),
+            let (led, host_port) = (guest_port(rule, port), port);
+            let Some(inside) = &self.inside else { return };
+            match inside.listen(transport, family, led) {
+                Ok(socket) => {
+                    let open = OpenInner { transport, family, port: led, host_port, socket };
+                    let led = self.lead(open);
+                    self.open.insert(followed, led);
+                }
                 Err(e) => {
                     if self.following.refused(followed) {
                         tracing::debug!("{transport} port {port} is not led to the host: {e}");

@@ -11,7 +11,6 @@ use tokio::time::{Instant, sleep_until};
 use crate::control::api::{Call, ErrorCode, Failure, Reply as Answer, Request, Rule, Server};
 use crate::control::listening::{RESTRAINT, Watch};
 use crate::control::pesto;
-use crate::engine::host::Diverted;
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Reply};
 use crate::gate::AddressPlan;
@@ -70,12 +69,11 @@ pub(super) async fn serve(
     options: InstanceOptions,
     plan: AddressPlan,
     worker: CommandSender,
-    mut diverted: mpsc::Receiver<Diverted>,
 ) -> io::Result<()> {
     let InstanceOptions { info, ports, server, api, pesto, diag, guest } = options;
     let guest_reach = reach(&plan);
     let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
-    let ports = Ports::new(worker.clone(), plan.clone(), ports)?;
+    let ports = Ports::new(worker.clone(), plan.clone(), ports);
     if ports.follows_guest() && diag.is_none() {
         return Err(cannot_tell());
     }
@@ -153,7 +151,6 @@ pub(super) async fn serve(
                     instance.retry();
                     retry_at = Some(Instant::now() + RETRY.max(began.elapsed() * RESTRAINT));
                 }
-                Some(client) = diverted.recv() => instance.ports.join(client),
                 table = next_table(&mut guest_table, due) => {
                     let began = Instant::now();
                     instance.ports.follow_guest(&table).await;

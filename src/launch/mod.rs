@@ -13,7 +13,6 @@ mod inner;
 mod instance;
 mod ports;
 mod refusals;
-mod relay;
 mod tables;
 
 use std::fs::File;
@@ -26,13 +25,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::control::dns::{self, DnsOptions, DnsRequest, ResolverView};
 use crate::control::lifecycle::{Guest, Outcome, Signals, supervise};
-use crate::engine::host::{Divert, Diverted, DnsLink, Links, Outbound};
+use crate::engine::host::{DnsLink, Links, OpenInside, Outbound};
 use crate::engine::stream_link::{Ends, StreamLink};
 use crate::engine::tap::TapQueue;
 use crate::engine::thread::{self, CommandSender, End, Seat};
 use crate::engine::{Command, Limits, Options};
 use crate::gate::AddressPlan;
 use crate::observe::Capture;
+use crate::setup::inside::Inside;
 use crate::setup::{Tap, TapFeatures, resolv_conf};
 
 pub use instance::InstanceOptions;
@@ -43,9 +43,6 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Requests that may wait for the control thread; a full queue refuses, the guest asks again.
 const DNS_QUEUE: usize = 256;
-
-/// Clients for the guest's loopback that may wait for the control thread.
-const DIVERTED: usize = 256;
 
 /// Descriptors that are not for flows: logs, epoll, the TAP, resolver sockets, the guest's files.
 const RESERVED_DESCRIPTORS: u64 = 256;
@@ -85,13 +82,12 @@ pub struct DataPath {
     requests: mpsc::Receiver<DnsRequest>,
     worker: CommandSender,
     ended: oneshot::Receiver<End>,
-    /// Clients for the guest's loopback.
-    diverted: mpsc::Receiver<Diverted>,
 }
 
 impl DataPath {
-    /// Starts the worker on `link`; `capture` becomes a capture file of it. To be called after the
-    /// last fork and when privileges are gone, so that the worker never has any.
+    /// Starts the worker on `link`; `capture` becomes a capture file of it, `inside` opens sockets of
+    /// the guest's namespace where they are needed. To be called after the last fork and when
+    /// privileges are gone, so that the worker never has any.
     ///
     /// # Errors
     /// Those of epoll, eventfd, randomness and of starting a thread.
@@ -99,6 +95,7 @@ impl DataPath {
         link: Link<'_>,
         options: LaunchOptions,
         capture: Option<File>,
+        inside: Option<Inside>,
     ) -> io::Result<DataPath> {
         let (requests_in, requests) = mpsc::channel(DNS_QUEUE);
         let (worker, commands) = thread::commands()?;
@@ -118,13 +115,11 @@ impl DataPath {
             seed: u64::from_ne_bytes(seed),
         };
         let capture = capture.map(Capture::new).transpose()?;
-        let (diverted_in, diverted) = mpsc::channel(DIVERTED);
-        let joins = options.plan.sharing.as_ref().is_some_and(|sharing| sharing.loopback);
-        let links = || {
-            let diverted = diverted_in.clone();
-            let divert: Divert = Box::new(move |client| diverted.try_send(client).is_ok());
+        // Clients who need one are the lead's.
+        let mut inside = inside.map(open_inside);
+        let mut links = || {
             let dns = dns_link(options.dns, requests_in.clone());
-            Links { dns, loopback: joins.then_some(divert) }
+            Links { dns, inside: inside.take() }
         };
         let ended = move |error| {
             // Nobody listens when the program is ending anyway.
@@ -152,7 +147,7 @@ impl DataPath {
                 thread::start(vec![seat], 1, worker_options, outbound, commands, ended)?;
             }
         }
-        Ok(DataPath { options, requests, worker, ended: ended_out, diverted })
+        Ok(DataPath { options, requests, worker, ended: ended_out })
     }
 
     /// Serves until the guest's life ends; gives how. `guest_file` is the guest's `resolv.conf`,
@@ -167,7 +162,7 @@ impl DataPath {
         guest_file: Option<File>,
         instance: InstanceOptions,
     ) -> io::Result<Outcome> {
-        let DataPath { options, requests, worker, mut ended, diverted } = self;
+        let DataPath { options, requests, worker, mut ended } = self;
         let first = match &options.upstreams {
             Some(servers) => ResolverView { servers: servers.clone(), ..ResolverView::default() },
             None => ResolverView::default(),
@@ -196,7 +191,7 @@ impl DataPath {
             std::future::pending::<()>().await;
         };
         let search = pass_on_search(&options, view, &worker, guest_file);
-        let instance = instance::serve(instance, options.plan.clone(), worker.clone(), diverted);
+        let instance = instance::serve(instance, options.plan.clone(), worker.clone());
         tokio::select! {
             outcome = supervise(guest, signals) => {
                 // A guest that has ended may have said something last. One that is let go of while
@@ -228,6 +223,11 @@ fn link_ended(end: Result<End, oneshot::error::RecvError>) -> io::Result<Outcome
         Ok(End::Failed(error)) => Err(error),
         Ok(End::Drained) | Err(_) => Err(io::Error::other("the worker ended without a word")),
     }
+}
+
+/// The worker's way to sockets of the guest's.
+fn open_inside(inside: Inside) -> OpenInside {
+    Box::new(move |transport, family, count| inside.sockets(transport, family, count))
 }
 
 /// The worker's way to the DNS service; without the service everything is refused.
@@ -294,8 +294,9 @@ fn limits(published_sockets: usize) -> Limits {
         .map_or(1024, |(soft, _)| soft);
     let flows = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS)).unwrap_or(0);
     let flows = flows.saturating_sub(published_sockets);
-    // A flow without a descriptor cannot be; a sixth is kept for UDP and echo.
-    limits.tcp_flows = limits.tcp_flows.min(flows - flows / 6).max(64);
+    // A flow without a descriptor cannot be; a fifth is kept for UDP and echo.
+    limits.tcp_flows = limits.tcp_flows.min(flows - flows / 6 - flows / 24).max(64);
+    limits.relayed = limits.relayed.min(flows / 24).max(16);
     limits.udp_flows = limits.udp_flows.min(flows / 8).max(16);
     limits.echo_flows = limits.echo_flows.min(flows / 24).max(4);
     limits

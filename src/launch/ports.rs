@@ -5,13 +5,11 @@
 //! what is open.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use tokio::sync::{oneshot, watch};
 
 use crate::control::api::{ErrorCode, Failure, Rule, Selector};
-use crate::engine::host::Diverted;
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Published, Reply, Withdrawal};
 use crate::gate::AddressPlan;
@@ -97,17 +95,10 @@ pub(super) struct Ports {
 
 impl Ports {
     /// The ports of the start; the worker begins to serve them.
-    ///
-    /// # Errors
-    /// A socket of the guest's loopback cannot be served.
-    pub(super) fn new(
-        worker: CommandSender,
-        plan: AddressPlan,
-        options: PortOptions,
-    ) -> io::Result<Ports> {
-        let PortOptions { at_start, auto_publish, expose, auto_expose, .. } = options;
+    pub(super) fn new(worker: CommandSender, plan: AddressPlan, options: PortOptions) -> Ports {
+        let PortOptions { at_start, auto_publish, expose, auto_expose, inside, inner } = options;
         let mut ports = Ports {
-            inner: InnerPorts::new(options.inside),
+            inner: InnerPorts::new(worker.clone(), inside),
             worker,
             last_id: 0,
             published: BTreeMap::new(),
@@ -132,16 +123,16 @@ impl Ports {
         for exposure in expose {
             ports.expose(exposure, false);
         }
-        for (rule, open) in options.inner {
+        for (rule, open) in inner {
             let id = ports.next_id();
-            ports.inner.enter(id, rule, open)?;
+            ports.inner.enter(id, rule, open);
         }
         for auto in &auto_publish {
             for rule in TableRule::of_auto(auto) {
                 ports.follow(rule);
             }
         }
-        Ok(ports)
+        ports
     }
 
     /// How many there are, ranges counted once.
@@ -375,7 +366,7 @@ impl Ports {
         let mut withdrawn = Vec::with_capacity(ids.len());
         for id in ids {
             if self.inner.has(*id) {
-                self.inner.close(*id);
+                self.inner.close(*id).await;
                 continue;
             }
             withdrawn.push(*id);
@@ -396,8 +387,6 @@ impl Ports {
             withdrawn.into_iter().map(|forward| Withdrawal { forward, guest_port: None }),
         )
         .await;
-        // Sockets of the guest's loopback belong to tasks that end in their turn.
-        tokio::task::yield_now().await;
     }
 
     /// Lets ports follow who listens in the guest.
@@ -458,11 +447,6 @@ impl Ports {
         self.worker.send(Command::Expose(vec![(id, exposure.clone())]));
         self.exposed.insert(id, ExposedPort { exposure, auto });
         id
-    }
-
-    /// Joins a client on the host's loopback to the guest's.
-    pub(super) fn join(&self, client: Diverted) {
-        self.inner.join(client);
     }
 
     // --- following who listens ---
@@ -625,7 +609,7 @@ impl Ports {
             let id = self.expose(service.exposure(), true);
             self.by_service.insert(service, id);
         }
-        self.inner.follow_host(host, &ours);
+        self.inner.follow_host(host, &ours).await;
     }
 }
 
@@ -634,7 +618,7 @@ pub(super) fn reach(plan: &AddressPlan) -> Reach {
     let v4 = plan.v4.map(|v4| v4.guest.into());
     let v6 = plan.v6.map(|v6| v6.guest.into());
     let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    let loopback = loopback.into_iter().filter(|address| plan.joins_loopbacks(*address));
+    let loopback = loopback.into_iter().filter(|_| plan.joins_loopbacks());
     Reach(v4.into_iter().chain(v6).chain(loopback).collect())
 }
 

@@ -73,7 +73,9 @@ pub(super) fn serve(
             let server = open_control_socket(config, &places, name.is_some());
             let api = open_api_socket(config)?;
             setup::seal(conduct.keeps)?;
-            let data_path = start_data_path(config, Link::Tap(&mut started.tap), pcap, &ports)?;
+            let inside = started.inside.as_ref();
+            let link = Link::Tap(&mut started.tap);
+            let data_path = start_data_path(config, link, pcap, &ports, inside)?;
             let released = started.release()?;
             let instance = InstanceOptions {
                 info: info(config, &format!("/proc/{}/ns/net", released.pid), command),
@@ -100,7 +102,9 @@ pub(super) fn serve(
             if conduct.refuses_calls {
                 setup::refuse_dangerous_calls()?;
             }
-            let data_path = start_data_path(config, Link::Tap(&mut attached.tap), pcap, &ports)?;
+            let inside = attached.inside.as_ref();
+            let link = Link::Tap(&mut attached.tap);
+            let data_path = start_data_path(config, link, pcap, &ports, inside)?;
             let (namespace, process) = match &options.target {
                 Target::Process(pid) => (format!("/proc/{pid}/ns/net"), Some(Pid::from_raw(*pid))),
                 Target::Path(path) | Target::Socket(path) => (path.display().to_string(), None),
@@ -139,7 +143,7 @@ pub(super) fn serve(
             }
             let Machine { path, door, client } = machine;
             let ends = Ends { door, client, once: options.once };
-            let data_path = start_data_path(config, Link::Stream(ends), pcap, &ports)?;
+            let data_path = start_data_path(config, Link::Stream(ends), pcap, &ports, None)?;
             let place = path.map(|path| path.display().to_string()).unwrap_or_default();
             let instance = InstanceOptions {
                 info: info(config, &place, &[]),
@@ -184,6 +188,7 @@ fn start_data_path(
     link: Link<'_>,
     pcap: Option<File>,
     ports: &AtStart,
+    inside: Option<&Inside>,
 ) -> Result<DataPath, Failure> {
     let guest_mac = match &link {
         // The interface may be somebody else's, with a MAC of its own.
@@ -201,7 +206,9 @@ fn start_data_path(
         workers: config.threads.least,
         published_sockets: ports.opened.iter().map(|opened| opened.sockets.len()).sum(),
     };
-    DataPath::start(link, options, pcap).map_err(failed("start the data path"))
+    let inside = inside.map(Inside::another).transpose();
+    let inside = inside.map_err(failed("speak to the guest's network namespace"))?;
+    DataPath::start(link, options, pcap, inside).map_err(failed("start the data path"))
 }
 
 fn port_options(

@@ -50,6 +50,25 @@ pub enum Direction {
     Inbound,
 }
 
+/// Which way the bytes of a flow go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowPath {
+    /// Over the guest's link.
+    Tap,
+    /// From a socket of the host to one of the guest's namespace. There are no packets to count.
+    Spliced,
+}
+
+impl fmt::Display for FlowPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            FlowPath::Tap => "tap",
+            FlowPath::Spliced => "spliced",
+        })
+    }
+}
+
 /// How far a flow is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -177,6 +196,8 @@ pub struct FlowRecord {
     pub transport: FlowTransport,
     /// Who began it.
     pub direction: Direction,
+    /// Which way its bytes go.
+    pub path: FlowPath,
     /// How far it is.
     pub state: FlowState,
     /// The guest's end.
@@ -218,6 +239,7 @@ pub(super) mod tests {
             id,
             transport,
             direction: Direction::Outbound,
+            path: FlowPath::Tap,
             state: FlowState::Established,
             guest: "10.0.2.100:40000".parse().unwrap(),
             peer: peer.parse().unwrap(),
@@ -244,7 +266,7 @@ pub(super) mod tests {
         let record = record(9, FlowTransport::Tcp, "[2001:db8::1]:443");
         let json = serde_json::to_value(&record).unwrap();
         let expected = serde_json::json!({
-            "id": 9, "transport": "tcp", "direction": "outbound", "state": "established",
+            "id": 9, "transport": "tcp", "direction": "outbound", "path": "tap", "state": "established",
             "guest": "10.0.2.100:40000", "peer": "[2001:db8::1]:443",
             "host_local": "192.0.2.7:50001", "host_peer": "[2001:db8::1]:443",
             "bytes_to_host": 1, "packets_to_host": 2, "bytes_to_guest": 3, "packets_to_guest": 4,

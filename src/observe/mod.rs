@@ -16,7 +16,7 @@ mod query;
 mod stats;
 
 pub use capture::Capture;
-pub use flow::{Direction, FlowRecord, FlowState, FlowTransport, Traffic};
+pub use flow::{Direction, FlowPath, FlowRecord, FlowState, FlowTransport, Traffic};
 pub use info::Info;
 pub use port::{GuestEnd, HostEnd, PortKind, PortRecord};
 pub use query::{FlowPage, FlowQuery, Selection};

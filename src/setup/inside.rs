@@ -1,25 +1,31 @@
 //! Sockets of the guest's network namespace, long after the set-up.
 //!
 //! A socket stays in the namespace in which it was made: whoever wants one there has to be there.
-//! A process forked from the set-up's child stays behind for it: it opens what it is asked for over
-//! a `SOCK_SEQPACKET` pair, hands it back, and ends when the other end is closed.
+//! A process that has joined it stays there for it: it opens what it is asked for over a
+//! `SOCK_SEQPACKET` pair, hands it back, and ends when the other end is closed.
 //!
 //! ```text
-//!   us  ── Want ──▶  inside: socket, bind to `lo`, listen ── descriptor, errno ──▶ us
+//!   us  ── Want ──▶  inside: socket, bind to `lo`, listen ── descriptors, errno ──▶ us
 //! ```
+//! Whoever asks waits for the answer, so each of our threads has a conversation of its own.
+//!
 //! It keeps one privilege, to listen at low ports of the guest, and nothing else of what the
 //! set-up had: no other descriptors, no terminal, no way to gain more. It reads no byte that the
 //! guest has written.
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::TimeVal;
-use nix::unistd::ForkResult;
+use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -28,18 +34,21 @@ use super::listen::BACKLOG;
 use super::message::Channel;
 use crate::gate::forward::{Inner, Transport};
 use crate::gate::ports::Family;
+use crate::sys::datagram::{self, DatagramOptions, PortChoice};
 use crate::sys::{inherit, process};
 
-/// A socket of the guest's loopback.
+/// What is wanted of the guest's namespace.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Want {
-    transport: Transport,
-    ipv6: bool,
-    /// The port to listen at; `None` for a socket that is to be connected.
-    port: Option<u16>,
+enum Want {
+    /// A socket that listens at this port of the loopback.
+    Listener { transport: Transport, ipv6: bool, port: u16 },
+    /// So many sockets that are bound to nothing.
+    Sockets { transport: Transport, ipv6: bool, count: usize },
+    /// One more conversation.
+    Conversation,
 }
 
-/// What comes back beside the descriptor: 0 or an errno.
+/// What comes back beside the descriptors: 0 or an errno.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Given(i32);
 
@@ -75,7 +84,13 @@ pub struct InnerError {
 const PATIENCE: TimeVal = TimeVal::new(2, 0);
 
 /// The interface of the guest's loopback.
-const LOOPBACK: &[u8] = b"lo";
+const LOOPBACK: &str = "lo";
+
+/// Conversations at a time: as many as threads that ask, and to spare.
+const CONVERSATIONS: usize = 8;
+
+/// Sockets that are made for one request.
+const AT_ONCE: usize = 64;
 
 /// The process in the guest's namespace. It ends when this is dropped.
 pub struct Inside(Channel);
@@ -93,7 +108,25 @@ impl Inside {
             ForkResult::Child => {
                 drop(ours);
                 // What fails here is told by the end of the conversation.
-                let _ = settle(theirs).map(|channel| serve(&channel));
+                let _ = settle(theirs).map(serve);
+                process::exit_now(0)
+            }
+        }
+    }
+
+    /// Sends a process into the network namespace of `guest`, a child of ours with a user namespace
+    /// of its own.
+    ///
+    /// # Errors
+    /// Those of socketpair(2) and fork(2).
+    pub(super) fn beside(guest: Pid) -> io::Result<Inside> {
+        let (ours, theirs) = Channel::pair()?;
+        match process::fork()? {
+            ForkResult::Parent { .. } => Inside::new(ours.into()),
+            ForkResult::Child => {
+                drop(ours);
+                // What fails here is told by the end of the conversation.
+                let _ = enter(guest).and_then(|()| settle(theirs)).map(serve);
                 process::exit_now(0)
             }
         }
@@ -147,25 +180,41 @@ impl Inside {
     /// # Errors
     /// Those of bind(2) in the guest; `EPIPE` when the process is gone.
     pub fn listen(&self, transport: Transport, family: Family, port: u16) -> io::Result<OwnedFd> {
-        self.ask(Want { transport, ipv6: family == Family::V6, port: Some(port) })
+        self.ask_one(Want::Listener { transport, ipv6: family == Family::V6, port })
     }
 
-    /// A socket of the guest that is bound to nothing: non-blocking, close-on-exec.
+    /// Up to `count` sockets of the guest, and at least one, that are bound to nothing:
+    /// non-blocking, close-on-exec.
     ///
     /// # Errors
-    /// As [`Inside::listen`].
-    pub fn socket(&self, transport: Transport, family: Family) -> io::Result<OwnedFd> {
-        self.ask(Want { transport, ipv6: family == Family::V6, port: None })
+    /// Those of socket(2) in the guest; `EPIPE` when the process is gone.
+    pub fn sockets(
+        &self,
+        transport: Transport,
+        family: Family,
+        count: usize,
+    ) -> io::Result<Vec<OwnedFd>> {
+        self.ask(Want::Sockets { transport, ipv6: family == Family::V6, count })
     }
 
-    fn ask(&self, want: Want) -> io::Result<OwnedFd> {
+    /// The same for another thread.
+    ///
+    /// # Errors
+    /// `EPIPE` when the process is gone.
+    pub fn another(&self) -> io::Result<Inside> {
+        Inside::new(self.ask_one(Want::Conversation)?)
+    }
+
+    fn ask_one(&self, want: Want) -> io::Result<OwnedFd> {
+        let given = self.ask(want)?.into_iter().next();
+        given.ok_or_else(|| io::Error::from_raw_os_error(libc::EPROTO))
+    }
+
+    fn ask(&self, want: Want) -> io::Result<Vec<OwnedFd>> {
         self.0.send(&want, &[])?;
         match self.0.receive::<Given>()? {
             None => Err(io::Error::from_raw_os_error(libc::EPIPE)),
-            Some((Given(0), descriptors)) => {
-                let socket = descriptors.into_iter().next();
-                socket.ok_or_else(|| io::Error::from_raw_os_error(libc::EPROTO))
-            }
+            Some((Given(0), descriptors)) => Ok(descriptors),
             Some((Given(errno), _)) => Err(io::Error::from_raw_os_error(errno)),
         }
     }
@@ -179,6 +228,15 @@ fn lacks_family(e: &io::Error) -> bool {
 /// Whether it is not the port's fault.
 fn is_fatal(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EPIPE | libc::EMFILE | libc::ENFILE))
+}
+
+fn enter(guest: Pid) -> io::Result<()> {
+    // Both before either is joined: from inside the one, the other may not be in sight.
+    let user = File::open(format!("/proc/{guest}/ns/user"))?;
+    let net = File::open(format!("/proc/{guest}/ns/net"))?;
+    setns(user, CloneFlags::CLONE_NEWUSER)?;
+    setns(net, CloneFlags::CLONE_NEWNET)?;
+    Ok(())
 }
 
 /// Gives up all that is not needed for opening sockets.
@@ -201,55 +259,145 @@ fn settle(channel: Channel) -> io::Result<Channel> {
 }
 
 /// Opens what is asked for until nobody asks any more.
-fn serve(channel: &Channel) {
-    while let Ok(Some((want, _))) = channel.receive::<Want>() {
-        let sent = match open(want) {
-            Ok(socket) => channel.send(&Given(0), &[socket.as_fd()]),
-            Err(e) => channel.send(&Given(e.raw_os_error().unwrap_or(libc::EIO)), &[]),
-        };
-        if sent.is_err() {
-            return;
+fn serve(first: Channel) {
+    let mut conversations = vec![first];
+    while !conversations.is_empty() {
+        let mut ready: Vec<PollFd<'_>> = conversations
+            .iter()
+            .map(|conversation| PollFd::new(conversation.as_fd(), PollFlags::POLLIN))
+            .collect();
+        match poll(&mut ready, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(_) => return,
         }
+        let spoke: Vec<bool> = ready.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+        let mut begun = Vec::new();
+        let mut spoke = spoke.into_iter();
+        let room = CONVERSATIONS.saturating_sub(conversations.len());
+        conversations.retain(|conversation| {
+            !spoke.next().unwrap_or(false) || answer(conversation, room, &mut begun)
+        });
+        conversations.append(&mut begun);
     }
 }
 
-fn open(want: Want) -> io::Result<Socket> {
-    let address: IpAddr =
-        if want.ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
-    let (kind, protocol) = match want.transport {
+/// Does what is asked for in a conversation; whether it goes on. What is begun goes to `begun`,
+/// which is to have `room` at most.
+fn answer(conversation: &Channel, room: usize, begun: &mut Vec<Channel>) -> bool {
+    let Ok(Some((want, _))) = conversation.receive::<Want>() else { return false };
+    let given = match want {
+        Want::Conversation if begun.len() >= room => {
+            Err(io::Error::from_raw_os_error(libc::EMFILE))
+        }
+        Want::Conversation => Channel::pair().map(|(ours, theirs)| {
+            begun.push(ours);
+            vec![OwnedFd::from(theirs)]
+        }),
+        want => open(want),
+    };
+    let sent = match given {
+        Ok(sockets) => {
+            let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+            conversation.send(&Given(0), &sockets)
+        }
+        Err(e) => conversation.send(&Given(e.raw_os_error().unwrap_or(libc::EIO)), &[]),
+    };
+    sent.is_ok()
+}
+
+fn open(want: Want) -> io::Result<Vec<OwnedFd>> {
+    match want {
+        Want::Listener { transport, ipv6, port } => {
+            let address: IpAddr =
+                if ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+            listen(transport, SocketAddr::new(address, port)).map(|socket| vec![socket])
+        }
+        Want::Sockets { transport, ipv6, count } => {
+            let mut sockets = Vec::new();
+            for _ in 0..count.clamp(1, AT_ONCE) {
+                match unbound(transport, ipv6) {
+                    Ok(socket) => sockets.push(socket),
+                    Err(e) if sockets.is_empty() => return Err(e),
+                    Err(_) => break,
+                }
+            }
+            Ok(sockets)
+        }
+        Want::Conversation => Err(io::Error::from_raw_os_error(libc::EPROTO)),
+    }
+}
+
+/// A socket that listens at `at`, on the loopback interface alone.
+fn listen(transport: Transport, at: SocketAddr) -> io::Result<OwnedFd> {
+    if transport == Transport::Udp {
+        return datagram::open_udp(&DatagramOptions {
+            port: PortChoice::Required,
+            device: Some(LOOPBACK),
+            ..DatagramOptions::new(at)
+        });
+    }
+    let socket = Socket::from(unbound(transport, at.is_ipv6())?);
+    // Connections of an earlier instance may linger.
+    socket.set_reuse_address(true)?;
+    socket.bind_device(Some(LOOPBACK.as_bytes()))?;
+    socket.bind(&at.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn unbound(transport: Transport, ipv6: bool) -> io::Result<OwnedFd> {
+    let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
+    let (kind, protocol) = match transport {
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
     };
-    let at = SocketAddr::new(address, want.port.unwrap_or(0));
-    let kind = kind.nonblocking().cloexec();
-    let socket = Socket::new(Domain::for_address(at), kind, Some(protocol))?;
-    if want.port.is_some() {
-        if want.transport == Transport::Tcp {
-            // Connections of an earlier instance may linger.
-            socket.set_reuse_address(true)?;
-        }
-        socket.bind_device(Some(LOOPBACK))?;
-        socket.bind(&at.into())?;
-        if want.transport == Transport::Tcp {
-            socket.listen(BACKLOG)?;
-        }
-    }
-    Ok(socket)
+    Ok(Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))?.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn first(want: Want) -> io::Result<Socket> {
+        Ok(Socket::from(open(want)?.remove(0)))
+    }
+
+    fn port_of(socket: &Socket) -> SocketAddr {
+        socket.local_addr().unwrap().as_socket().unwrap()
+    }
+
     #[test]
     fn sockets_listen_at_loopback_and_a_taken_port_is_told() {
-        let want = |port| Want { transport: Transport::Tcp, ipv6: false, port: Some(port) };
-        let first = open(want(0)).unwrap();
-        let at = first.local_addr().unwrap().as_socket().unwrap();
-        assert!(at.ip().is_loopback());
-        let again = open(want(at.port())).unwrap_err();
-        assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
-        let free = open(Want { transport: Transport::Udp, ipv6: true, port: None }).unwrap();
-        assert_eq!(free.local_addr().unwrap().as_socket().map(|at| at.port()), Some(0));
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let listener = |port| Want::Listener { transport, ipv6: false, port };
+            let socket = first(listener(0)).unwrap();
+            let at = port_of(&socket);
+            assert!(at.ip().is_loopback());
+            let again = first(listener(at.port())).unwrap_err();
+            assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+
+    #[test]
+    fn sockets_come_by_the_dozen_but_not_without_end() {
+        let want = |count| Want::Sockets { transport: Transport::Udp, ipv6: true, count };
+        let socket = first(want(0)).unwrap();
+        assert_eq!(port_of(&socket).port(), 0);
+        assert_eq!(open(want(12)).unwrap().len(), 12);
+        assert_eq!(open(want(usize::MAX)).unwrap().len(), AT_ONCE);
+    }
+
+    #[test]
+    fn conversations_are_counted_and_end_with_who_asks() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let server = std::thread::spawn(move || serve(theirs));
+        let first = Inside::new(ours.into()).unwrap();
+        let others: Vec<_> = (1..CONVERSATIONS).map(|_| first.another().unwrap()).collect();
+        assert_eq!(first.another().map(|_| ()).unwrap_err().raw_os_error(), Some(libc::EMFILE));
+        drop(first);
+        assert_eq!(others[3].sockets(Transport::Tcp, Family::V4, 2).unwrap().len(), 2);
+        drop(others);
+        server.join().unwrap();
     }
 }

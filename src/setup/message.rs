@@ -60,6 +60,12 @@ impl From<Channel> for OwnedFd {
     }
 }
 
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Channel {
     /// Two ends, close-on-exec.
     pub(crate) fn pair() -> io::Result<(Channel, Channel)> {

@@ -111,8 +111,9 @@ pub fn start(options: &RunOptions<'_>) -> Result<Started, SetupError> {
         }
     };
     child.order(&Order::Mapped { groups })?;
-    let Handover { tap, resolv_conf, diag, inside } = child.ready()?;
-    let inside = inside.map(Inside::new).transpose().map_err(fail("speak to the namespace"))?;
+    let Handover { tap, resolv_conf, diag, .. } = child.ready()?;
+    let inside = options.link.inside.then(|| Inside::beside(pid)).transpose();
+    let inside = inside.map_err(fail("leave a process in the network namespace"))?;
     let resolv_conf = resolv_conf.map(File::from);
     Ok(Started { child, command: command.clone(), tap, resolv_conf, diag, inside })
 }
@@ -185,8 +186,6 @@ enum GuestError {
     Link(#[from] LinkError),
     #[error(transparent)]
     Files(#[from] MountError),
-    #[error("leave a process in the network namespace")]
-    Inside(#[source] io::Error),
     #[error("talk to the parent process")]
     Parent(#[source] io::Error),
     #[error("the parent process is gone")]
@@ -233,9 +232,7 @@ fn guest(
         Some(files) => mount_private(files)?,
         None => None,
     };
-    let inside = options.link.inside.then(Inside::leave_behind);
-    let inside = inside.transpose().map_err(GuestError::Inside)?;
-    let made = Handover { tap, resolv_conf, diag, inside };
+    let made = Handover { tap, resolv_conf, diag, inside: None };
     made.send(channel).map_err(GuestError::Parent)?;
 
     let Order::Go = order(channel)? else { return Err(GuestError::Orphaned) };

@@ -18,6 +18,7 @@ pub fn small_limits() -> Limits {
         tcp_flows: 500,
         udp_flows: 100,
         echo_flows: 20,
+        relayed: 8,
         receive_window: 16 << 10,
         in_flight: 32 << 10,
         backlog_bytes: 64 << 10,

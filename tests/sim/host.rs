@@ -73,6 +73,8 @@ pub struct Host {
     pending: Vec<Event>,
     /// The errno that opening a socket gives.
     pub exhausted: Option<Errno>,
+    /// Pipes that can still be made.
+    pub pipes: usize,
     pub dns_queries: Vec<u64>,
     pub connects: u64,
     pub datagrams_sent: u64,
@@ -417,6 +419,7 @@ impl SocketPort for HostPort {
     type Stream = Stream;
     type Listener = Listener;
     type Datagram = Datagram;
+    type Pipe = RefCell<VecDeque<u8>>;
 
     fn connect(&mut self, token: Token, target: SocketAddr, _: Marks) -> io::Result<Stream> {
         let mut host = self.0.borrow_mut();
@@ -475,6 +478,35 @@ impl SocketPort for HostPort {
         let readiness = state.readiness();
         host.pending.push(Event { token, readiness });
         Ok(())
+    }
+
+    fn connect_inside(&mut self, token: Token, target: SocketAddr) -> io::Result<Stream> {
+        self.connect(token, target, Marks::DEFAULT)
+    }
+
+    fn open_pipe(&mut self) -> io::Result<Self::Pipe> {
+        let mut host = self.0.borrow_mut();
+        if host.pipes == 0 {
+            return Err(Errno::EMFILE.into());
+        }
+        host.pipes -= 1;
+        Ok(RefCell::default())
+    }
+
+    fn fill(&mut self, stream: &Stream, pipe: &Self::Pipe, most: usize) -> io::Result<usize> {
+        let mut bytes = vec![0; most];
+        let taken = self.recv(stream, &mut [IoSliceMut::new(&mut bytes)])?;
+        assert!(pipe.borrow().is_empty(), "a pipe is filled when it is empty");
+        pipe.borrow_mut().extend(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn drain(&mut self, pipe: &Self::Pipe, stream: &Stream, most: usize) -> io::Result<usize> {
+        let mut pipe = pipe.borrow_mut();
+        assert_eq!(pipe.len(), most, "a pipe holds what its lane says");
+        let taken = self.send(stream, &[IoSlice::new(pipe.make_contiguous())])?;
+        pipe.drain(..taken);
+        Ok(taken)
     }
 
     fn stream_facts(&mut self, _: &Stream) -> StreamFacts {
@@ -616,6 +648,10 @@ impl SocketPort for HostPort {
     }
 
     fn open_ping(&mut self, token: Token, _: MappingKey) -> io::Result<Datagram> {
+        self.open(token)
+    }
+
+    fn open_relay(&mut self, token: Token, _: bool, _: u16, _: SocketAddr) -> io::Result<Datagram> {
         self.open(token)
     }
 

@@ -26,6 +26,7 @@ mod operation;
 mod peer;
 mod reasons;
 mod rng;
+mod splices;
 mod streams;
 mod windows;
 mod world;

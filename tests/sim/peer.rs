@@ -40,6 +40,8 @@ pub struct Script {
     pub resets_after: Option<u64>,
     /// The byte at this place is urgent: a read stops in front of it.
     pub urgent_at: Option<u64>,
+    /// Salt of the bytes that come, and of those that the peer sends.
+    pub salts: (u8, u8),
 }
 
 impl Default for Script {
@@ -57,6 +59,7 @@ impl Default for Script {
             buffer: 65_536,
             resets_after: None,
             urgent_at: None,
+            salts: (FROM_GUEST, TO_GUEST),
         }
     }
 }
@@ -156,7 +159,9 @@ impl StreamState {
         };
         let count = self.outbox.len().min(self.script.chunk).min(room);
         for byte in self.outbox.drain(..count) {
-            if byte != pattern(FROM_GUEST, self.seen.received) && self.seen.wrong_at.is_none() {
+            if byte != pattern(self.script.salts.0, self.seen.received)
+                && self.seen.wrong_at.is_none()
+            {
                 self.seen.wrong_at = Some(self.seen.received);
             }
             self.seen.received += 1;
@@ -185,7 +190,9 @@ impl StreamState {
             self.inbox.extend(self.echo.drain(..count));
         } else {
             count = count.min((self.script.sends - self.seen.sent) as usize);
-            self.inbox.extend((0..count as u64).map(|i| pattern(TO_GUEST, self.seen.sent + i)));
+            self.inbox.extend(
+                (0..count as u64).map(|i| pattern(self.script.salts.1, self.seen.sent + i)),
+            );
         }
         self.seen.sent += count as u64;
         let guest_ended = self.seen.end == Some(End::Eof);

@@ -48,8 +48,7 @@ pub(super) fn forwards(
             table_spec::change(table, Change::Add, option, spec, ephemeral)?;
         }
     }
-    let join_loopbacks = command.host_lo_to_ns_lo;
-    let mut options = ForwardOptions { join_loopbacks, ..ForwardOptions::default() };
+    let mut options = ForwardOptions::default();
     for rule in host.rules() {
         publish(rule, plan, &mut options)?;
     }

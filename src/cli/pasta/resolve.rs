@@ -15,7 +15,7 @@ use crate::base::Mac;
 use crate::cli::config::{Action, Config, DnsOptions, LogOptions, Threads};
 use crate::engine::host::Outbound;
 use crate::gate::forward::PortRange;
-use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing};
+use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing, Splicing};
 use crate::setup::attach::{AttachOptions, Target};
 use crate::setup::daemon::Person;
 use crate::setup::{
@@ -238,7 +238,13 @@ fn plan(
         habits: Habits::default(),
         sharing: Some(Sharing {
             host: command.map_guest_addr.iter().filter(is_there).collect(),
-            loopback: command.host_lo_to_ns_lo,
+            splicing: match (command.splice, command.host_lo_to_ns_lo) {
+                // A machine has a kernel of its own.
+                _ if command.mode == Mode::Passt => Splicing::Off,
+                (false, _) => Splicing::Off,
+                (true, false) => Splicing::Outward,
+                (true, true) => Splicing::Loopback,
+            },
             resolvers,
             services: SharedServices {
                 dhcp4: command.dhcp && has_router,

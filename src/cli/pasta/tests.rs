@@ -105,7 +105,7 @@ fn podmans_guest_is_like_its_host() {
     assert_eq!(meaning("203.0.113.2"), host("203.0.113.2"));
     let publish: Vec<_> = config.forwards.publish.iter().map(ToString::to_string).collect();
     assert_eq!(publish, ["127.0.0.1:18080:80/tcp", "18090:7001/udp"]);
-    assert!(config.forwards.auto_publish.is_empty() && !config.forwards.needs_inside());
+    assert!(config.forwards.auto_publish.is_empty() && !config.forwards.leads_outside());
     assert!(config.dns.enabled && config.dns.upstreams.is_none());
     assert!(!config.plan.services().routers);
     let Action::Attach(options) = config.action else { panic!("a path is attached to") };
@@ -242,7 +242,7 @@ fn rules_of_both_tables_become_ports() {
         ]
     );
     assert!(named.publish_if_free.is_empty() && named.auto_publish.is_empty());
-    assert!(!named.needs_inside());
+    assert!(!named.leads_outside());
 
     let all = forwards("-t none -u ~1-32766 -T all -U 53:5353");
     assert_eq!(texts(&all.publish_if_free), ["32767:32767/udp", "61000-65535:61000-65535/udp"]);

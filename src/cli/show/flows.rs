@@ -27,6 +27,7 @@ pub(super) const ABOUT: &str = "\
 #[command(after_long_help = "COLUMNS\n  \
         PROTO    tcp, udp or icmp\n  \
         DIR      out: begun by the guest; in: through a published port\n  \
+        PATH     tap: over the guest's link; spliced: from socket to socket\n  \
         STATE    of TCP as in RFC 9293, seen from tapway's end towards the guest;\n           \
                  of the others unreplied or replied\n  \
         GUEST    the guest's address and port\n  \
@@ -193,10 +194,11 @@ fn redrawn(lines: &[String], (rows, columns): (u16, u16)) -> String {
     text
 }
 
-fn table(flows: &[FlowRecord]) -> Table<13> {
+fn table(flows: &[FlowRecord]) -> Table<14> {
     let mut table = Table::new([
         ("PROTO", Align::Left),
         ("DIR", Align::Left),
+        ("PATH", Align::Left),
         ("STATE", Align::Left),
         ("GUEST", Align::Left),
         ("PEER", Align::Left),
@@ -215,7 +217,7 @@ fn table(flows: &[FlowRecord]) -> Table<13> {
     table
 }
 
-fn row(flow: &FlowRecord) -> [String; 13] {
+fn row(flow: &FlowRecord) -> [String; 14] {
     let direction = match flow.direction {
         Direction::Outbound => "out",
         Direction::Inbound => "in",
@@ -240,6 +242,7 @@ fn row(flow: &FlowRecord) -> [String; 13] {
     [
         flow.transport.to_string(),
         direction.to_owned(),
+        flow.path.to_string(),
         flow.state.to_string(),
         flow.guest.to_string(),
         flow.peer.to_string(),
@@ -258,13 +261,14 @@ fn row(flow: &FlowRecord) -> [String; 13] {
 mod tests {
     use super::*;
     use crate::gate::forward::ForwardId;
-    use crate::observe::{FlowState, Traffic};
+    use crate::observe::{FlowPath, FlowState, Traffic};
 
     fn flow() -> FlowRecord {
         FlowRecord {
             id: 1,
             transport: FlowTransport::Tcp,
             direction: Direction::Inbound,
+            path: FlowPath::Tap,
             state: FlowState::Established,
             guest: "10.0.2.100:80".parse().unwrap(),
             peer: "203.0.113.9:45678".parse().unwrap(),
@@ -293,6 +297,7 @@ mod tests {
         let expected = [
             "tcp",
             "in",
+            "tap",
             "established",
             "10.0.2.100:80",
             "203.0.113.9:45678",
@@ -317,8 +322,8 @@ mod tests {
             ..flow()
         };
         let row = row(&translated);
-        assert_eq!(row[5], "192.0.2.7:8080=>127.0.0.1:53");
-        assert_eq!(row[10..], ["-", "-", "-"]);
+        assert_eq!(row[6], "192.0.2.7:8080=>127.0.0.1:53");
+        assert_eq!(row[11..], ["-", "-", "-"]);
     }
 
     #[test]

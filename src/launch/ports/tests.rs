@@ -37,7 +37,7 @@ fn worker() -> Worker {
     };
     let dns = DnsLink { connect: Box::new(|| None), ask: Box::new(|_, _| false) };
     let outbound = Outbound::default();
-    let links = Links { dns, loopback: None };
+    let links = Links { dns, inside: None };
     let frames = TapQueue::new(tap.into(), false, None);
     let seats = vec![thread::Seat { frames, links }];
     thread::start(seats, 1, options, outbound, commands, |_| ()).unwrap();
@@ -89,7 +89,7 @@ fn a_unix_socket_comes_and_goes_with_its_server_time_and_again() {
     };
     let at_start = AtStart { opened: vec![], waiting: vec![(forward, false)] };
     let options = PortOptions { at_start, ..PortOptions::default() };
-    let mut ports = Ports::new(worker.sender.clone(), plan(), options).unwrap();
+    let mut ports = Ports::new(worker.sender.clone(), plan(), options);
     run(async {
         for _ in 0..3 {
             assert!(!path.exists(), "a socket that nobody serves");

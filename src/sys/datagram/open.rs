@@ -1,7 +1,7 @@
 //! Opening datagram sockets, with the options that all of them need.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::c_int;
@@ -107,6 +107,40 @@ fn prepare_udp(fd: BorrowedFd<'_>, options: &DatagramOptions<'_>) -> io::Result<
         set(fd, level, option, 1)?;
     }
     Ok(())
+}
+
+/// Opens a UDP socket that is bound to nothing yet.
+///
+/// # Errors
+/// Those of socket(2).
+pub fn unbound_udp(family: Family) -> io::Result<OwnedFd> {
+    let domain = match family {
+        Family::V4 => Domain::IPV4,
+        Family::V6 => Domain::IPV6,
+    };
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    Ok(Socket::new(domain, kind, Some(Protocol::UDP))?.into())
+}
+
+/// Has a UDP socket speak to `target` alone: from `port` if that is free, at an address that the
+/// kernel chooses. Errors of what was sent are told by the next call on the socket, once.
+///
+/// # Errors
+/// Those of bind(2) and connect(2).
+pub fn connect_udp(fd: BorrowedFd<'_>, port: u16, target: SocketAddr) -> io::Result<()> {
+    let socket = SockRef::from(&fd);
+    // What the kernel does not grant is not missed until datagrams come in bursts.
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_LEN);
+    let _ = socket.set_send_buffer_size(SEND_BUFFER_LEN);
+    let own: IpAddr = match target {
+        // Until it is connected, nobody from elsewhere is to be heard.
+        _ if target.ip().is_loopback() => target.ip(),
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // connect(2) finds a port where this one is taken.
+    let _ = socket.bind(&SocketAddr::new(own, port).into());
+    socket.connect(&target.into())
 }
 
 /// Opens a ping socket, which sends echo requests and receives the replies to them.

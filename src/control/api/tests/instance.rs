@@ -129,6 +129,7 @@ fn flows(query: &FlowQuery) -> FlowPage {
             id,
             transport: FlowTransport::Tcp,
             direction: Direction::Outbound,
+            path: FlowPath::Tap,
             state: FlowState::Established,
             guest,
             peer,

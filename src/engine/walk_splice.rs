@@ -1,0 +1,146 @@
+//! Clients whose connections are spliced: their beginning, their turns, their end.
+//!
+//! ```text
+//!   listener ready ─▶ accept ─▶ splice_way ─▶ socket on the other side connects ─▶ lanes
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::base::{DropReason, Instant};
+use crate::gate::forward::ForwardId;
+use crate::observe::{Direction, FlowTransport};
+use crate::sys::datagram::Marks;
+
+use super::ports::{FramePort, Readiness, SocketPort};
+use super::published::Rule;
+use super::splice::{End, Fate, Spliced};
+use super::token::{Kind, Token};
+use super::worker::Worker;
+
+/// Where a client is joined to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To this server of the guest, by a socket inside.
+    Inside(SocketAddr),
+    /// To this server of the host.
+    Outside(SocketAddr),
+}
+
+impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// Where a client at `client` of the port of `rule` is joined to; `None` if it goes by the link.
+    pub(super) fn splice_way(&self, rule: &Rule, client: IpAddr) -> Option<Way> {
+        match rule {
+            Rule::Published(rule) if rule.guest_address.is_some() => None,
+            Rule::Published(rule) => {
+                let target = self.plan.splice_target(client)?;
+                Some(Way::Inside(SocketAddr::new(target, rule.guest_port)))
+            }
+            Rule::Led(rule) => {
+                let loopback: IpAddr = match client {
+                    IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                    IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+                };
+                Some(Way::Outside(SocketAddr::new(loopback, rule.host_port)))
+            }
+        }
+    }
+
+    /// Host-side sockets of connections that began outside.
+    pub(super) fn inbound_sockets(&self) -> usize {
+        self.inbound_tcp + 2 * self.inbound_spliced
+    }
+
+    /// Whether there is no room for the two sockets of one more connection.
+    fn is_full_for(&self, way: Way) -> bool {
+        let limits = &self.io.limits;
+        let crowded = matches!(way, Way::Inside(_))
+            && self.inbound_sockets() + 2 > limits.inbound_tcp_flows();
+        crowded || self.tcp.len() + 2 * self.spliced.len() + 2 > limits.tcp_flows
+    }
+
+    /// A client is there: the other side gets a connection too.
+    pub(super) fn open_spliced(
+        &mut self,
+        now: Instant,
+        forward: Option<ForwardId>,
+        way: Way,
+        client: SocketAddr,
+        stream: S::Stream,
+    ) {
+        if self.is_full_for(way) {
+            self.io.drop_frame(DropReason::FlowLimit);
+            self.ledger.refuse(FlowTransport::Tcp);
+            return self.io.host.reset(stream);
+        }
+        let token = self.spliced.next_token();
+        let far = Token { kind: Kind::SplicedTarget, ..token };
+        let host = &mut self.io.host;
+        // It was accepted for the link.
+        host.forget(&stream);
+        let target = host.adopt(token, &stream).and_then(|()| match way {
+            Way::Inside(target) => host.connect_inside(far, target),
+            Way::Outside(target) => host.connect(far, target, Marks::DEFAULT),
+        });
+        let Ok(target) = target else {
+            self.ledger.refuse(FlowTransport::Tcp);
+            return self.io.host.reset(stream);
+        };
+        for stream in [&stream, &target] {
+            // Each side has decided already what belongs together.
+            self.io.host.no_delay(stream);
+        }
+        let (direction, guest, peer) = match way {
+            Way::Inside(server) => (Direction::Inbound, server, client),
+            Way::Outside(server) => (Direction::Outbound, client, server),
+        };
+        let account = self.ledger.open(now, FlowTransport::Tcp, direction, forward);
+        let id = account.id;
+        let spliced = Spliced::new(account, stream, target, guest, peer);
+        if self.spliced.insert(id, spliced).is_some() && direction == Direction::Inbound {
+            self.inbound_spliced += 1;
+        }
+    }
+
+    /// A socket of a spliced connection reports readiness.
+    pub(super) fn on_spliced(
+        &mut self,
+        now: Instant,
+        token: Token,
+        end: End,
+        readiness: Readiness,
+    ) {
+        let token = Token { kind: Kind::Spliced, ..token };
+        let Some(spliced) = self.spliced.get_mut(token) else { return };
+        let fate = spliced.on_readiness(end, readiness, &mut self.io);
+        self.settle_spliced(now, token, fate);
+    }
+
+    /// A spliced connection that had more to do has its turn.
+    pub(super) fn run_spliced(&mut self, now: Instant, token: Token) {
+        let Some(spliced) = self.spliced.get_mut(token) else { return };
+        spliced.on_run_list = false;
+        let fate = spliced.run(&mut self.io);
+        self.settle_spliced(now, token, fate);
+    }
+
+    fn settle_spliced(&mut self, now: Instant, token: Token, fate: Fate) {
+        let Some(spliced) = self.spliced.get_mut(token) else { return };
+        spliced.account.last_use = now;
+        match fate {
+            Fate::Rests => {}
+            Fate::Runs if spliced.on_run_list => {}
+            Fate::Runs => {
+                spliced.on_run_list = true;
+                self.run_list.push_back(token);
+            }
+            Fate::Over | Fate::Failed => {
+                let Some((_, spliced)) = self.spliced.remove(token) else { return };
+                let inbound = spliced.account.direction == Direction::Inbound;
+                self.inbound_spliced -= usize::from(inbound);
+                let answered = spliced.is_connected();
+                self.ledger.close(FlowTransport::Tcp, &spliced.account, answered);
+                spliced.close(fate == Fate::Failed, &mut self.io);
+            }
+        }
+    }
+}
