@@ -11,6 +11,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -118,12 +119,81 @@ fn an_unknown_option_is_told_in_the_first_line_and_the_usage_follows() {
 #[test]
 fn a_commands_status_is_pastas() {
     let (_directory, ours) = ours();
+    // Process 1 of a namespace cannot kill itself.
     for (script, status) in [("exit 7", 7), ("kill -KILL $$", 128 + 9)] {
-        let ran = run(&ours, &[&QUIET[..], &["--", "sh", "-c", script]].concat());
+        let command = ["--no-pidns", "--", "sh", "-c", script];
+        let ran = run(&ours, &[&QUIET[..], &command].concat());
         assert_eq!((ran.status, ran.stdout.as_str(), ran.stderr.as_str()), (Some(status), "", ""));
     }
     let ran = run(&ours, &[&QUIET[..], &["/nonexistent/command"]].concat());
     assert_eq!(ran.status, Some(1), "{ran:?}");
+}
+
+/// One line for each of the things that a command finds to be its own, as the original of 2026-10
+/// shows them.
+#[test]
+fn a_command_has_processes_a_name_and_queues_of_its_own() {
+    let (_directory, ours) = ours();
+    let script = "echo $$; ps -A -o pid= | wc -l; hostname; cat /proc/sys/net/ipv4/ping_group_range
+        id -u; cat /proc/self/setgroups; ipcmk -Q >/dev/null && ipcs -q | grep -c 0x";
+    let ran = run(&ours, &[&QUIET[..], &["--", "sh", "-c", script]].concat());
+    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    // Of processes: the shell, ps and wc.
+    let expected = format!("1\n3\npasta-{host}\n0\t0\n0\ndeny\n1\n");
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), (expected.as_str(), ""));
+    let ran = run(&ours, &[&QUIET[..], &["--no-pidns", "--", "sh", "-c", "echo $$"]].concat());
+    assert_ne!(ran.stdout, "1\n", "{ran:?}");
+    assert_eq!(ran.status, Some(0), "{ran:?}");
+}
+
+#[test]
+fn without_a_command_there_is_a_login_shell() {
+    let (_directory, ours) = ours();
+    for (shell, name) in [(Some("/bin/bash"), "-/bin/bash"), (None, "-/bin/sh")] {
+        let mut command = user(&ours);
+        command.args(QUIET).stdin(Stdio::piped()).stdout(Stdio::piped());
+        match shell {
+            Some(shell) => command.env("SHELL", shell),
+            None => command.env_remove("SHELL"),
+        };
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"echo I am $0; exit 9\n").unwrap();
+        let ran: Ran = child.wait_with_output().unwrap().into();
+        assert_eq!((ran.status, ran.stdout), (Some(9), format!("I am {name}\n")));
+    }
+}
+
+#[test]
+fn a_signal_ends_pasta_and_its_command_with_it() {
+    let (_directory, ours) = ours();
+    for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
+        // Without processes of its own the command's number is the one that it prints.
+        let script = "echo $$; exec sleep 1000";
+        let mut command = user(&ours);
+        command.args(QUIET).args(["--no-pidns", "--", "sh", "-c", script]);
+        let mut pasta = Background::start(&mut command);
+        let inner = Pid::from_raw(pasta.line().parse().unwrap());
+        pasta.signal(signal);
+        let ran = pasta.end();
+        assert_eq!((ran.status, ran.signal), (Some(0), None), "{ran:?}");
+        assert!(ends(inner, PATIENCE), "the command lives on");
+    }
+}
+
+#[test]
+fn splice_only_gives_loopback_and_nothing_else() {
+    let (directory, ours) = ours();
+    let ran = run(&ours, &["--splice-only", "--config-net", "--", "ip", "-o", "link"]);
+    assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+    assert_eq!(ran.stdout.lines().count(), 1, "{ran:?}");
+    assert!(ran.stdout.contains(": lo: <LOOPBACK,UP"), "{ran:?}");
+    let target = bare_namespace();
+    let port = free_port();
+    let spec = format!("{port}:8099");
+    let options = ["--splice-only", "-t", &spec, "-u", "none", "-T", "none", "-U", "none"];
+    let _daemon = daemon(&ours, directory.path(), &target, &options);
+    let _server = serve(&target, "bind=127.0.0.1");
+    assert_eq!(ask("127.0.0.1", port).as_deref(), Some("hi\n"));
 }
 
 #[test]
@@ -224,15 +294,12 @@ fn ports_of_the_guests_loopback_lead_to_the_hosts() {
     serving.join().unwrap();
 }
 
-/// What a server at `place` in the guest says to a client at `address` of a port published with
-/// `options`.
-fn published(place: &str, address: &str, options: &[&str]) -> Option<String> {
-    let (directory, ours) = ours();
-    let target = bare_namespace();
-    let port = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
-    let spec = format!("{port}:8099");
-    let options = [&["-t", &spec, "-u", "none", "-T", "none", "-U", "none"], options].concat();
-    let _daemon = daemon(&ours, directory.path(), &target, &options);
+fn free_port() -> u16 {
+    TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A server at `place` in the guest, port 8099, that greets its clients.
+fn serve(target: &Background, place: &str) -> Background {
     let mut server = user("nsenter");
     server.args(["--preserve-credentials", "--user", "--net", "--target"]);
     // Its own first line says that it listens.
@@ -240,9 +307,27 @@ fn published(place: &str, address: &str, options: &[&str]) -> Option<String> {
     server.args([&target.pid().to_string(), "sh", "-c", &listen]);
     let mut server = Background::start(&mut server);
     while !server.line().contains("listening on") {}
+    server
+}
+
+/// What a server at `address` says; `None` if nothing.
+fn ask(address: &str, port: u16) -> Option<String> {
     let mut client = TcpStream::connect((address, port)).ok()?;
     let mut answer = String::new();
     client.read_to_string(&mut answer).ok().filter(|length| *length > 0).map(|_| answer)
+}
+
+/// What a server at `place` in the guest says to a client at `address` of a port published with
+/// `options`.
+fn published(place: &str, address: &str, options: &[&str]) -> Option<String> {
+    let (directory, ours) = ours();
+    let target = bare_namespace();
+    let port = free_port();
+    let spec = format!("{port}:8099");
+    let options = [&["-t", &spec, "-u", "none", "-T", "none", "-U", "none"], options].concat();
+    let _daemon = daemon(&ours, directory.path(), &target, &options);
+    let _server = serve(&target, place);
+    ask(address, port)
 }
 
 #[test]

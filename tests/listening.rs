@@ -42,9 +42,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let argv = ["run", "--", "/proc/self/exe", GUEST].map(OsString::from);
     let Invocation::Guest(draft) = native::parse(argv.to_vec())? else { unreachable!("a run") };
     let config = cli::resolve(*draft, &HostFacts::gather(None))?;
-    let Action::Run { command, own_ids, files } = &config.action else { unreachable!("a run") };
+    let Action::Run { command, own_ids, files, isolation } = &config.action else {
+        unreachable!("a run")
+    };
     let started = run::start(&run::RunOptions {
         command,
+        isolation,
         own_ids: *own_ids,
         identity: &config.identity,
         link: &config.link(),

@@ -11,6 +11,7 @@ use crate::gate::AddressPlan;
 use crate::gate::forward::{AutoForward, Exposure, Forward, Inner};
 use crate::setup::attach::AttachOptions;
 use crate::setup::machine::MachineOptions;
+use crate::setup::run::Isolation;
 use crate::setup::{Conduct, Identity, IfName, InstanceName, LinkOptions, LinkSetup, PrivateFiles};
 
 /// A validated configuration.
@@ -94,6 +95,8 @@ pub enum Action {
         own_ids: bool,
         /// The guest's `resolv.conf` and `hosts`; `None` leaves the host's in place.
         files: Option<PrivateFiles>,
+        /// What else it has for itself.
+        isolation: Isolation,
     },
     /// Serve an existing namespace.
     Attach(AttachOptions),

@@ -14,6 +14,7 @@ use crate::engine::host::Outbound;
 use crate::gate::forward::{self, AutoForward, Forward, OverlapError, Transport};
 use crate::gate::{AddressPlan, Plan4, Plan6};
 use crate::setup::attach::Target;
+use crate::setup::run::Isolation;
 use crate::setup::{
     HOST_NAMES, HostEntry, HostFacts, IfName, Listed, PrivateFiles, hosts, resolv_conf,
 };
@@ -148,7 +149,8 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
             } else {
                 command
             };
-            ("run", Action::Run { command, own_ids: map_user, files: Some(files) })
+            let (own_ids, files, isolation) = (map_user, Some(files), Isolation::default());
+            ("run", Action::Run { command, own_ids, files, isolation })
         }
         DraftTarget::Attach(options) => {
             if let Target::Process(pid) = options.target

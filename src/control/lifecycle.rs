@@ -20,6 +20,9 @@
 //! SIGTTOU so that a log line from the background does not stop it, and SIGTTIN, which a command that
 //! reads in the background brings on the whole group, so that it stops with the command and once only.
 //!
+//! A command of pasta's may be process 1 of a namespace, which heeds no signal that it does not handle:
+//! those that ask for the end are for tapway itself there, whose end is the command's.
+//!
 //! `attach`: until the target is gone or SIGINT, SIGTERM or SIGHUP asks for the end.
 //!
 //! Held by an engine: until the engine closes its end of a descriptor, or a signal ends it. What
@@ -52,6 +55,8 @@ use crate::sys::readiness;
 pub enum Guest {
     /// The command of `run`, a child process.
     Command(Pid),
+    /// The same, where signals that ask for the end are for us. The command ends with us.
+    Confined(Pid),
     /// The target of `attach`.
     Target(Anchor),
     /// Whoever started us and holds the other end.
@@ -254,7 +259,8 @@ impl NameWatch {
 pub async fn supervise(guest: &Guest, signals: &Signals) -> io::Result<Outcome> {
     let events = readiness::readable(signals.events.as_fd().try_clone_to_owned()?)?;
     match guest {
-        Guest::Command(pid) => supervise_command(*pid, signals, &events).await,
+        Guest::Command(pid) => supervise_command(*pid, false, signals, &events).await,
+        Guest::Confined(pid) => supervise_command(*pid, true, signals, &events).await,
         Guest::Target(anchor) => supervise_target(anchor, signals, &events).await,
         Guest::Held(leash) => supervise_held(leash, signals, &events).await,
     }
@@ -262,7 +268,12 @@ pub async fn supervise(guest: &Guest, signals: &Signals) -> io::Result<Outcome> 
 
 type Events = AsyncFd<OwnedFd>;
 
-async fn supervise_command(pid: Pid, signals: &Signals, events: &Events) -> io::Result<Outcome> {
+async fn supervise_command(
+    pid: Pid,
+    confined: bool,
+    signals: &Signals,
+    events: &Events,
+) -> io::Result<Outcome> {
     // It may have ended before we began to listen.
     if let Some(status) = collect(pid)? {
         return Ok(Outcome::Exited(status));
@@ -273,6 +284,8 @@ async fn supervise_command(pid: Pid, signals: &Signals, events: &Events) -> io::
             if let Some(status) = collect(pid)? {
                 return Ok(Outcome::Exited(status));
             }
+        } else if confined && matches!(signal, Signal::SIGTERM | Signal::SIGQUIT) {
+            return Ok(Outcome::Asked(signal));
         } else if is_for_command(&info, pid) {
             // It may be ending just now, and then its status is on its way.
             let _ = kill(pid, signal);

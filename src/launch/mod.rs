@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::control::dns::{self, DnsOptions, DnsRequest, ResolverView};
 use crate::control::lifecycle::{Guest, Outcome, Signals, supervise};
 use crate::engine::host::{DnsLink, Links, OpenInside, Outbound};
+use crate::engine::no_link::NoLink;
 use crate::engine::stream_link::{Ends, StreamLink};
 use crate::engine::tap::TapQueue;
 use crate::engine::thread::{self, CommandSender, End, Seat};
@@ -127,6 +128,10 @@ impl DataPath {
         };
         let outbound = options.outbound.clone();
         match link {
+            Link::Tap(_) if !options.plan.has_link() => {
+                let seat = Seat { frames: NoLink::new()?, links: links() };
+                thread::start(vec![seat], 1, worker_options, outbound, commands, ended)?;
+            }
             Link::Tap(tap) => {
                 let mut queues = std::mem::take(&mut tap.queues);
                 if capture.is_some() {

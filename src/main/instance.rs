@@ -59,13 +59,14 @@ pub(super) fn serve(
     let signals = &Signals::take().map_err(failed("take over the signals"))?;
     let link = config.link();
     let (guest, data_path, guest_file, instance) = match &config.action {
-        Action::Run { command, own_ids, files } => {
+        Action::Run { command, own_ids, files, isolation } => {
             let mut started = run::start(&run::RunOptions {
                 command,
                 own_ids: *own_ids,
                 identity: &config.identity,
                 link: &link,
                 files: files.as_ref(),
+                isolation,
                 restore_signals: &|| signals.restore(),
             })?;
             setup::raise_descriptor_limit();
@@ -86,7 +87,11 @@ pub(super) fn serve(
                 diag: released.diag,
                 guest: Some(released.pid),
             };
-            (Guest::Command(released.pid), data_path, released.resolv_conf, instance)
+            let guest = match conduct.ends_when_asked {
+                true => Guest::Confined(released.pid),
+                false => Guest::Command(released.pid),
+            };
+            (guest, data_path, released.resolv_conf, instance)
         }
         Action::Attach(options) => {
             let mut attached = attach::start(options, &link)?;

@@ -103,6 +103,7 @@ fn facts(asked: &Asked, person: Option<Person>) -> Result<PastaFacts, Failure> {
     });
     Ok(PastaFacts {
         host: HostFacts::gather(None),
+        hostname: nix::unistd::gethostname().unwrap_or_default(),
         person,
         templates,
         ephemeral: setup::ephemeral_ports(),

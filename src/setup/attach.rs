@@ -417,7 +417,7 @@ fn join(target: &Opened, link: &LinkOptions, channel: &Channel) -> Result<(), Jo
         .map_err(|e| JoinError::Net { target: name(), source: e.into() })?;
     let mut netlink =
         Netlink::open().map_err(|source| JoinError::Netlink { target: name(), source })?;
-    let tap = Tap::open(&link.ifname, link.queues, &mut netlink)?;
+    let tap = Tap::of(link, &mut netlink)?;
     configure(link, Autoconfiguration::AsFound, &mut netlink)?;
     let inside = link.inside.then(Inside::leave_behind).transpose().map_err(JoinError::Inside)?;
     let made = Handover { tap, resolv_conf: None, diag: Handover::open_diag(), inside };

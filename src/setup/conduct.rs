@@ -18,6 +18,8 @@ use crate::sys::inherit::take_descriptor;
 pub struct Conduct {
     /// Whom it lives for.
     pub lives_for: LivesFor,
+    /// SIGTERM and SIGQUIT end it, and its command with it, instead of reaching the command.
+    pub ends_when_asked: bool,
     /// The descriptor that gets one byte, `1`, when everything is in place, and is closed then.
     pub ready_fd: Option<RawFd>,
     /// How its user finds it, by name.

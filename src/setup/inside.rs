@@ -234,7 +234,11 @@ fn enter(guest: Pid) -> io::Result<()> {
     // Both before either is joined: from inside the one, the other may not be in sight.
     let user = File::open(format!("/proc/{guest}/ns/user"))?;
     let net = File::open(format!("/proc/{guest}/ns/net"))?;
-    setns(user, CloneFlags::CLONE_NEWUSER)?;
+    match setns(user, CloneFlags::CLONE_NEWUSER) {
+        // It is ours already.
+        Ok(()) | Err(Errno::EINVAL) => {}
+        Err(e) => return Err(e.into()),
+    }
     setns(net, CloneFlags::CLONE_NEWNET)?;
     Ok(())
 }

@@ -56,6 +56,8 @@ pub enum LinkSetup {
     Bare,
     /// Nothing that the guest could notice: somebody else does it.
     Nothing,
+    /// There is none. Loopback comes up.
+    Absent,
 }
 
 /// Addresses and routes for a link that is like the host's.
@@ -106,6 +108,9 @@ pub(crate) fn configure(
     autoconfiguration: Autoconfiguration,
     netlink: &mut Netlink,
 ) -> Result<(), LinkError> {
+    if options.setup == LinkSetup::Absent {
+        return perform(vec![loopback_up()], netlink);
+    }
     let name = options.ifname.as_str();
     let fail = |what: String| move |source| LinkError { what, source };
     let index = netlink
@@ -118,7 +123,11 @@ pub(crate) fn configure(
         sysctls(options, autoconfiguration);
     }
 
-    let steps = steps(options, index);
+    perform(steps(options, index), netlink)
+}
+
+fn perform(steps: Vec<Step>, netlink: &mut Netlink) -> Result<(), LinkError> {
+    let fail = |what: String| move |source| LinkError { what, source };
     let (labels, requests): (Vec<_>, Vec<_>) =
         steps.into_iter().map(|step| ((step.what, step.need), step.request)).unzip();
     let outcomes = netlink.perform(requests).map_err(fail("talk to the kernel".to_owned()))?;
@@ -159,6 +168,11 @@ struct Step {
     request: RouteNetlinkMessage,
 }
 
+fn loopback_up() -> Step {
+    let request = up(LOOPBACK_INDEX, vec![]);
+    Step { what: "bring up lo".to_owned(), need: Need::Always, request }
+}
+
 fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
     let LinkOptions { ifname, plan, setup, .. } = options;
     let mut steps = Vec::new();
@@ -171,7 +185,8 @@ fn steps(options: &LinkOptions, index: u32) -> Vec<Step> {
         add(Need::Welcome, what, undisciplined(index));
         return steps;
     }
-    add(Need::Always, "bring up lo".to_owned(), up(LOOPBACK_INDEX, vec![]));
+    steps.push(loopback_up());
+    let mut add = |need, what: String, request| steps.push(Step { what, need, request });
     if *setup == LinkSetup::Bare {
         let mac = LinkAttribute::Address(plan.guest_mac.0.to_vec());
         let what = format!("give {ifname} the MAC {}", plan.guest_mac);

@@ -1,4 +1,5 @@
-//! `run`: a command in new user, network and mount namespaces.
+//! `run`: a command in new user, network and mount namespaces, and in others where that is asked for
+//! ([`Isolation`]).
 //!
 //! The child makes its user namespace first and says so; while the parent maps the ids (two
 //! `execve`s of the map helpers, or two writes), the child makes the network and mount namespaces,
@@ -17,10 +18,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::unistd::{ForkResult, Pid, getpid, getppid};
+use nix::unistd::{ForkResult, Pid, getpid, getppid, sethostname};
 
 use super::facts::on_path;
 use super::files::{MountError, PrivateFiles, mount_private};
@@ -41,6 +43,8 @@ pub struct RunOptions<'a> {
     pub own_ids: bool,
     /// Who calls.
     pub identity: &'a Identity,
+    /// What the command has for itself.
+    pub isolation: &'a Isolation,
     /// The guest's interface.
     pub link: &'a LinkOptions,
     /// The guest's files, where they differ from the host's.
@@ -48,6 +52,52 @@ pub struct RunOptions<'a> {
     /// Called in the child just before `execve`: gives signals back the state in which the caller
     /// of tapway left them to its children.
     pub restore_signals: &'a dyn Fn() -> io::Result<()>,
+}
+
+/// Which namespaces a command has beside those of its network and its mounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Isolation {
+    /// Of users; without one of its own, the caller has to be privileged.
+    pub users: bool,
+    /// Of processes: the command is process 1, `/proc` shows its own, and all of them end with it.
+    pub processes: bool,
+    /// Of System V IPC and POSIX message queues.
+    pub ipc: bool,
+    /// Of the host's name, which is this one.
+    pub hostname: Option<OsString>,
+    /// The name by which the command is told of itself, if not the one by which it is found. A
+    /// shell whose own begins with `-` is a login shell.
+    pub own_name: Option<OsString>,
+}
+
+impl Default for Isolation {
+    /// Users alone.
+    fn default() -> Isolation {
+        Isolation { users: true, processes: false, ipc: false, hostname: None, own_name: None }
+    }
+}
+
+impl Isolation {
+    /// The namespaces that a new process is born into. One of processes cannot be entered later by
+    /// itself, and whoever makes it needs a user namespace that gives the right to.
+    fn at_birth(&self) -> CloneFlags {
+        if !self.processes {
+            return CloneFlags::empty();
+        }
+        CloneFlags::CLONE_NEWPID | self.user_namespace()
+    }
+
+    fn user_namespace(&self) -> CloneFlags {
+        if self.users { CloneFlags::CLONE_NEWUSER } else { CloneFlags::empty() }
+    }
+
+    /// The namespaces that it makes for itself, then.
+    fn later(&self) -> CloneFlags {
+        let mut flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
+        flags.set(CloneFlags::CLONE_NEWIPC, self.ipc);
+        flags.set(CloneFlags::CLONE_NEWUTS, self.hostname.is_some());
+        flags
+    }
 }
 
 /// A guest whose command has not been started yet. Dropping it ends the guest.
@@ -80,7 +130,15 @@ pub fn start(options: &RunOptions<'_>) -> Result<Started, SetupError> {
     let maps = IdMaps::plan(options.identity, options.own_ids);
     let (ours, theirs) = Channel::pair().map_err(fail("make a socket pair"))?;
     let parent = getpid();
-    let pid = match process::fork().map_err(fail("start a process for the guest"))? {
+    let born = process::fork_into(options.isolation.at_birth());
+    let born = born.map_err(|e| match options.isolation.at_birth().is_empty() {
+        true => fail("start a process for the guest")(e),
+        false => SetupError::Guest {
+            message: format!("make user and process namespaces: {e}"),
+            hint: hints::user_namespace(e.raw_os_error()),
+        },
+    });
+    let pid = match born? {
         ForkResult::Child => {
             drop(ours);
             let Err(e) = guest(options, &theirs, parent);
@@ -100,9 +158,11 @@ pub fn start(options: &RunOptions<'_>) -> Result<Started, SetupError> {
     drop(theirs);
     let mut child = Child::new(pid, ours);
     child.user_namespace()?;
-    let groups = match maps.write(pid, options.identity) {
-        Ok(groups) => groups,
-        Err(e) => {
+    let groups = match options.isolation.users.then(|| maps.write(pid, options.identity)) {
+        // As the namespace that it shares with us.
+        None => (0, 0),
+        Some(Ok(groups)) => groups,
+        Some(Err(e)) => {
             let e = SetupError::Guest {
                 message: format!("map the guest's users and groups: {}", super::chain(&e)),
                 hint: hints::user_namespace(None),
@@ -212,22 +272,26 @@ fn guest(
     channel: &Channel,
     parent: Pid,
 ) -> Result<Infallible, GuestError> {
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(|e| GuestError::UserNamespace(e.into()))?;
+    let isolation = options.isolation;
+    if !isolation.processes {
+        unshare(isolation.user_namespace()).map_err(|e| GuestError::UserNamespace(e.into()))?;
+    }
     channel.send(&Report::UserNamespace, &[]).map_err(GuestError::Parent)?;
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|e| GuestError::DeathSignal(e.into()))?;
-    if getppid() != parent {
+    // From process 1 of a namespace the parent is not in sight; its end of the channel is.
+    if !isolation.processes && getppid() != parent {
         return Err(GuestError::Orphaned);
     }
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-        .map_err(|e| GuestError::Namespaces(e.into()))?;
+    unshare(isolation.later()).map_err(|e| GuestError::Namespaces(e.into()))?;
     let mut netlink = Netlink::open().map_err(GuestError::Netlink)?;
-    let tap = Tap::open(&options.link.ifname, options.link.queues, &mut netlink)?;
+    let tap = Tap::of(options.link, &mut netlink)?;
     configure(options.link, Autoconfiguration::Off, &mut netlink)?;
     drop(netlink);
     let diag = Handover::open_diag();
 
     let Order::Mapped { groups } = order(channel)? else { return Err(GuestError::Orphaned) };
     allow_ping(groups);
+    confine(isolation);
     let resolv_conf = match options.files {
         Some(files) => mount_private(files)?,
         None => None,
@@ -237,14 +301,35 @@ fn guest(
 
     let Order::Go = order(channel)? else { return Err(GuestError::Orphaned) };
     (options.restore_signals)().map_err(GuestError::Execute)?;
-    let arguments = options
+    let mut arguments = options
         .command
         .iter()
         .map(|word| CString::new(word.as_bytes()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| GuestError::Execute(io::Error::from_raw_os_error(libc::EINVAL)))?;
-    let Some(program) = arguments.first() else { return Err(GuestError::Orphaned) };
-    nix::unistd::execvp(program, &arguments).map_err(|e| GuestError::Execute(e.into()))
+    let Some(program) = arguments.first().cloned() else { return Err(GuestError::Orphaned) };
+    if let Some(name) = &isolation.own_name
+        && let Ok(name) = CString::new(name.as_bytes())
+    {
+        arguments[0] = name;
+    }
+    nix::unistd::execvp(&program, &arguments).map_err(|e| GuestError::Execute(e.into()))
+}
+
+/// Lets the command see what is its own: processes, and the host's name. A container may forbid
+/// either, and the command runs all the same.
+fn confine(isolation: &Isolation) {
+    let mounted = || mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>);
+    if isolation.processes
+        && let Err(e) = mounted()
+    {
+        tracing::warn!("/proc shows the processes of others: {e}");
+    }
+    if let Some(name) = &isolation.hostname
+        && let Err(e) = sethostname(name)
+    {
+        tracing::warn!("the host keeps its name: {e}");
+    }
 }
 
 fn order(channel: &Channel) -> Result<Order, GuestError> {

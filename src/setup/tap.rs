@@ -24,6 +24,7 @@ use std::str::FromStr;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
+use super::link::{LinkOptions, LinkSetup};
 use super::netlink::Netlink;
 use crate::base::Mac;
 use crate::sys::tun;
@@ -90,7 +91,7 @@ impl fmt::Display for IfName {
 /// An open TAP.
 #[derive(Debug)]
 pub struct Tap {
-    /// One descriptor for each queue: non-blocking, close-on-exec, at least one.
+    /// One descriptor for each queue: non-blocking, close-on-exec. None if there is no TAP.
     pub queues: Vec<OwnedFd>,
     /// What they can do.
     pub features: TapFeatures,
@@ -120,6 +121,15 @@ pub enum TapError {
 }
 
 impl Tap {
+    /// The interface that `link` asks for, made or found in the current network namespace; without
+    /// queues if it is none.
+    pub(crate) fn of(link: &LinkOptions, netlink: &mut Netlink) -> Result<Tap, TapError> {
+        if link.setup == LinkSetup::Absent {
+            return Ok(Tap { queues: Vec::new(), features: TapFeatures::default() });
+        }
+        Tap::open(&link.ifname, link.queues, netlink)
+    }
+
     /// Makes the interface `name` in the current network namespace, or attaches to it when it is a
     /// persistent TAP that nobody uses, with `wanted` queues where it can have several.
     pub(crate) fn open(

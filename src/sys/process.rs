@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
+use nix::sched::CloneFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::unistd::{ForkResult, Pid};
 
@@ -19,6 +20,34 @@ pub fn fork() -> io::Result<ForkResult> {
     // SAFETY: the process has one thread, so the child's copy of every lock and of the allocator is
     // in a consistent state, and the child may do whatever the parent may.
     Ok(unsafe { nix::unistd::fork() }?)
+}
+
+/// Splits the process in two, the child in new namespaces of the kinds that `namespaces` says
+/// (`CLONE_NEW*`): with `CLONE_NEWPID`, it is process 1 of its own. [`fork`] without any.
+///
+/// # Errors
+/// As [`fork`], and those of clone(2).
+pub fn fork_into(namespaces: CloneFlags) -> io::Result<ForkResult> {
+    if namespaces.is_empty() {
+        return fork();
+    }
+    if !is_single_threaded()? {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let flags = namespaces.bits() | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM and a new stack this is fork(2): the child goes on in a copy of all
+    // memory, and as there is one thread, every lock in it is in a consistent state. What the C
+    // library remembers of the thread (its id) is refreshed by its next fork and used by nothing
+    // before that.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    match pid {
+        ..0 => Err(io::Error::last_os_error()),
+        0 => Ok(ForkResult::Child),
+        pid => {
+            let pid = i32::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+            Ok(ForkResult::Parent { child: Pid::from_raw(pid) })
+        }
+    }
 }
 
 /// Whether the process has one thread.

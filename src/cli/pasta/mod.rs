@@ -59,7 +59,7 @@ pub enum PastaError {
     #[error("Redundant {0}: there is one for this family already")]
     Twice(&'static str),
     /// Two options that exclude each other.
-    #[error("{0} and {1} are mutually exclusive")]
+    #[error("{0} is incompatible with {1}")]
     Exclusive(&'static str, &'static str),
     /// An option without the one that it needs.
     #[error("{0} needs {1}")]

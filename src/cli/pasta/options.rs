@@ -262,6 +262,9 @@ pub(super) struct Command {
     pub(super) udp_ns: Vec<String>,
     pub(super) host_lo_to_ns_lo: bool,
     pub(super) splice: bool,
+    pub(super) splice_only: bool,
+    pub(super) netns_only: bool,
+    pub(super) own_processes: bool,
     pub(super) quit: bool,
     /// Deprecated options that were used.
     pub(super) deprecated: Vec<&'static str>,
@@ -325,6 +328,9 @@ impl Command {
             udp_ns: Vec::new(),
             host_lo_to_ns_lo: false,
             splice: true,
+            splice_only: false,
+            netns_only: false,
+            own_processes: true,
             quit: true,
             deprecated: Vec::new(),
         }
@@ -336,7 +342,7 @@ impl Command {
 pub(super) fn read(mode: Mode, arguments: Vec<OsString>) -> Result<Typed, PastaError> {
     let mut command = Command::new(mode);
     let mut socket = passt::Socket::default();
-    let (mut netns, mut netns_only, mut words) = (None, false, Vec::new());
+    let (mut netns, mut words) = (None, Vec::new());
     for item in Getopt::new(&passt::table(mode), Order::Posix, arguments) {
         let item = item?;
         if let (Mode::Passt, Item::Option(key, value)) = (mode, &item) {
@@ -350,7 +356,7 @@ pub(super) fn read(mode: Mode, arguments: Vec<OsString>) -> Result<Typed, PastaE
             Item::Option(Key::Help, _) => return Ok(Typed::Help),
             Item::Option(Key::Version, _) => return Ok(Typed::Version),
             Item::Option(Key::Netns, value) => netns = value,
-            Item::Option(Key::NetnsOnly, _) => netns_only = true,
+            Item::Option(Key::NetnsOnly, _) => command.netns_only = true,
             Item::Option(key, value) => take(&mut command, key, value.unwrap_or_default())?,
         }
     }
@@ -358,11 +364,23 @@ pub(super) fn read(mode: Mode, arguments: Vec<OsString>) -> Result<Typed, PastaE
         Mode::Pasta => subject(netns, words)?,
         Mode::Passt => Subject::Machine(socket.options(words)?),
     };
-    if netns_only && command.userns.is_some() {
+    if command.netns_only && command.userns.is_some() {
         return Err(PastaError::Exclusive("--userns", "--netns-only"));
     }
     if command.host_lo_to_ns_lo && !command.splice {
         return Err(PastaError::Exclusive("--host-lo-to-ns-lo", "--no-splice"));
+    }
+    if command.splice_only && !command.splice {
+        return Err(PastaError::Exclusive("--splice-only", "--no-splice"));
+    }
+    if command.splice_only {
+        // What only a link could carry.
+        (command.icmp, command.ndp, command.ra) = (false, false, false);
+        (command.dhcp, command.dhcp6) = (false, false);
+        command.dns_forward = Addresses::default();
+    }
+    if !command.own_processes && !matches!(command.subject, Subject::Command(_)) {
+        return Err(PastaError::Exclusive("--no-pidns", "PID or --netns"));
     }
     if command.prefix.is_some() && command.netmask.is_some() {
         return Err(PastaError::Exclusive("--netmask", "a prefix length in --address"));
@@ -497,7 +515,8 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
         }
         Key::NoMapGw => command.map_gateway = false,
         // What they ask for is so in any case, or concerns programs that the guest does not run.
-        Key::Hostname | Key::Fqdn | Key::Freebind | Key::ChrootFallback | Key::NoPidNs => {}
+        Key::Hostname | Key::Fqdn | Key::Freebind | Key::ChrootFallback => {}
+        Key::NoPidNs => command.own_processes = false,
         Key::NoTcp => command.tcp = false,
         Key::NoUdp => command.udp = false,
         Key::NoIcmp => {
@@ -516,7 +535,7 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
         Key::UdpNs => command.udp_ns.push(text.into_owned()),
         Key::HostLoToNsLo => command.host_lo_to_ns_lo = true,
         Key::NoSplice => command.splice = false,
-        Key::SpliceOnly => return Err(PastaError::Unsupported("--splice-only")),
+        Key::SpliceOnly => command.splice_only = true,
         Key::NoNetnsQuit => command.quit = false,
         Key::Userns => command.userns = Some(path()),
         Key::Fd => return Err(PastaError::Unsupported("--fd")),

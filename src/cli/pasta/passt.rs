@@ -154,6 +154,7 @@ mod tests {
             panic!("{line} prints something");
         };
         let facts = PastaFacts {
+            hostname: "host7".into(),
             host: HostFacts { search: vec!["example.org".to_owned()], ..HostFacts::default() },
             person: None,
             templates: Templates { v4: None, v6: None },

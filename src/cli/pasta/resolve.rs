@@ -4,7 +4,9 @@
 //! ([`Templates`]), unless options say otherwise. A host without a way out over IPv4 gives
 //! 169.254.2.1/16 with the router 169.254.2.2, by which its own loopback is reached.
 
+use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::PastaError;
@@ -18,6 +20,7 @@ use crate::gate::forward::PortRange;
 use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing, Splicing};
 use crate::setup::attach::{AttachOptions, Target};
 use crate::setup::daemon::Person;
+use crate::setup::run::Isolation;
 use crate::setup::{
     Conduct, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup, Listed, Template,
     Templates,
@@ -30,6 +33,8 @@ pub struct PastaFacts {
     pub host: HostFacts,
     /// Whom root becomes.
     pub person: Option<Person>,
+    /// The host's name.
+    pub hostname: OsString,
     /// The models for the guest's interface.
     pub templates: Templates,
     /// The ports that the host hands out to clients (`net.ipv4.ip_local_port_range`).
@@ -67,12 +72,18 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
     let link_setup = link_setup(command, &templates, &plan);
     let (action, identity) = match &command.subject {
         Subject::Command(words) => {
-            let shell = || {
-                let shell = facts.host.shell.clone().unwrap_or_else(|| "/bin/sh".into());
-                vec![shell.into_os_string(), "-l".into()]
+            let mut isolation = isolation(command, facts);
+            let words = match words.is_empty() {
+                false => words.clone(),
+                true => {
+                    let shell = facts.host.shell.clone().unwrap_or_else(|| "/bin/sh".into());
+                    let mut login = OsString::from("-");
+                    login.push(&shell);
+                    isolation.own_name = Some(login);
+                    vec![shell.into_os_string()]
+                }
             };
-            let words = if words.is_empty() { shell() } else { words.clone() };
-            let action = Action::Run { command: words, own_ids: false, files: None };
+            let action = Action::Run { command: words, own_ids: false, files: None, isolation };
             // The caller becomes root inside, and nobody else is there.
             let Identity { uid, gid, .. } = facts.host.identity;
             (action, Identity { uid, gid, ..Identity::default() })
@@ -91,6 +102,7 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
             becomes: facts.person,
             // A machine has no namespaces that anybody would have to enter.
             refuses_calls: command.mode == Mode::Passt,
+            ends_when_asked: true,
             deprecated: command.deprecated.clone(),
             listed: Listed::As(command.mode.name()),
             ..Conduct::default()
@@ -107,6 +119,21 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         identity,
         plan,
     })
+}
+
+/// What a command has for itself: nearly everything.
+fn isolation(command: &Command, facts: &PastaFacts) -> Isolation {
+    let mut name = OsString::from("pasta-");
+    name.push(&facts.hostname);
+    // sethostname(2) takes HOST_NAME_MAX bytes.
+    let name = OsStr::from_bytes(&name.as_bytes()[..name.len().min(64)]);
+    Isolation {
+        users: !command.netns_only,
+        processes: command.own_processes,
+        ipc: true,
+        hostname: Some(name.to_owned()),
+        own_name: None,
+    }
 }
 
 fn attach(command: &Command, target: Target, facts: &PastaFacts) -> (Action, Identity) {
@@ -241,6 +268,7 @@ fn plan(
             splicing: match (command.splice, command.host_lo_to_ns_lo) {
                 // A machine has a kernel of its own.
                 _ if command.mode == Mode::Passt => Splicing::Off,
+                _ if command.splice_only => Splicing::Only,
                 (false, _) => Splicing::Off,
                 (true, false) => Splicing::Outward,
                 (true, true) => Splicing::Loopback,
@@ -261,6 +289,9 @@ fn plan(
 }
 
 fn link_setup(command: &Command, templates: &Templates, plan: &AddressPlan) -> LinkSetup {
+    if command.splice_only {
+        return LinkSetup::Absent;
+    }
     if !command.config_net {
         return LinkSetup::Bare;
     }

@@ -28,6 +28,7 @@ fn facts() -> PastaFacts {
             ..HostFacts::default()
         },
         person: None,
+        hostname: "host7".into(),
         templates: Templates {
             v4: Some(Template {
                 interface: "eth7".to_owned(),
@@ -197,7 +198,7 @@ fn mistakes_are_told_in_pastas_words() {
         ("-a 10.0.0.1/33", "Invalid address: 10.0.0.1/33"),
         ("-n 33", "Invalid netmask: 33"),
         ("-n 255.0.255.0", "Invalid netmask: 255.0.255.0"),
-        ("-a 10.0.0.1/8 -n 8", "--netmask and a prefix length in --address are mutually exclusive"),
+        ("-a 10.0.0.1/8 -n 8", "--netmask is incompatible with a prefix length in --address"),
         ("-g bogus", "Invalid gateway address: bogus"),
         ("-m 65522", "Invalid MTU: 65522"),
         ("-I toolonginterfacename0", "Invalid interface name: toolonginterfacename0"),
@@ -213,10 +214,9 @@ fn mistakes_are_told_in_pastas_words() {
             "Invalid rule TCP [0.0.0.0]:80  =>  203.0.113.2:80 : the guest cannot have this address",
         ),
         ("--netns n 42", "Both --netns and PID or command given"),
-        (
-            "--host-lo-to-ns-lo --no-splice",
-            "--host-lo-to-ns-lo and --no-splice are mutually exclusive",
-        ),
+        ("--host-lo-to-ns-lo --no-splice", "--host-lo-to-ns-lo is incompatible with --no-splice"),
+        ("--splice-only --no-splice", "--splice-only is incompatible with --no-splice"),
+        ("--no-pidns 42", "--no-pidns is incompatible with PID or --netns"),
         ("--no-copy-routes", "--no-copy-routes needs --config-net"),
         ("--stats 1 -f", "--stats needs --foreground"),
         ("--dns-forward 127.0.0.1", "Invalid DNS forwarding address: 127.0.0.1"),
