@@ -10,9 +10,12 @@ use crate::engine::host::Outbound;
 use crate::gate::AddressPlan;
 use crate::gate::forward::{AutoForward, Exposure, Forward, Inner};
 use crate::setup::attach::AttachOptions;
+use crate::setup::listen::Opener;
 use crate::setup::machine::MachineOptions;
 use crate::setup::run::Isolation;
-use crate::setup::{Conduct, Identity, IfName, InstanceName, LinkOptions, LinkSetup, PrivateFiles};
+use crate::setup::{
+    Conduct, Identity, IfName, InstanceName, LinkOptions, LinkSetup, LogForm, PrivateFiles,
+};
 
 /// A validated configuration.
 #[derive(Clone, Debug)]
@@ -120,6 +123,8 @@ pub struct DnsOptions {
 /// The ports that lead from one side to the other at the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForwardOptions {
+    /// How host sockets are opened.
+    pub opener: Opener,
     /// Published ports; no two of them overlap.
     pub publish: Vec<Forward>,
     /// Ports that are published as far as they are free.
@@ -148,4 +153,6 @@ pub struct LogOptions {
     pub level: LevelFilter,
     /// The file; standard error if there is none.
     pub file: Option<PathBuf>,
+    /// What it looks like.
+    pub form: LogForm,
 }

@@ -16,7 +16,7 @@ use crate::gate::{AddressPlan, Plan4, Plan6};
 use crate::setup::attach::Target;
 use crate::setup::run::Isolation;
 use crate::setup::{
-    HOST_NAMES, HostEntry, HostFacts, IfName, Listed, PrivateFiles, hosts, resolv_conf,
+    HOST_NAMES, HostEntry, HostFacts, IfName, Listed, LogForm, PrivateFiles, hosts, resolv_conf,
 };
 
 /// Options that do not fit each other or this host.
@@ -182,6 +182,7 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
         log: LogOptions {
             level: draft.log_level.unwrap_or(LevelFilter::WARN),
             file: draft.log_file,
+            form: LogForm::Plain,
         },
         name: draft.name.unwrap_or_else(default_name),
         link_setup: draft.link_setup,

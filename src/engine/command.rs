@@ -1,6 +1,7 @@
 //! What the control thread tells a worker, and how the worker takes it.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -80,6 +81,8 @@ pub enum Command {
     },
     /// The search domains have changed.
     SetSearch(Vec<String>),
+    /// These are the host's resolvers, whose encrypted service the guest reaches by the DNS address.
+    SetResolvers(Vec<IpAddr>),
     /// Serve clients of these sockets, which listen (or are bound, for UDP) and do not block.
     Publish(Vec<(Published, OwnedFd)>),
     /// Let these ports of the gateway lead to services of the host.
@@ -158,6 +161,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
         let count = others.len() + 1;
         let mut commands: Vec<Command> = match command {
+            Command::SetResolvers(resolvers) => {
+                (0..count).map(|_| Command::SetResolvers(resolvers.clone())).collect()
+            }
             Command::Expose(exposures) => {
                 (0..count).map(|_| Command::Expose(exposures.clone())).collect()
             }
@@ -189,6 +195,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// A command that concerns every worker.
     pub(super) fn obey(&mut self, now: Instant, command: Command) {
         match command {
+            Command::SetResolvers(resolvers) => self.resolvers = resolvers,
             Command::Expose(exposures) => {
                 for (id, exposure) in exposures {
                     self.expose(id, exposure);

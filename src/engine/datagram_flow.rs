@@ -22,8 +22,10 @@ pub struct MappingKey {
 impl MappingKey {
     /// How the guest knows the host-side address `peer` that this mapping's socket heard from.
     pub(super) fn peer_seen(&self, plan: &AddressPlan, peer: SocketAddr) -> SocketAddr {
-        match (self.route, plan.gateway(self.guest.is_ipv6())) {
-            (Route::Exposed(port), Some(gateway)) => SocketAddr::new(gateway, port),
+        let ipv6 = self.guest.is_ipv6();
+        match (self.route, plan.gateway(ipv6), plan.dns(ipv6)) {
+            (Route::Exposed(port), Some(gateway), _) => SocketAddr::new(gateway, port),
+            (Route::Resolver, _, Some(dns)) => SocketAddr::new(dns, peer.port()),
             _ => SocketAddr::new(plan.seen_by_guest(peer.ip()), peer.port()),
         }
     }
@@ -40,6 +42,8 @@ pub enum Route {
     /// To the service of the host that this port of the gateway stands for, and which the guest
     /// knows under that name only.
     Exposed(u16),
+    /// To the host's resolver, encrypted, which the guest knows under the DNS address.
+    Resolver,
 }
 
 /// One mapping.

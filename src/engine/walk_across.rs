@@ -14,6 +14,7 @@ use crate::observe::{Direction, FlowTransport};
 use crate::stack::ip::{self, Packet, Parsed};
 use crate::stack::wire::VnetHeader;
 
+use super::command::Command;
 use super::ports::{FramePort, SocketPort};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::team::balance::{Advice, LIGHT, REVIEW};
@@ -306,6 +307,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
         }
         team.send(next, Mail::Join(Box::new(self.exposures.clone())));
+        let resolvers = Command::SetResolvers(self.resolvers.clone());
+        team.send(next, Mail::Command(Box::new(resolvers)));
         self.divide_memory();
         tracing::debug!(workers = active + 1, "another worker");
     }

@@ -1,7 +1,7 @@
 //! Queries to the DNS address: out to the DNS service by number, back to whoever asked.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::base::{DropReason, Mac};
 use crate::stack::wire::{Addresses, HEADROOM, UdpHeader};
@@ -11,6 +11,9 @@ use super::worker::Worker;
 
 /// Queries that may be under way; the oldest is forgotten for a new one.
 const PENDING: usize = 1024;
+
+/// The port of DNS over TLS and over QUIC (RFC 7858 §3.1, RFC 9250 §4.1.1).
+const SECURE_PORT: u16 = 853;
 
 /// Who asked.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +55,15 @@ impl PendingQueries {
 }
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// The host's resolver that is meant by `peer`, the DNS address, at the port of encrypted DNS
+    /// (RFC 7858, RFC 9250): its sessions are between the guest and the resolver, so they are passed
+    /// on as they are.
+    pub(super) fn secure_resolver(&self, peer: SocketAddr) -> Option<SocketAddr> {
+        let family = |address: &&IpAddr| address.is_ipv6() == peer.is_ipv6();
+        let resolver = self.resolvers.iter().find(family).filter(|_| peer.port() == SECURE_PORT)?;
+        Some(SocketAddr::new(*resolver, SECURE_PORT))
+    }
+
     /// A datagram from the guest to port 53 of the DNS address.
     pub(super) fn on_dns_query(
         &mut self,

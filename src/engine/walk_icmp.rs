@@ -162,7 +162,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 if let Some(session) = session {
                     session.path_mtu = Some(news.mtu as usize);
                 }
-                for route in [Route::Outside, Route::Loopback, Route::Exposed(news.peer.port())] {
+                for route in [
+                    Route::Outside,
+                    Route::Loopback,
+                    Route::Exposed(news.peer.port()),
+                    Route::Resolver,
+                ] {
                     let key = MappingKey { guest: news.guest, route };
                     let Some(token) = self.udp.find(&key) else { continue };
                     let Some(flow) = self.udp.get_mut(token) else { continue };

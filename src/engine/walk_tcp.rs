@@ -88,6 +88,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 self.io.host.connect(token, target, marks)
             }
             Destination::Dns if key.peer.port() == DNS_PORT => self.io.host.connect_dns(token),
+            Destination::Dns => match self.secure_resolver(key.peer) {
+                Some(resolver) => self.io.host.connect(token, resolver, Marks::DEFAULT),
+                None => Err(Errno::ECONNREFUSED.into()),
+            },
             Destination::Gateway => {
                 let service = self.exposures.find(Transport::Tcp, key.peer.ip(), key.peer.port());
                 forward = service.as_ref().map(|(id, _)| *id);

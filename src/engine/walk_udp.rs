@@ -140,6 +140,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 let target = SocketAddr::new(address, peer.port());
                 Some(Way { route, target, forward: None })
             }
+            Destination::Dns => {
+                let target = self.secure_resolver(peer)?;
+                Some(Way { route: Route::Resolver, target, forward: None })
+            }
             Destination::Gateway if self.plan.gateway(guest.is_ipv6()) == Some(peer.ip()) => {
                 match self.exposures.find(Transport::Udp, peer.ip(), peer.port())? {
                     (id, Service::Address(target)) if target.is_ipv4() == guest.is_ipv4() => {

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::base::Instant;
@@ -107,6 +108,8 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) inbound_tcp: usize,
     pub(super) reassembly: Reassembly,
     pub(super) dns_queries: PendingQueries,
+    /// The host's resolvers, if their encrypted service is there for the guest.
+    pub(super) resolvers: Vec<IpAddr>,
     pub(super) udp: FlowTable<MappingKey, DatagramFlow<S>>,
     pub(super) echo: FlowTable<MappingKey, DatagramFlow<S>>,
     /// Keyed by the order in which they were published, as are `datagram_ports`.
@@ -213,6 +216,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             fragment_ident: seed as u32,
             reassembly: Reassembly::new(),
             dns_queries: PendingQueries::default(),
+            resolvers: Vec::new(),
             wheel: Wheel::new(now),
             hash: ahash::RandomState::with_seed(seed as usize),
             ack_list: Vec::new(),

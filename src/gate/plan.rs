@@ -247,8 +247,7 @@ impl AddressPlan {
             Some(sharing) => {
                 sharing.resolvers.iter().copied().filter(|a| a.is_ipv6() == ipv6).collect()
             }
-            None if ipv6 => self.v6.and_then(|v6| v6.dns).map(IpAddr::V6).into_iter().collect(),
-            None => self.v4.and_then(|v4| v4.dns).map(IpAddr::V4).into_iter().collect(),
+            None => self.dns(ipv6).into_iter().collect(),
         }
     }
 
@@ -340,6 +339,14 @@ impl AddressPlan {
     pub fn answers_echo(&self, address: IpAddr) -> bool {
         matches!(self.destination(address), Destination::Gateway | Destination::Dns)
             || (self.sharing.is_none() && self.gateway(address.is_ipv6()) == Some(address))
+    }
+
+    /// The address where the DNS forwarder answers, if there is one for the family.
+    pub fn dns(&self, ipv6: bool) -> Option<IpAddr> {
+        match ipv6 {
+            false => self.v4.and_then(|v4| v4.dns).map(IpAddr::V4),
+            true => self.v6.and_then(|v6| v6.dns).map(IpAddr::V6),
+        }
     }
 
     /// Our own address of a family, if the guest has the family.

@@ -48,6 +48,8 @@ pub struct InstanceOptions {
     pub diag: Option<OwnedFd>,
     /// A process in the guest's network namespace.
     pub guest: Option<Pid>,
+    /// How often counters are written to standard error; `None` for never.
+    pub statistics: Option<Duration>,
 }
 
 /// An instance that answers.
@@ -70,7 +72,7 @@ pub(super) async fn serve(
     plan: AddressPlan,
     worker: CommandSender,
 ) -> io::Result<()> {
-    let InstanceOptions { info, ports, server, api, pesto, diag, guest } = options;
+    let InstanceOptions { info, ports, server, api, pesto, diag, guest, statistics } = options;
     let guest_reach = reach(&plan);
     let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
     let ports = Ports::new(worker.clone(), plan.clone(), ports);
@@ -90,6 +92,15 @@ pub(super) async fn serve(
     let (calls_in, mut calls) = mpsc::channel(CALLS);
     let api = run_server(api, calls_in.clone());
     let control = run_server(server, calls_in);
+    let count = {
+        let worker = instance.worker.clone();
+        async move {
+            match statistics {
+                Some(interval) => super::statistics::print(interval, worker).await,
+                None => std::future::pending().await,
+            }
+        }
+    };
     let (pesto_calls_in, mut pesto_calls) = mpsc::channel(CALLS);
     let pesto = async {
         match pesto {
@@ -171,6 +182,7 @@ pub(super) async fn serve(
         error = watch_guest => Err(error),
         error = watch_host => Err(error),
         () = act => Ok(()),
+        () = count => Ok(()),
     }
 }
 

@@ -13,11 +13,12 @@ mod inner;
 mod instance;
 mod ports;
 mod refusals;
+mod statistics;
 mod tables;
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -195,6 +196,7 @@ impl DataPath {
             }
             std::future::pending::<()>().await;
         };
+        let resolvers = pass_on_resolvers(&options, view.clone(), &worker);
         let search = pass_on_search(&options, view, &worker, guest_file);
         let instance = instance::serve(instance, options.plan.clone(), worker.clone());
         tokio::select! {
@@ -217,6 +219,7 @@ impl DataPath {
             end = instance => {
                 Err(end.err().unwrap_or_else(|| io::Error::other("the control socket ended")))
             }
+            () = resolvers => Err(io::Error::other("the resolvers' watch ended")),
             () = search => Err(io::Error::other("the search domains' watch ended")),
         }
     }
@@ -249,6 +252,23 @@ fn dns_link(enabled: bool, requests: mpsc::Sender<DnsRequest>) -> DnsLink {
             enabled && requests.try_send(DnsRequest::Datagram { token, query }).is_ok()
         }),
     }
+}
+
+/// Tells the worker the host's resolvers, now and whenever they change, if it is to know them.
+async fn pass_on_resolvers(
+    options: &LaunchOptions,
+    mut view: watch::Receiver<ResolverView>,
+    worker: &CommandSender,
+) {
+    // Where the guest has networks of its own, its DNS address is a forwarder and nothing else.
+    while options.plan.sharing.is_some() && options.dns {
+        let resolvers = view.borrow_and_update().servers.iter().map(SocketAddr::ip).collect();
+        worker.send(Command::SetResolvers(resolvers));
+        if view.changed().await.is_err() {
+            break;
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Tells the worker the host's search domains, and the guest's `resolv.conf` these and the host's

@@ -20,7 +20,7 @@ use crate::gate::table::{Caps, TableRule};
 use crate::observe::PortRecord;
 use crate::setup::chain;
 use crate::setup::inside::{Inside, OpenInner};
-use crate::setup::listen::{self, AtStart, ListenError, Opened, SocketFile};
+use crate::setup::listen::{self, AtStart, ListenError, Opened, Opener, SocketFile};
 
 use super::inner::InnerPorts;
 use super::refusals::Refusals;
@@ -40,6 +40,8 @@ pub struct PortOptions {
     pub inside: Option<Inside>,
     /// Ports of the guest's loopback that lead to the host's, with what is open of them.
     pub inner: Vec<(Inner, Vec<OpenInner>)>,
+    /// How host sockets are opened.
+    pub opener: Opener,
 }
 
 /// A published port or range.
@@ -91,12 +93,14 @@ pub(super) struct Ports {
     inner: InnerPorts,
     /// Host ports that the last change has closed: what is known of the host may be older.
     just_closed: PortTable,
+    opener: Opener,
 }
 
 impl Ports {
     /// The ports of the start; the worker begins to serve them.
     pub(super) fn new(worker: CommandSender, plan: AddressPlan, options: PortOptions) -> Ports {
-        let PortOptions { at_start, auto_publish, expose, auto_expose, inside, inner } = options;
+        let PortOptions { at_start, auto_publish, expose, auto_expose, inside, inner, opener } =
+            options;
         let mut ports = Ports {
             inner: InnerPorts::new(worker.clone(), inside),
             worker,
@@ -113,6 +117,7 @@ impl Ports {
             by_port: BTreeMap::new(),
             by_service: BTreeMap::new(),
             just_closed: PortTable::default(),
+            opener,
         };
         for opened in at_start.opened {
             ports.enter(opened.forward.clone(), opened, false);
@@ -184,7 +189,7 @@ impl Ports {
             if let Rule::Publish(forward) = rule
                 && !forward.when_listening
             {
-                opened.push(listen::open(forward).map_err(|error| failure(&error))?);
+                opened.push(self.opener.open(forward).map_err(|error| failure(&error))?);
             }
         }
         let mut opened = opened.into_iter();
@@ -307,7 +312,8 @@ impl Ports {
         if rule.scan {
             return Ok(self.enter_waiting(forward, rule.weak));
         }
-        let opened = if rule.weak { listen::open_free(&forward) } else { listen::open(&forward) };
+        let opener = self.opener;
+        let opened = if rule.weak { opener.open_free(&forward) } else { opener.open(&forward) };
         Ok(self.enter(forward, opened.map_err(|error| failure(&error))?, false))
     }
 
@@ -316,8 +322,8 @@ impl Ports {
         let forward = rule.forward();
         self.check_guest_addresses(&[Rule::Publish(forward.clone())]).ok()?;
         let opened = match rule.weak {
-            true => listen::open_free(&forward).ok(),
-            false => listen::try_open(&forward),
+            true => self.opener.open_free(&forward).ok(),
+            false => self.opener.try_open(&forward),
         };
         Some(self.enter(forward, opened?, false))
     }
@@ -477,7 +483,7 @@ impl Ports {
         let mut refusals = Refusals::default();
         for followed in changes.open {
             let Some((forward, weak)) = self.followed(followed) else { continue };
-            match listen::open(&forward) {
+            match self.opener.open(&forward) {
                 Ok(opened) => {
                     let id = self.enter(forward, opened, true);
                     self.by_port.insert(followed, id);
@@ -526,7 +532,7 @@ impl Ports {
         for port in changes.open {
             let Some(known) = self.published.get(&port.forward) else { continue };
             let (forward, weak) = (single(&known.forward, port.guest_port), known.weak);
-            match listen::open(&forward) {
+            match self.opener.open(&forward) {
                 Ok(opened) => self.enter_conditional(port, &forward, opened),
                 Err(error) => {
                     if self.conditional.refused(port) && !weak {
@@ -548,7 +554,7 @@ impl Ports {
         let refused: Vec<Followed> = self.following.refusals().collect();
         for followed in refused {
             let Some((forward, _)) = self.followed(followed) else { continue };
-            if let Some(opened) = listen::try_open(&forward) {
+            if let Some(opened) = self.opener.try_open(&forward) {
                 self.following.opened(followed);
                 let id = self.enter(forward, opened, true);
                 self.by_port.insert(followed, id);
@@ -558,7 +564,7 @@ impl Ports {
         for port in refused {
             let Some(known) = self.published.get(&port.forward) else { continue };
             let forward = single(&known.forward, port.guest_port);
-            if let Some(opened) = listen::try_open(&forward) {
+            if let Some(opened) = self.opener.try_open(&forward) {
                 self.conditional.opened(port);
                 self.enter_conditional(port, &forward, opened);
             }

@@ -24,7 +24,7 @@ use tapway::setup::inside::Inside;
 use tapway::setup::listen::AtStart;
 use tapway::setup::machine::Machine;
 use tapway::setup::{
-    self, Listed, LivesFor, NameLock, SetupError, chain, open_output, probe_outbound, run,
+    self, Journal, Listed, LivesFor, NameLock, SetupError, chain, open_output, probe_outbound, run,
 };
 use tapway::sys::clock;
 
@@ -39,7 +39,8 @@ pub(super) fn serve(
 ) -> Result<u8, Failure> {
     let conduct = &config.conduct;
     // What can be refused without a trace comes first.
-    setup::start_log(config.log.level, config.log.file.as_deref())?;
+    let log = &config.log;
+    let journal = setup::start_log(log.level, log.file.as_deref(), &log.form)?;
     for option in &conduct.deprecated {
         tracing::warn!("{option} is deprecated");
     }
@@ -86,6 +87,7 @@ pub(super) fn serve(
                 pesto,
                 diag: released.diag,
                 guest: Some(released.pid),
+                statistics: conduct.statistics,
             };
             let guest = match conduct.ends_when_asked {
                 true => Guest::Confined(released.pid),
@@ -123,6 +125,7 @@ pub(super) fn serve(
                 pesto,
                 diag: attached.diag,
                 guest: process,
+                statistics: conduct.statistics,
             };
             let guest = match (leash, attached.anchor) {
                 (Some(leash), _) => Guest::Held(leash),
@@ -158,6 +161,7 @@ pub(super) fn serve(
                 pesto,
                 diag: None,
                 guest: None,
+                statistics: conduct.statistics,
             };
             (Guest::Held(Leash::Signals), data_path, None, instance)
         }
@@ -167,7 +171,10 @@ pub(super) fn serve(
         .build()
         .map_err(failed("start the event loop"))?;
     pid_file.map_or(Ok(()), PidFile::write)?;
-    background.map_or(Ok(()), Background::ready)?;
+    if let Some(background) = background {
+        background.ready()?;
+        journal.iter().for_each(Journal::detach);
+    }
     if let Err(error) = conduct.report_ready() {
         tracing::warn!("nobody hears that the network is ready: {error}");
     }
@@ -230,6 +237,7 @@ fn port_options(
         auto_expose: forwards.auto_expose.clone(),
         inside,
         inner: inner.unwrap_or_default(),
+        opener: forwards.opener,
     })
 }
 

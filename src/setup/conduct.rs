@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::daemon::Person;
 use crate::control::lifecycle::Leash;
@@ -38,6 +39,8 @@ pub struct Conduct {
     pub refuses_calls: bool,
     /// An address to send from need not be the host's, or not yet.
     pub trusts_outbound: bool,
+    /// How often it writes its counters to standard error; `None` for never.
+    pub statistics: Option<Duration>,
     /// What it says of itself on standard output once the guest's link is there.
     pub greeting: String,
     /// Options that were used and should not be, which the log tells.

@@ -10,21 +10,49 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
+use super::journal::Journal;
 use super::{SetupError, open_output};
 
-/// Begins to log what is at least as severe as `level`, to `file` or to standard error.
+/// What a log looks like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LogForm {
+    /// A file gets lines with times, without end; without a file, standard error gets all.
+    #[default]
+    Plain,
+    /// That of a [`Journal`] of this program, whose file holds at most so many bytes.
+    Journal {
+        /// The program.
+        name: String,
+        /// Bytes.
+        limit: u64,
+    },
+}
+
+/// Begins to log what is at least as severe as `level`, to `file` or to standard error; gives the
+/// journal, if it is one.
 ///
 /// # Errors
 /// The file cannot be opened.
-pub fn start_log(level: LevelFilter, file: Option<&Path>) -> Result<(), SetupError> {
+pub fn start_log(
+    level: LevelFilter,
+    file: Option<&Path>,
+    form: &LogForm,
+) -> Result<Option<Journal>, SetupError> {
+    if let LogForm::Journal { name, limit } = form {
+        let journal = Journal::open(name, file, *limit)?;
+        tracing_subscriber::registry().with(journal.clone().with_filter(level)).init();
+        return Ok(Some(journal));
+    }
     let log = tracing_subscriber::fmt().with_max_level(level).with_target(false);
     match file {
         Some(path) => log.with_writer(Mutex::new(open_output(path, "log file", true)?)).init(),
         None => log.event_format(Plain).with_writer(io::stderr).init(),
     }
-    Ok(())
+    Ok(None)
 }
 
 /// `tapway: warning: what happened: why (field value)`, as the program's own errors look.
@@ -47,7 +75,7 @@ where
     }
 }
 
-fn severity(level: Level) -> &'static str {
+pub(super) fn severity(level: Level) -> &'static str {
     match level {
         Level::ERROR => "error: ",
         Level::WARN => "warning: ",
@@ -59,7 +87,7 @@ fn severity(level: Level) -> &'static str {
 
 /// The parts of an event.
 #[derive(Default)]
-struct Line {
+pub(super) struct Line {
     message: String,
     error: String,
     fields: Vec<String>,

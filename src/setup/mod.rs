@@ -29,6 +29,7 @@ mod hints;
 mod idmap;
 pub mod inside;
 mod instance;
+mod journal;
 mod link;
 pub mod listen;
 mod log;
@@ -47,8 +48,9 @@ pub use facts::{HostFacts, Outward, ephemeral_ports, search_domains};
 pub use files::{HOST_NAMES, HostEntry, PrivateFiles, hosts, resolv_conf};
 pub use idmap::{IdRange, Identity};
 pub use instance::{InstanceName, NameLock, ParseInstanceNameError, open_output, probe_outbound};
+pub use journal::Journal;
 pub use link::{CopiedLink, LinkOptions, LinkSetup};
-pub use log::start_log;
+pub use log::{LogForm, start_log};
 pub use refuse::refuse_dangerous_calls;
 pub use seal::{raise_descriptor_limit, seal};
 pub use tap::{

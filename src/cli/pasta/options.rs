@@ -219,6 +219,10 @@ pub(super) struct Command {
     pub(super) level: LevelFilter,
     pub(super) foreground: bool,
     pub(super) log_file: Option<PathBuf>,
+    /// In bytes.
+    pub(super) log_size: u64,
+    /// Seconds between two lines of statistics.
+    pub(super) stats: Option<u32>,
     pub(super) pid_file: Option<PathBuf>,
     pub(super) pcap: Option<PathBuf>,
     pub(super) pesto_socket: Option<PathBuf>,
@@ -263,6 +267,7 @@ pub(super) struct Command {
     pub(super) host_lo_to_ns_lo: bool,
     pub(super) splice: bool,
     pub(super) splice_only: bool,
+    pub(super) freebind: bool,
     pub(super) netns_only: bool,
     pub(super) own_processes: bool,
     pub(super) quit: bool,
@@ -286,6 +291,8 @@ impl Command {
             level: LevelFilter::INFO,
             foreground: false,
             log_file: None,
+            log_size: DEFAULT_LOG,
+            stats: None,
             pid_file: None,
             pcap: None,
             pesto_socket: None,
@@ -329,6 +336,7 @@ impl Command {
             host_lo_to_ns_lo: false,
             splice: true,
             splice_only: false,
+            freebind: false,
             netns_only: false,
             own_processes: true,
             quit: true,
@@ -368,10 +376,10 @@ pub(super) fn read(mode: Mode, arguments: Vec<OsString>) -> Result<Typed, PastaE
         return Err(PastaError::Exclusive("--userns", "--netns-only"));
     }
     if command.host_lo_to_ns_lo && !command.splice {
-        return Err(PastaError::Exclusive("--host-lo-to-ns-lo", "--no-splice"));
+        return Err(PastaError::Incompatible("--host-lo-to-ns-lo", "--no-splice"));
     }
     if command.splice_only && !command.splice {
-        return Err(PastaError::Exclusive("--splice-only", "--no-splice"));
+        return Err(PastaError::Incompatible("--splice-only", "--no-splice"));
     }
     if command.splice_only {
         // What only a link could carry.
@@ -380,7 +388,7 @@ pub(super) fn read(mode: Mode, arguments: Vec<OsString>) -> Result<Typed, PastaE
         command.dns_forward = Addresses::default();
     }
     if !command.own_processes && !matches!(command.subject, Subject::Command(_)) {
-        return Err(PastaError::Exclusive("--no-pidns", "PID or --netns"));
+        return Err(PastaError::Incompatible("--no-pidns", "PID or --netns"));
     }
     if command.prefix.is_some() && command.netmask.is_some() {
         return Err(PastaError::Exclusive("--netmask", "a prefix length in --address"));
@@ -428,9 +436,15 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
         Key::Stats if !command.foreground => {
             return Err(PastaError::Needs("--stats", "--foreground"));
         }
-        Key::Stats => drop(text.parse::<u32>().map_err(|_| bad("statistics interval"))?),
+        Key::Stats => {
+            let seconds = text.parse().ok().filter(|seconds| *seconds > 0);
+            command.stats = Some(seconds.ok_or_else(|| bad("--stats"))?);
+        }
         Key::LogFile => command.log_file = Some(path()),
-        Key::LogSize => drop(text.parse::<u32>().map_err(|_| bad("log size"))?),
+        Key::LogSize => {
+            let size = text.parse().ok().filter(|size| *size >= MIN_LOG);
+            command.log_size = size.ok_or_else(|| bad("--log-size"))?;
+        }
         Key::PidFile => command.pid_file = Some(path()),
         Key::Pcap => command.pcap = Some(path()),
         Key::ConfPath => command.pesto_socket = Some(path()),
@@ -515,7 +529,8 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
         }
         Key::NoMapGw => command.map_gateway = false,
         // What they ask for is so in any case, or concerns programs that the guest does not run.
-        Key::Hostname | Key::Fqdn | Key::Freebind | Key::ChrootFallback => {}
+        Key::Hostname | Key::Fqdn | Key::ChrootFallback => {}
+        Key::Freebind => command.freebind = true,
         Key::NoPidNs => command.own_processes = false,
         Key::NoTcp => command.tcp = false,
         Key::NoUdp => command.udp = false,
@@ -547,6 +562,11 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
     }
     Ok(())
 }
+
+/// The size of a log file unless said otherwise, and the least that can be said: five buffers of
+/// stdio's, as pasta has it.
+const DEFAULT_LOG: u64 = 1 << 20;
+const MIN_LOG: u64 = 5 * 8192;
 
 /// The largest MTU of a TAP: 65535 bytes less an Ethernet header.
 const MAX_MTU: u16 = 65_521;

@@ -15,6 +15,7 @@ use crate::cli::table_spec::{self, Change, PortOption};
 use crate::gate::AddressPlan;
 use crate::gate::forward::PortRange;
 use crate::gate::table::{Caps, Table, TableRule};
+use crate::setup::listen::Opener;
 
 /// What the options of `command` open for a guest of `plan`; an option that is not there is `auto`,
 /// or `none` in passt's mode.
@@ -48,7 +49,8 @@ pub(super) fn forwards(
             table_spec::change(table, Change::Add, option, spec, ephemeral)?;
         }
     }
-    let mut options = ForwardOptions::default();
+    let opener = Opener { freebind: command.freebind };
+    let mut options = ForwardOptions { opener, ..ForwardOptions::default() };
     for rule in host.rules() {
         publish(rule, plan, &mut options)?;
     }

@@ -8,6 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::PastaError;
 use super::options::{Command, Subject};
@@ -22,8 +23,8 @@ use crate::setup::attach::{AttachOptions, Target};
 use crate::setup::daemon::Person;
 use crate::setup::run::Isolation;
 use crate::setup::{
-    Conduct, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup, Listed, Template,
-    Templates,
+    Conduct, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup, Listed, LogForm,
+    Template, Templates,
 };
 
 /// The host, as far as pasta's options depend on it.
@@ -103,6 +104,7 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
             // A machine has no namespaces that anybody would have to enter.
             refuses_calls: command.mode == Mode::Passt,
             ends_when_asked: true,
+            statistics: command.stats.map(|seconds| Duration::from_secs(seconds.into())),
             deprecated: command.deprecated.clone(),
             listed: Listed::As(command.mode.name()),
             ..Conduct::default()
@@ -113,7 +115,11 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         threads: Threads::auto(),
         pcap: command.pcap.clone(),
         pesto_socket: command.pesto_socket.clone(),
-        log: LogOptions { level: command.level, file: command.log_file.clone() },
+        log: LogOptions {
+            level: command.level,
+            file: command.log_file.clone(),
+            form: LogForm::Journal { name: "pasta".to_owned(), limit: command.log_size },
+        },
         // Letters, dashes and digits are a name.
         name: name.parse().expect("a name"),
         identity,

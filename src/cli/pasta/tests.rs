@@ -198,7 +198,7 @@ fn mistakes_are_told_in_pastas_words() {
         ("-a 10.0.0.1/33", "Invalid address: 10.0.0.1/33"),
         ("-n 33", "Invalid netmask: 33"),
         ("-n 255.0.255.0", "Invalid netmask: 255.0.255.0"),
-        ("-a 10.0.0.1/8 -n 8", "--netmask is incompatible with a prefix length in --address"),
+        ("-a 10.0.0.1/8 -n 8", "--netmask and a prefix length in --address are mutually exclusive"),
         ("-g bogus", "Invalid gateway address: bogus"),
         ("-m 65522", "Invalid MTU: 65522"),
         ("-I toolonginterfacename0", "Invalid interface name: toolonginterfacename0"),
@@ -270,6 +270,8 @@ fn auto_follows_all_ports_or_those_that_are_named() {
     assert!(!followed("auto,~80", 80) && followed("auto,~80", 81));
     let elsewhere = on(&facts(), "-t 127.0.0.1/80:81,auto true").forwards;
     assert!(elsewhere.publish[0].when_listening, "{:?}", elsewhere.publish);
+    let led = on(&facts(), "-T 80:81,auto -T 90 -U none true").forwards.inner;
+    assert_eq!(led.iter().map(|led| led.scan).collect::<Vec<_>>(), [true, false]);
     let bound = on(&facts(), "-t 127.0.0.1/auto true").forwards.auto_publish;
     assert_eq!(bound[0].bound.address, Some("127.0.0.1".parse().unwrap()));
 }

@@ -92,64 +92,73 @@ pub struct OpenSocket {
     pub guest_port: u16,
 }
 
-/// Opens what `forward` asks for.
-///
-/// # Errors
-/// Why not, with nothing left open.
-pub fn open(forward: &Forward) -> Result<Opened, ListenError> {
-    let need = descriptors(forward);
-    // Counting what is open takes longer than opening a few more, which may as well fail.
-    if need >= MANY {
-        check_descriptors(need)?;
-    }
-    open_unchecked(forward, &mut Handed::default())
+/// How host sockets are opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opener {
+    /// At addresses that the host does not have yet, too (`IP_FREEBIND`, ip(7)).
+    pub freebind: bool,
 }
 
-/// Opens what is free of the ports that `forward` asks for, as far as descriptors reach.
-///
-/// # Errors
-/// None of them can be opened; the last one's reason.
-pub fn open_free(forward: &Forward) -> Result<Opened, ListenError> {
-    let Listen::Ports { address, interface, ports } = &forward.listen else {
-        return open(forward);
-    };
-    let mut all = Opened {
-        forward: forward.clone(),
-        picked: false,
-        weak: true,
-        sockets: Vec::new(),
-        file: None,
-    };
-    let per_port = descriptors(forward) / forward.guest_ports.count();
-    let room = free_descriptors().1 / per_port;
-    let pairs = (ports.first()..=ports.last())
-        .zip(forward.guest_ports.first()..=forward.guest_ports.last());
-    let mut refusal = None;
-    for (port, guest_port) in pairs {
-        if all.sockets.len() / per_port >= room {
-            break;
+impl Opener {
+    /// Opens what `forward` asks for.
+    ///
+    /// # Errors
+    /// Why not, with nothing left open.
+    pub fn open(self, forward: &Forward) -> Result<Opened, ListenError> {
+        let need = descriptors(forward);
+        // Counting what is open takes longer than opening a few more, which may as well fail.
+        if need >= MANY {
+            check_descriptors(need)?;
         }
-        let ports = PortRange::single(port);
-        let one = Forward {
-            listen: Listen::Ports { address: *address, interface: interface.clone(), ports },
-            guest_ports: PortRange::single(guest_port),
-            ..forward.clone()
+        self.open_unchecked(forward, &mut Handed::default())
+    }
+
+    /// Opens what is free of the ports that `forward` asks for, as far as descriptors reach.
+    ///
+    /// # Errors
+    /// None of them can be opened; the last one's reason.
+    pub fn open_free(self, forward: &Forward) -> Result<Opened, ListenError> {
+        let Listen::Ports { address, interface, ports } = &forward.listen else {
+            return self.open(forward);
         };
-        match open_sockets(&one, &mut Handed::default()) {
-            Ok(opened) => all.sockets.extend(opened.sockets),
-            Err(refused) => refusal = Some((one, refused)),
+        let mut all = Opened {
+            forward: forward.clone(),
+            picked: false,
+            weak: true,
+            sockets: Vec::new(),
+            file: None,
+        };
+        let per_port = descriptors(forward) / forward.guest_ports.count();
+        let room = free_descriptors().1 / per_port;
+        let pairs = (ports.first()..=ports.last())
+            .zip(forward.guest_ports.first()..=forward.guest_ports.last());
+        let mut refusal = None;
+        for (port, guest_port) in pairs {
+            if all.sockets.len() / per_port >= room {
+                break;
+            }
+            let ports = PortRange::single(port);
+            let one = Forward {
+                listen: Listen::Ports { address: *address, interface: interface.clone(), ports },
+                guest_ports: PortRange::single(guest_port),
+                ..forward.clone()
+            };
+            match self.open_sockets(&one, &mut Handed::default()) {
+                Ok(opened) => all.sockets.extend(opened.sockets),
+                Err(refused) => refusal = Some((one, refused)),
+            }
+        }
+        match refusal {
+            Some((one, refused)) if all.sockets.is_empty() => Err(refused.explain(&one)),
+            _ => Ok(all),
         }
     }
-    match refusal {
-        Some((one, refused)) if all.sockets.is_empty() => Err(refused.explain(&one)),
-        _ => Ok(all),
-    }
-}
 
-/// As [`open`], for whoever does not ask why not: who has a port that is taken is a question to
-/// every process of the user, too long for what is tried again and again.
-pub fn try_open(forward: &Forward) -> Option<Opened> {
-    open_sockets(forward, &mut Handed::default()).ok()
+    /// As [`Opener::open`], for whoever does not ask why not: who has a port that is taken is a question to
+    /// every process of the user, too long for what is tried again and again.
+    pub fn try_open(self, forward: &Forward) -> Option<Opened> {
+        self.open_sockets(forward, &mut Handed::default()).ok()
+    }
 }
 
 /// The host sides that are there when the guest starts.
@@ -173,10 +182,12 @@ pub fn open_all(forwards: &[Forward], mut handed: Handed) -> Result<AtStart, Lis
     check_descriptors(now.iter().map(|forward| descriptors(forward)).sum())?;
     let mut opened = Vec::with_capacity(now.len());
     for forward in now {
-        opened.push(open_unchecked(
-            &Forward { when_listening: false, ..forward.clone() },
-            &mut handed,
-        )?);
+        opened.push(
+            Opener::default().open_unchecked(
+                &Forward { when_listening: false, ..forward.clone() },
+                &mut handed,
+            )?,
+        );
     }
     for (forward, socket) in handed.rest()? {
         let port = forward.guest_ports.first();
@@ -230,10 +241,6 @@ fn descriptor_limit() -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-fn open_unchecked(forward: &Forward, handed: &mut Handed) -> Result<Opened, ListenError> {
-    open_sockets(forward, handed).map_err(|refused| refused.explain(forward))
-}
-
 /// Why a rule is not open, before anybody has looked into it.
 enum Refused {
     /// The kernel's answer for this port.
@@ -252,125 +259,149 @@ impl Refused {
     }
 }
 
-fn open_sockets(forward: &Forward, handed: &mut Handed) -> Result<Opened, Refused> {
-    let mut opened = Opened {
-        forward: forward.clone(),
-        picked: matches!(forward.listen, Listen::Ports { ports: PortRange::ANY, .. }),
-        weak: false,
-        sockets: Vec::new(),
-        file: None,
-    };
-    let (address, interface, ports) = match &forward.listen {
-        Listen::Unix(path) => {
-            let socket = match handed.take_for(forward, 0).pop() {
-                Some(socket) => socket,
-                None => {
-                    let (socket, file) = unix::listen(path).map_err(Refused::Known)?;
-                    opened.file = Some(file);
-                    socket
-                }
-            };
-            let guest_port = forward.guest_ports.first();
-            opened.sockets.push(OpenSocket { socket, host_port: 0, guest_port });
-            return Ok(opened);
-        }
-        Listen::Ports { address, interface, ports } => (*address, interface.as_deref(), *ports),
-    };
-    opened.sockets.reserve_exact(descriptors(forward));
-    for (at, guest_port) in (forward.guest_ports.first()..=forward.guest_ports.last()).enumerate() {
-        // Ranges have the same length on both sides, so this stays below the last port.
-        let step = u16::try_from(at).unwrap_or(u16::MAX);
-        let port = if ports == PortRange::ANY { 0 } else { ports.first().saturating_add(step) };
-        let mut sockets = handed.take_for(forward, port);
-        if sockets.is_empty() {
-            let new = match forward.transport {
-                Transport::Tcp => tcp(address, interface, port).map(|socket| vec![socket]),
-                Transport::Udp => udp(address, interface, port),
-            };
-            sockets = new.map_err(|source| Refused::Port(port, source))?;
-        }
-        for socket in sockets {
-            let host_port = datagram::bound_port(socket.as_fd())
-                .map_err(|source| Refused::Port(port, source))?;
-            opened.sockets.push(OpenSocket { socket, host_port, guest_port });
-        }
+impl Opener {
+    fn open_unchecked(self, forward: &Forward, handed: &mut Handed) -> Result<Opened, ListenError> {
+        self.open_sockets(forward, handed).map_err(|refused| refused.explain(forward))
     }
-    if opened.picked
-        && forward.guest_ports.count() == 1
-        && let Some(first) = opened.sockets.first()
-        && let Listen::Ports { ports, .. } = &mut opened.forward.listen
-    {
-        *ports = PortRange::single(first.host_port);
-    }
-    Ok(opened)
-}
 
-/// A listening TCP socket; `port` 0 has it picked.
-fn tcp(address: Option<IpAddr>, interface: Option<&str>, port: u16) -> io::Result<OwnedFd> {
-    let Some(address) = address else {
-        let both = listener(Ipv6Addr::UNSPECIFIED.into(), false, interface, port);
-        return match both {
-            Err(e) if lacks_v6(&e) => {
-                listener(Ipv4Addr::UNSPECIFIED.into(), false, interface, port)
-            }
-            both => both,
+    fn open_sockets(self, forward: &Forward, handed: &mut Handed) -> Result<Opened, Refused> {
+        let mut opened = Opened {
+            forward: forward.clone(),
+            picked: matches!(forward.listen, Listen::Ports { ports: PortRange::ANY, .. }),
+            weak: false,
+            sockets: Vec::new(),
+            file: None,
         };
-    };
-    listener(address, true, interface, port)
-}
+        let (address, interface, ports) = match &forward.listen {
+            Listen::Unix(path) => {
+                let socket = match handed.take_for(forward, 0).pop() {
+                    Some(socket) => socket,
+                    None => {
+                        let (socket, file) = unix::listen(path).map_err(Refused::Known)?;
+                        opened.file = Some(file);
+                        socket
+                    }
+                };
+                let guest_port = forward.guest_ports.first();
+                opened.sockets.push(OpenSocket { socket, host_port: 0, guest_port });
+                return Ok(opened);
+            }
+            Listen::Ports { address, interface, ports } => (*address, interface.as_deref(), *ports),
+        };
+        opened.sockets.reserve_exact(descriptors(forward));
+        for (at, guest_port) in
+            (forward.guest_ports.first()..=forward.guest_ports.last()).enumerate()
+        {
+            // Ranges have the same length on both sides, so this stays below the last port.
+            let step = u16::try_from(at).unwrap_or(u16::MAX);
+            let port = if ports == PortRange::ANY { 0 } else { ports.first().saturating_add(step) };
+            let mut sockets = handed.take_for(forward, port);
+            if sockets.is_empty() {
+                let new = match forward.transport {
+                    Transport::Tcp => self.tcp(address, interface, port).map(|socket| vec![socket]),
+                    Transport::Udp => self.udp(address, interface, port),
+                };
+                sockets = new.map_err(|source| Refused::Port(port, source))?;
+            }
+            for socket in sockets {
+                let host_port = datagram::bound_port(socket.as_fd())
+                    .map_err(|source| Refused::Port(port, source))?;
+                opened.sockets.push(OpenSocket { socket, host_port, guest_port });
+            }
+        }
+        if opened.picked
+            && forward.guest_ports.count() == 1
+            && let Some(first) = opened.sockets.first()
+            && let Listen::Ports { ports, .. } = &mut opened.forward.listen
+        {
+            *ports = PortRange::single(first.host_port);
+        }
+        Ok(opened)
+    }
 
-fn listener(
-    address: IpAddr,
-    v6_only: bool,
-    interface: Option<&str>,
-    port: u16,
-) -> io::Result<OwnedFd> {
-    let bind = SocketAddr::new(address, port);
-    let kind = Type::STREAM.nonblocking().cloexec();
-    let socket = Socket::new(Domain::for_address(bind), kind, Some(Protocol::TCP))?;
-    if bind.is_ipv6() {
-        socket.set_only_v6(v6_only)?;
+    /// A listening TCP socket; `port` 0 has it picked.
+    fn tcp(
+        self,
+        address: Option<IpAddr>,
+        interface: Option<&str>,
+        port: u16,
+    ) -> io::Result<OwnedFd> {
+        let Some(address) = address else {
+            let both = self.listener(Ipv6Addr::UNSPECIFIED.into(), false, interface, port);
+            return match both {
+                Err(e) if lacks_v6(&e) => {
+                    self.listener(Ipv4Addr::UNSPECIFIED.into(), false, interface, port)
+                }
+                both => both,
+            };
+        };
+        self.listener(address, true, interface, port)
     }
-    socket.set_reuse_address(true)?;
-    if let Some(interface) = interface {
-        socket.bind_device(Some(interface.as_bytes()))?;
+
+    fn listener(
+        self,
+        address: IpAddr,
+        v6_only: bool,
+        interface: Option<&str>,
+        port: u16,
+    ) -> io::Result<OwnedFd> {
+        let bind = SocketAddr::new(address, port);
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let socket = Socket::new(Domain::for_address(bind), kind, Some(Protocol::TCP))?;
+        if bind.is_ipv6() {
+            socket.set_only_v6(v6_only)?;
+        }
+        socket.set_reuse_address(true)?;
+        if self.freebind {
+            // Of IPv6 sockets as well (`inet_bind`), those of both families included.
+            socket.set_freebind_v4(true)?;
+        }
+        if let Some(interface) = interface {
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
+        socket.bind(&bind.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
     }
-    socket.bind(&bind.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+
+    /// Bound UDP sockets, one for each family that `address` stands for, on one port; 0 has it picked.
+    fn udp(
+        self,
+        address: Option<IpAddr>,
+        interface: Option<&str>,
+        port: u16,
+    ) -> io::Result<Vec<OwnedFd>> {
+        let open = |address: IpAddr, port| {
+            datagram::open_udp(&DatagramOptions {
+                port: PortChoice::Required,
+                device: interface,
+                tell_local: true,
+                freebind: self.freebind,
+                coalesce: true,
+                ..DatagramOptions::new(SocketAddr::new(address, port))
+            })
+        };
+        if let Some(address) = address {
+            return Ok(vec![open(address, port)?]);
+        }
+        let mut picks = 1..=PICKS;
+        loop {
+            let v4 = open(Ipv4Addr::UNSPECIFIED.into(), port)?;
+            let common = datagram::bound_port(v4.as_fd())?;
+            match open(Ipv6Addr::UNSPECIFIED.into(), common) {
+                Ok(v6) => return Ok(vec![v4, v6]),
+                Err(e) if lacks_v6(&e) => return Ok(vec![v4]),
+                Err(e) if port == 0 && e.kind() == io::ErrorKind::AddrInUse => {
+                    picks.next().ok_or(e)?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
 }
 
 /// How often a port is picked that IPv4 has free and IPv6 does not.
 const PICKS: usize = 16;
-
-/// Bound UDP sockets, one for each family that `address` stands for, on one port; 0 has it picked.
-fn udp(address: Option<IpAddr>, interface: Option<&str>, port: u16) -> io::Result<Vec<OwnedFd>> {
-    let open = |address: IpAddr, port| {
-        datagram::open_udp(&DatagramOptions {
-            port: PortChoice::Required,
-            device: interface,
-            tell_local: true,
-            coalesce: true,
-            ..DatagramOptions::new(SocketAddr::new(address, port))
-        })
-    };
-    if let Some(address) = address {
-        return Ok(vec![open(address, port)?]);
-    }
-    let mut picks = 1..=PICKS;
-    loop {
-        let v4 = open(Ipv4Addr::UNSPECIFIED.into(), port)?;
-        let common = datagram::bound_port(v4.as_fd())?;
-        match open(Ipv6Addr::UNSPECIFIED.into(), common) {
-            Ok(v6) => return Ok(vec![v4, v6]),
-            Err(e) if lacks_v6(&e) => return Ok(vec![v4]),
-            Err(e) if port == 0 && e.kind() == io::ErrorKind::AddrInUse => {
-                picks.next().ok_or(e)?;
-            }
-            Err(e) => return Err(e),
-        }
-    }
-}
 
 /// Whether the host has no IPv6 at all; where it is merely switched off, wildcards can be bound.
 fn lacks_v6(e: &io::Error) -> bool {

@@ -36,6 +36,8 @@ pub struct DatagramOptions<'a> {
     /// Tell of each datagram which of this host's addresses it was sent to (`IP_PKTINFO`,
     /// `IPV6_RECVPKTINFO`): a socket bound to a wildcard address has to answer from it.
     pub tell_local: bool,
+    /// The address need not be one that the host has (`IP_FREEBIND`).
+    pub freebind: bool,
 }
 
 impl DatagramOptions<'_> {
@@ -48,6 +50,7 @@ impl DatagramOptions<'_> {
             marks: Marks::DEFAULT,
             coalesce: false,
             tell_local: false,
+            freebind: false,
         }
     }
 }
@@ -168,6 +171,9 @@ fn open(options: &DatagramOptions<'_>, protocol: Protocol) -> io::Result<Socket>
         socket.set_only_v6(true)?;
     }
     prepare(socket.as_fd(), options)?;
+    if options.freebind {
+        socket.set_freebind_v4(true)?;
+    }
     if let Some(device) = options.device {
         socket.bind_device(Some(device.as_bytes()))?;
     }
