@@ -11,7 +11,7 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_route::address::{
-    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
@@ -23,7 +23,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::{Netlink, Outcome};
 use super::tap::IfName;
-use super::template::CopiedRoute;
+use super::template::{CopiedAddress, CopiedRoute};
 use crate::gate::AddressPlan;
 
 /// What the guest's link shall look like.
@@ -63,8 +63,8 @@ pub enum LinkSetup {
 /// Addresses and routes for a link that is like the host's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CopiedLink {
-    /// Addresses with their prefix lengths, in the order in which the guest is to have them.
-    pub addresses: Vec<(IpAddr, u8)>,
+    /// Addresses, in the order in which the guest is to have them.
+    pub addresses: Vec<CopiedAddress>,
     /// Routes; one that the guest's kernel refuses is left out.
     pub routes: Vec<CopiedRoute>,
     /// Whether the MTU of the plan is set.
@@ -246,8 +246,10 @@ fn copy(
     index: u32,
     add: &mut impl FnMut(Need, String, RouteNetlinkMessage),
 ) {
-    for &(given, prefix) in &copied.addresses {
+    for &CopiedAddress { address: given, prefix, routed } in &copied.addresses {
         let mut message = address(index, given, prefix);
+        let mut flags = AddressFlags::empty();
+        flags.set(AddressFlags::Noprefixroute, routed);
         let need = match given {
             IpAddr::V4(own) => {
                 // /31 and /32 have none (RFC 3021).
@@ -258,10 +260,11 @@ fn copy(
                 Need::Always
             }
             IpAddr::V6(_) => {
-                message.header.flags = AddressHeaderFlags::Nodad;
+                flags |= AddressFlags::Nodad;
                 Need::WhereV6Works
             }
         };
+        message.attributes.push(AddressAttribute::Flags(flags));
         let what = format!("give {ifname} the address {given}/{prefix}");
         add(need, what, RouteNetlinkMessage::NewAddress(message));
     }

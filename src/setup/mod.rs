@@ -56,7 +56,7 @@ pub use seal::{raise_descriptor_limit, seal};
 pub use tap::{
     IfName, MAX_QUEUES, ParseIfNameError, TUN_DEVICE, Tap, TapError, TapFeatures, VNET_HEADER_LEN,
 };
-pub use template::{CopiedRoute, Template, Templates, templates};
+pub use template::{CopiedAddress, CopiedRoute, Template, Templates, templates};
 
 use std::ffi::OsString;
 use std::io;

@@ -5,16 +5,18 @@
 //! first next hop. Read once, before anything is made.
 //!
 //! What is copied are plain values: addresses in the kernel's order, without link-local and
-//! deprecated ones; routes of the main table by destination, gateway and metric. What belongs to
+//! deprecated ones, labels and lifetimes; routes of the main table by destination, gateway and metric. What belongs to
 //! the host alone stays there: preferred sources, next-hop objects, encapsulation.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
+};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop,
+    RouteNextHopFlags, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -25,9 +27,9 @@ use super::netlink::Netlink;
 pub struct Template {
     /// The host's interface.
     pub interface: String,
-    /// Its addresses with their prefix lengths, in the kernel's order.
-    pub addresses: Vec<(IpAddr, u8)>,
-    /// The router of its default route.
+    /// Its addresses, in the kernel's order.
+    pub addresses: Vec<CopiedAddress>,
+    /// The router of its default route; of several, the one with the highest weight.
     pub gateway: Option<IpAddr>,
     /// Its routes.
     pub routes: Vec<CopiedRoute>,
@@ -36,8 +38,28 @@ pub struct Template {
 impl Template {
     /// The address that stands for the host: the one of the longest prefix, the first of several.
     pub fn main_address(&self) -> Option<(IpAddr, u8)> {
-        let longest = self.addresses.iter().map(|(_, prefix)| *prefix).max()?;
-        self.addresses.iter().copied().find(|(_, prefix)| *prefix == longest)
+        let longest = self.addresses.iter().map(|address| address.prefix).max()?;
+        let main = self.addresses.iter().find(|address| address.prefix == longest)?;
+        Some((main.address, longest))
+    }
+}
+
+/// An address without its interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopiedAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// The length of its prefix.
+    pub prefix: u8,
+    /// The prefix has a route of its own (`IFA_F_NOPREFIXROUTE`): whoever gave the address has seen
+    /// to what is on the link.
+    pub routed: bool,
+}
+
+impl CopiedAddress {
+    /// One whose prefix is on the link.
+    pub fn new(address: IpAddr, prefix: u8) -> CopiedAddress {
+        CopiedAddress { address, prefix, routed: false }
     }
 }
 
@@ -106,35 +128,44 @@ fn template(
     };
     let Some(index) = index else { return Ok(None) };
     let Some(link) = netlink.link_at(index)? else { return Ok(None) };
-    let routes: Vec<CopiedRoute> =
-        routes.into_iter().filter(|(at, _)| *at == index).map(|(_, route)| route).collect();
-    let gateway = routes.iter().find(|route| route.prefix == 0).and_then(|route| route.gateway);
+    let routes: Vec<Found> = routes.into_iter().filter(|found| found.index == index).collect();
+    let default = routes.iter().find(|found| found.route.prefix == 0);
+    let gateway = default.and_then(|found| found.heaviest.or(found.route.gateway));
+    let routes = routes.into_iter().map(|found| found.route).collect();
     let addresses = addresses(netlink, family, index)?;
     Ok(Some(Template { interface: link.name, addresses, gateway, routes }))
 }
 
 /// The interface of the first default route, else of the first route that leads anywhere.
-fn choose(routes: &[(u32, CopiedRoute)]) -> Option<u32> {
-    let leads_on = |route: &CopiedRoute| !is_link_local(route.destination);
-    let default = routes.iter().find(|(_, route)| route.prefix == 0);
-    let any = || routes.iter().find(|(at, route)| *at != LOOPBACK_INDEX && leads_on(route));
-    default.or_else(any).map(|(index, _)| *index)
+fn choose(routes: &[Found]) -> Option<u32> {
+    let default = routes.iter().find(|found| found.route.prefix == 0);
+    let leads_on =
+        |found: &&Found| found.index != LOOPBACK_INDEX && !is_link_local(found.route.destination);
+    let any = || routes.iter().find(leads_on);
+    default.or_else(any).map(|found| found.index)
+}
+
+/// A route of the host's.
+#[derive(Clone, Debug)]
+struct Found {
+    /// The interface by which it leads.
+    index: u32,
+    route: CopiedRoute,
+    /// Of several routers by that interface, the first of the highest weight.
+    heaviest: Option<IpAddr>,
 }
 
 /// The loopback interface has this index in every network namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK_INDEX: u32 = 1;
 
-fn main_routes(
-    netlink: &mut Netlink,
-    family: AddressFamily,
-) -> io::Result<Vec<(u32, CopiedRoute)>> {
+fn main_routes(netlink: &mut Netlink, family: AddressFamily) -> io::Result<Vec<Found>> {
     let mut request = RouteMessage::default();
     request.header.address_family = family;
     let found = netlink.dump(RouteNetlinkMessage::GetRoute(request))?;
     Ok(found.into_iter().filter_map(|message| plain_route(message, family)).collect())
 }
 
-fn plain_route(message: RouteNetlinkMessage, family: AddressFamily) -> Option<(u32, CopiedRoute)> {
+fn plain_route(message: RouteNetlinkMessage, family: AddressFamily) -> Option<Found> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return None };
     let header = &message.header;
     let cloned = header.flags.contains(RouteFlags::Cloned);
@@ -146,7 +177,7 @@ fn plain_route(message: RouteNetlinkMessage, family: AddressFamily) -> Option<(u
     {
         return None;
     }
-    let mut index = None;
+    let (mut index, mut heaviest) = (None, None);
     let mut route = CopiedRoute {
         destination: match family {
             AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
@@ -164,20 +195,33 @@ fn plain_route(message: RouteNetlinkMessage, family: AddressFamily) -> Option<(u
             RouteAttribute::Oif(oif) => index = Some(oif),
             RouteAttribute::Priority(metric) => route.metric = Some(metric),
             RouteAttribute::MultiPath(hops) => {
-                let first = hops.into_iter().next()?;
+                let first = hops.first()?;
                 index = Some(first.interface_index);
                 route.onlink |= first.flags.contains(RouteNextHopFlags::Onlink);
-                route.gateway = first.attributes.into_iter().find_map(|part| match part {
-                    RouteAttribute::Gateway(by) => plain(by),
-                    _ => None,
-                });
+                route.gateway = router(first);
+                heaviest = heaviest_router(&hops, first.interface_index);
             }
             // By a router of the other family, through a tunnel: nothing that a copy could use.
             RouteAttribute::Via(_) | RouteAttribute::Encap(_) => return None,
             _ => {}
         }
     }
-    Some((index?, route))
+    Some(Found { index: index?, route, heaviest })
+}
+
+fn router(hop: &RouteNextHop) -> Option<IpAddr> {
+    hop.attributes.iter().find_map(|part| match part {
+        RouteAttribute::Gateway(by) => plain(by.clone()),
+        _ => None,
+    })
+}
+
+/// The first of the routers by interface `index` that have the highest weight.
+fn heaviest_router(hops: &[RouteNextHop], index: u32) -> Option<IpAddr> {
+    let by_it = || hops.iter().filter(|hop| hop.interface_index == index);
+    // `rtnh_hops` is the weight less one.
+    let weight = by_it().map(|hop| hop.hops).max()?;
+    by_it().find(|hop| hop.hops == weight).and_then(router)
 }
 
 fn plain(address: RouteAddress) -> Option<IpAddr> {
@@ -192,7 +236,7 @@ fn addresses(
     netlink: &mut Netlink,
     family: AddressFamily,
     index: u32,
-) -> io::Result<Vec<(IpAddr, u8)>> {
+) -> io::Result<Vec<CopiedAddress>> {
     let mut request = AddressMessage::default();
     request.header.family = family;
     let mut addresses = Vec::new();
@@ -205,18 +249,22 @@ fn addresses(
         {
             continue;
         }
-        let (mut own, mut shown) = (None, None);
+        let (mut own, mut shown, mut routed) = (None, None, false);
         for attribute in message.attributes {
             match attribute {
                 // Of a point-to-point link, `Address` is the peer's.
                 AddressAttribute::Local(address) => own = Some(address),
                 AddressAttribute::Address(address) => shown = Some(address),
+                // All flags, of which the header has the first eight.
+                AddressAttribute::Flags(flags) => {
+                    routed = flags.contains(AddressFlags::Noprefixroute);
+                }
                 _ => {}
             }
         }
         let Some(address) = own.or(shown) else { continue };
         if !is_link_local(address) {
-            addresses.push((address, message.header.prefix_len));
+            addresses.push(CopiedAddress { address, prefix: message.header.prefix_len, routed });
         }
     }
     Ok(addresses)
@@ -233,10 +281,11 @@ fn is_link_local(address: IpAddr) -> bool {
 mod tests {
     use super::*;
 
-    fn route(index: u32, destination: &str, prefix: u8, gateway: &str) -> (u32, CopiedRoute) {
+    fn route(index: u32, destination: &str, prefix: u8, gateway: &str) -> Found {
         let destination = destination.parse().unwrap();
         let gateway = gateway.parse().ok();
-        (index, CopiedRoute { destination, prefix, gateway, metric: None, onlink: false })
+        let route = CopiedRoute { destination, prefix, gateway, metric: None, onlink: false };
+        Found { index, route, heaviest: None }
     }
 
     #[test]
@@ -253,7 +302,7 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_is_the_main_address() {
-        let address = |text: &str, prefix| (text.parse().unwrap(), prefix);
+        let address = |text: &str, prefix| CopiedAddress::new(text.parse().unwrap(), prefix);
         let template = Template {
             interface: "eth0".to_owned(),
             addresses: vec![
@@ -264,7 +313,7 @@ mod tests {
             gateway: None,
             routes: vec![],
         };
-        assert_eq!(template.main_address(), Some(address("192.0.2.2", 32)));
+        assert_eq!(template.main_address(), Some(("192.0.2.2".parse().unwrap(), 32)));
     }
 
     #[test]

@@ -51,23 +51,33 @@ pub(crate) fn sh(script: &str) {
 }
 
 impl Lab {
+    /// A host with an address of each family and default routes.
     pub(crate) fn new() -> Lab {
+        Lab::on("route add default via 192.0.2.2\nroute add default via 2001:db8::2")
+    }
+
+    /// A host with addresses, for which `commands` of ip(8) follow, one in each line. There is a
+    /// second interface without any.
+    pub(crate) fn on(commands: &str) -> Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         assert!(as_root(), "these tests make network namespaces: run them as root");
         let name = format!("twp{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let namespace = Namespace(name);
         let host = &namespace.0;
-        sh(&format!(
-            "ip netns add {host}
-            ip -n {host} link add eth0 type veth peer name eth1
-            ip -n {host} address add {HOST4}/24 dev eth0
-            ip -n {host} address add {HOST6}/64 dev eth0 nodad
-            ip -n {host} link set lo up
-            ip -n {host} link set eth0 up
-            ip -n {host} link set eth1 up
-            ip -n {host} route add default via 192.0.2.2
-            ip -n {host} route add default via 2001:db8::2"
-        ));
+        sh(&format!("ip netns add {host}"));
+        let set_up = format!(
+            "link add eth0 type veth peer name eth1
+            link add eth2 type veth peer name eth3
+            address add {HOST4}/24 dev eth0
+            address add {HOST6}/64 dev eth0 nodad
+            link set lo up
+            link set eth0 up
+            link set eth1 up
+            link set eth2 up
+            link set eth3 up
+            {commands}"
+        );
+        set_up.lines().for_each(|command| sh(&format!("ip -n {host} {}", command.trim())));
         let directory = scratch();
         let link = directory.path().join("pasta");
         std::os::unix::fs::symlink(binary(), link).unwrap();

@@ -23,8 +23,8 @@ use crate::setup::attach::{AttachOptions, Target};
 use crate::setup::daemon::Person;
 use crate::setup::run::Isolation;
 use crate::setup::{
-    Conduct, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup, Listed, LogForm,
-    Template, Templates,
+    Conduct, CopiedAddress, CopiedLink, CopiedRoute, HostFacts, Identity, IfName, LinkSetup,
+    Listed, LogForm, Template, Templates,
 };
 
 /// The host, as far as pasta's options depend on it.
@@ -335,7 +335,7 @@ fn copy(
 ) {
     match template.filter(|_| command.copy_addresses && !asked) {
         Some(template) => copied.addresses.extend(&template.addresses),
-        None => copied.addresses.push(main),
+        None => copied.addresses.push(CopiedAddress::new(main.0, main.1)),
     }
     match template.filter(|_| command.copy_routes && !router_asked) {
         Some(template) => copied.routes.extend_from_slice(&template.routes),

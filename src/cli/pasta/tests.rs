@@ -7,7 +7,7 @@ use crate::cli::Action;
 use crate::gate::Destination;
 use crate::gate::forward::{Forward, PortRange, Transport};
 use crate::setup::attach::Target;
-use crate::setup::{CopiedRoute, HostFacts, LinkSetup, Template, Templates};
+use crate::setup::{CopiedAddress, CopiedRoute, HostFacts, LinkSetup, Template, Templates};
 
 fn route(destination: &str, prefix: u8, gateway: Option<&str>) -> CopiedRoute {
     CopiedRoute {
@@ -20,7 +20,7 @@ fn route(destination: &str, prefix: u8, gateway: Option<&str>) -> CopiedRoute {
 }
 
 fn facts() -> PastaFacts {
-    let address = |text: &str, prefix| (text.parse().unwrap(), prefix);
+    let address = |text: &str, prefix| CopiedAddress::new(text.parse().unwrap(), prefix);
     PastaFacts {
         host: HostFacts {
             random_mac: Some(Mac([2, 0, 0, 0, 0, 7])),
@@ -69,7 +69,8 @@ fn refused(line: &str) -> String {
 
 fn copied(config: &Config) -> (Vec<String>, Vec<String>) {
     let LinkSetup::Copied(copied) = &config.link_setup else { panic!("{:?}", config.link_setup) };
-    let addresses = copied.addresses.iter().map(|(a, p)| format!("{a}/{p}")).collect();
+    let addresses =
+        copied.addresses.iter().map(|a| format!("{}/{}", a.address, a.prefix)).collect();
     let routes = copied.routes.iter().map(|route| {
         let by = route.gateway.map(|by| format!(" via {by}")).unwrap_or_default();
         format!("{}/{}{by}", route.destination, route.prefix)
