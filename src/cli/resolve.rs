@@ -402,7 +402,8 @@ fn outbound(draft: &Draft, facts: &HostFacts) -> Result<Outbound, ConfigError> {
         let Some((found, _)) = &facts.named_interface else {
             return Err(ConfigError::OutboundInterface(name.clone()));
         };
-        outbound.interface = Some(found.clone());
+        outbound.interface4 = Some(found.clone());
+        outbound.interface6 = Some(found.clone());
     }
     Ok(outbound)
 }

@@ -43,8 +43,10 @@ pub struct Outbound {
     pub v4: Option<Ipv4Addr>,
     /// Source address for IPv6.
     pub v6: Option<Ipv6Addr>,
-    /// Interface (SO_BINDTODEVICE).
-    pub interface: Option<String>,
+    /// Interface for IPv4 (SO_BINDTODEVICE).
+    pub interface4: Option<String>,
+    /// Interface for IPv6.
+    pub interface6: Option<String>,
     /// The source addresses are those towards the host's loopback too: its servers do not take the
     /// guest for one of their own.
     pub loopback: bool,
@@ -61,9 +63,15 @@ impl Outbound {
         }
     }
 
+    /// The configured interface for a family.
+    fn interface_for(&self, ipv6: bool) -> Option<&str> {
+        let interface = if ipv6 { &self.interface6 } else { &self.interface4 };
+        interface.as_deref()
+    }
+
     /// Binds `socket` as configured for `target`.
     fn apply(&self, socket: &Socket, target: IpAddr) -> io::Result<()> {
-        if let Some(interface) = &self.interface
+        if let Some(interface) = self.interface_for(target.is_ipv6())
             && !target.is_loopback()
         {
             socket.bind_device(Some(interface.as_bytes()))?;
@@ -143,7 +151,7 @@ impl HostSockets {
         let source = bound.then(|| self.outbound.source_for(unspecified)).flatten();
         DatagramOptions {
             port: PortChoice::Preferred,
-            device: self.outbound.interface.as_deref().filter(|_| outside),
+            device: self.outbound.interface_for(key.guest.is_ipv6()).filter(|_| outside),
             ..DatagramOptions::new(SocketAddr::new(source.unwrap_or(unspecified), key.guest.port()))
         }
     }

@@ -30,7 +30,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::forward::{
     AutoForward, Bound, Exposure, Forward, ForwardId, HostService, Listen, PortRange, Transport,
 };
-use super::ports::{Family, PortTable, Reach};
+use super::ports::{Family, PortSet, PortTable, Reach};
 
 /// The most ports that one `auto` has open. A guest that listens at every port takes neither all of
 /// the host's ports nor all of our descriptors: TCP over IPv4 comes first, and low ports before
@@ -148,7 +148,7 @@ fn follows(rule: &AutoForward, transport: Transport, port: u16) -> bool {
 }
 
 /// The ports of `listening` that `rule` follows and `hidden` does not name, in the order of their
-/// transports and families; each of the four in ascending order.
+/// transports and families; each of the four in ascending order, those that follow TCP's last.
 fn followed<'a>(
     rule: &'a AutoForward,
     listening: &'a PortTable,
@@ -158,8 +158,12 @@ fn followed<'a>(
         .into_iter()
         .flat_map(|transport| [Family::V4, Family::V6].map(|family| (transport, family)))
         .flat_map(move |(transport, family)| {
-            let ports = listening.of(transport, family).iter();
-            ports
+            let both = rule.with_tcp && transport == Transport::Udp;
+            let tcp = both.then(|| listening.of(Transport::Tcp, family));
+            let own = listening.of(transport, family);
+            let also = tcp.into_iter().flat_map(PortSet::iter).filter(|&port| !own.contains(port));
+            own.iter()
+                .chain(also)
                 .filter(move |&port| {
                     follows(rule, transport, port) && !hidden(family, transport, port)
                 })
@@ -323,6 +327,16 @@ mod tests {
         let udp_only = AutoForward { transports: vec![Udp], ..everything() };
         let wanted = published(&udp_only, &guest, &PortTable::default());
         assert_eq!(ports(wanted), [(Udp, V4, 8000), (Udp, V4, 61_000)]);
+    }
+
+    #[test]
+    fn udp_follows_tcp_where_that_is_asked_for() {
+        let guest = table(&[(Tcp, V4, 80), (Tcp, V6, 81), (Udp, V4, 80), (Udp, V4, 53)]);
+        let rule = AutoForward { transports: vec![Udp], with_tcp: true, ..everything() };
+        let wanted = published(&rule, &guest, &PortTable::default());
+        assert_eq!(ports(wanted), [(Udp, V4, 53), (Udp, V4, 80), (Udp, V6, 81)]);
+        let alone = AutoForward { with_tcp: false, ..rule };
+        assert_eq!(published(&alone, &guest, &PortTable::default()).len(), 2);
     }
 
     #[test]

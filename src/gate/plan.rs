@@ -92,6 +92,10 @@ pub struct Sharing {
     pub splicing: Splicing,
     /// Resolvers that DHCP and router advertisements name.
     pub resolvers: Vec<IpAddr>,
+    /// The name that DHCP gives to the guest.
+    pub hostname: Option<String>,
+    /// The same with its domain, for DHCP and DHCPv6.
+    pub fqdn: Option<String>,
     /// What is answered on the link.
     pub services: SharedServices,
 }

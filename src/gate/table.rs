@@ -85,6 +85,7 @@ impl TableRule {
             only: vec![self.ports],
             bound: Bound { address: self.listen, interface: self.interface.clone() },
             weak: self.weak,
+            with_tcp: false,
         })
     }
 

@@ -176,6 +176,7 @@ fn behind(rule: &Inner) -> AutoForward {
     AutoForward {
         transports: vec![rule.transport],
         only: vec![rule.host_ports],
+        with_tcp: true,
         ..AutoForward::default()
     }
 }

@@ -181,9 +181,8 @@ impl DataPath {
                 worker.send(Command::DnsAnswer { token, message });
             }
         };
-        let outbound = options.outbound.clone();
-        let source =
-            dns::Source { v4: outbound.v4, v6: outbound.v6, interface: outbound.interface };
+        let Outbound { v4, v6, interface4, interface6, .. } = options.outbound.clone();
+        let source = dns::Source { v4, v6, interface4, interface6 };
         let dns_options = DnsOptions { local_names: options.local_names.clone(), source };
         let service = dns::serve(dns_options, view.clone(), requests, answers);
         let follow = async {

@@ -399,6 +399,8 @@ impl Ports {
     fn follow(&mut self, rule: TableRule) -> ForwardId {
         let id = self.next_id();
         if let Some(auto) = rule.auto() {
+            // As pasta has it, whose guests share their host's networks.
+            let auto = AutoForward { with_tcp: self.plan.sharing.is_some(), ..auto };
             self.auto_publish.insert(id, Following { rule, auto });
         }
         id

@@ -244,6 +244,8 @@ pub(super) struct Command {
     pub(super) copy_addresses: bool,
     pub(super) dns: Vec<IpAddr>,
     pub(super) search: Vec<String>,
+    pub(super) hostname: Option<String>,
+    pub(super) fqdn: Option<String>,
     pub(super) dhcp_dns: bool,
     pub(super) dhcp_search: bool,
     pub(super) dns_forward: Addresses,
@@ -313,6 +315,8 @@ impl Command {
             copy_addresses: true,
             dns: Vec::new(),
             search: Vec::new(),
+            hostname: None,
+            fqdn: None,
             dhcp_dns: mode == Mode::Passt,
             dhcp_search: mode == Mode::Passt,
             dns_forward: Addresses::default(),
@@ -529,7 +533,9 @@ fn take(command: &mut Command, key: Key, value: OsString) -> Result<(), PastaErr
         }
         Key::NoMapGw => command.map_gateway = false,
         // What they ask for is so in any case, or concerns programs that the guest does not run.
-        Key::Hostname | Key::Fqdn | Key::ChrootFallback => {}
+        Key::ChrootFallback => {}
+        Key::Hostname => command.hostname = Some(host_name(&text).ok_or_else(|| bad("hostname"))?),
+        Key::Fqdn => command.fqdn = Some(host_name(&text).ok_or_else(|| bad("FQDN"))?),
         Key::Freebind => command.freebind = true,
         Key::NoPidNs => command.own_processes = false,
         Key::NoTcp => command.tcp = false,
@@ -579,6 +585,16 @@ fn guest_address(text: &str) -> Option<IpAddr> {
             && !address.is_unspecified()
             && *address != IpAddr::V4(Ipv4Addr::BROADCAST)
     })
+}
+
+/// A name that DHCP can carry (RFC 1035 §2.3.4).
+fn host_name(text: &str) -> Option<String> {
+    let label = |label: &str| {
+        let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (1..=63).contains(&label.len()) && label.bytes().all(good)
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    (name.len() <= 253 && name.split('.').all(label)).then(|| text.to_owned())
 }
 
 /// A prefix length, or a mask in dotted form.

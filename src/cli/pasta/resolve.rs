@@ -280,6 +280,8 @@ fn plan(
                 (true, true) => Splicing::Loopback,
             },
             resolvers,
+            hostname: command.hostname.clone(),
+            fqdn: command.fqdn.clone(),
             services: SharedServices {
                 dhcp4: command.dhcp && has_router,
                 dhcp6: command.dhcp6,
@@ -363,12 +365,11 @@ fn dns(command: &Command, plan: &AddressPlan) -> DnsOptions {
 }
 
 fn outbound(command: &Command) -> Outbound {
-    let interfaces = &command.outbound_if;
-    let interface = interfaces.v4.as_ref().or(interfaces.v6.as_ref());
     Outbound {
         v4: command.outbound.v4,
         v6: command.outbound.v6,
         loopback: false,
-        interface: interface.map(ToString::to_string),
+        interface4: command.outbound_if.v4.as_ref().map(ToString::to_string),
+        interface6: command.outbound_if.v6.as_ref().map(ToString::to_string),
     }
 }

@@ -236,7 +236,7 @@ fn outbound_choices_are_checked_against_the_host() {
     assert!(refused(through.clone()).contains("--outbound-interface wg0"));
     let with_it = HostFacts { named_interface: Some(("wg0".into(), 1420)), ..facts() };
     let config = resolve(through, &with_it).unwrap();
-    assert_eq!((config.outbound.interface.as_deref(), config.plan.mtu), (Some("wg0"), 1420));
+    assert_eq!((config.outbound.interface6.as_deref(), config.plan.mtu), (Some("wg0"), 1420));
 }
 
 #[test]

@@ -32,8 +32,10 @@ pub struct Source {
     pub v4: Option<Ipv4Addr>,
     /// Source address for IPv6.
     pub v6: Option<Ipv6Addr>,
-    /// Interface (SO_BINDTODEVICE).
-    pub interface: Option<String>,
+    /// Interface for IPv4 (SO_BINDTODEVICE).
+    pub interface4: Option<String>,
+    /// Interface for IPv6.
+    pub interface6: Option<String>,
 }
 
 impl Source {
@@ -45,7 +47,11 @@ impl Source {
         if target.is_loopback() || target.is_unspecified() {
             return Ok(socket);
         }
-        if let Some(interface) = &self.interface {
+        let interface = match target {
+            IpAddr::V4(_) => &self.interface4,
+            IpAddr::V6(_) => &self.interface6,
+        };
+        if let Some(interface) = interface {
             socket.bind_device(Some(interface.as_bytes()))?;
         }
         let address = match server {

@@ -46,14 +46,19 @@ const MAX_MESSAGE: usize = 576 - 28;
 /// BOOTP clients and relays want at least this much (RFC 1542 §2.1).
 const MIN_MESSAGE: usize = 300;
 
+/// What comes before the name of option 81 (RFC 4702 §2.1): its form is that of the wire (the E
+/// bit), nobody updates a zone, and the two deprecated octets are 255.
+const FQDN_HEAD: [u8; 3] = [4, 255, 255];
+
 /// Most resolvers that the wire library puts into one option.
 const MAX_RESOLVERS: usize = 3;
 
 /// The magic cookie of RFC 2131 §3.
 const COOKIE: u32 = 0x6382_5363;
 
-/// Option codes (RFC 2132, RFC 3397).
+/// Option codes (RFC 2132, RFC 3397, RFC 4702).
 mod option {
+    pub(super) const HOST_NAME: u8 = 12;
     pub(super) const DOMAIN_NAME: u8 = 15;
     pub(super) const INTERFACE_MTU: u8 = 26;
     pub(super) const BROADCAST_ADDRESS: u8 = 28;
@@ -61,6 +66,7 @@ mod option {
     pub(super) const MESSAGE_TYPE: u8 = 53;
     pub(super) const SERVER_IDENTIFIER: u8 = 54;
     pub(super) const CLIENT_IDENTIFIER: u8 = 61;
+    pub(super) const CLIENT_FQDN: u8 = 81;
     pub(super) const DOMAIN_SEARCH: u8 = 119;
 }
 
@@ -275,11 +281,22 @@ impl Server<'_> {
             DhcpOption { kind: option::BROADCAST_ADDRESS, data: &broadcast },
         ];
         options.extend(request.client_identifier_option());
-        // What is left goes to the domains: the first as the domain name, all as the search list.
+        // Names get what is left of a message that every client takes.
         let spare = |options: &[DhcpOption<'_>]| {
             let added: usize = options.iter().map(|option| 2 + option.data.len()).sum();
             MAX_MESSAGE.saturating_sub(repr.buffer_len() + added + 2)
         };
+        let sharing = self.plan.sharing.as_ref();
+        let hostname = sharing.and_then(|sharing| sharing.hostname.as_ref());
+        if let Some(name) = hostname.filter(|name| name.len() <= spare(&options)) {
+            options.push(DhcpOption { kind: option::HOST_NAME, data: name.as_bytes() });
+        }
+        let fqdn = sharing.and_then(|sharing| sharing.fqdn.as_ref());
+        let fqdn = fqdn.map(|name| [&FQDN_HEAD, &search::encode(&[name], 252)[..]].concat());
+        if let Some(data) = fqdn.as_ref().filter(|data| data.len() <= spare(&options)) {
+            options.push(DhcpOption { kind: option::CLIENT_FQDN, data });
+        }
+        // The first of the domains is the domain name, all are the search list.
         let room = spare(&options);
         if let Some(domain) = search::first(self.search).filter(|domain| domain.len() <= room) {
             options.push(DhcpOption { kind: option::DOMAIN_NAME, data: domain.as_bytes() });
@@ -384,5 +401,60 @@ impl Request {
     fn client_identifier_option(&self) -> Option<DhcpOption<'_>> {
         let data = self.client_identifier.as_deref()?;
         Some(DhcpOption { kind: option::CLIENT_IDENTIFIER, data })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::plan;
+    use super::*;
+    use crate::gate::Sharing;
+
+    /// The answer to a client that looks for a server.
+    fn offer(plan: &AddressPlan) -> Vec<u8> {
+        let v4 = plan.v4.unwrap();
+        let server = Server { plan, v4: &v4, search: &[] };
+        let client = Request {
+            kind: DhcpMessageType::Discover,
+            transaction: 7,
+            client: plan.guest_mac,
+            broadcast: true,
+            current: None,
+            requested: None,
+            server: None,
+            client_identifier: None,
+        };
+        let asked = emit(&DhcpRepr {
+            server_identifier: None,
+            ..server.repr(DhcpMessageType::Discover, &client)
+        });
+        let asked = [&[1], &asked[1..]].concat();
+        let answer =
+            Leases::default().on_message(Instant::ZERO, &server, Ipv4Addr::UNSPECIFIED, &asked);
+        answer.unwrap().unwrap()
+    }
+
+    fn has(message: &[u8], option: &[u8]) -> bool {
+        message.windows(option.len()).any(|window| window == option)
+    }
+
+    #[test]
+    fn names_are_told_as_rfc_2132_and_rfc_4702_have_them() {
+        let sharing = |hostname: &str, fqdn: &str| Sharing {
+            hostname: Some(hostname.to_owned()),
+            fqdn: Some(fqdn.to_owned()),
+            ..Sharing::default()
+        };
+        let named = AddressPlan { sharing: Some(sharing("box7", "box7.example.org")), ..plan() };
+        let message = offer(&named);
+        assert!(has(&message, b"\x0c\x04box7"));
+        // Flags, two octets of 255, and the name in the form of RFC 1035 §3.1.
+        assert!(has(&message, b"\x51\x15\x04\xff\xff\x04box7\x07example\x03org\x00"));
+        // Names that would not fit in a message that every client takes are left out.
+        let long = ["a"; 120].join(".");
+        let message = offer(&AddressPlan { sharing: Some(sharing(&long, &long)), ..plan() });
+        assert!(has(&message, long.as_bytes()));
+        assert!(message.len() <= 14 + 576, "{}", message.len());
+        assert!(!has(&offer(&plan()), b"box7"));
     }
 }

@@ -149,6 +149,13 @@ impl Server<'_> {
         if !resolvers.is_empty() {
             answer.insert(DhcpOption::DomainNameServers(resolvers));
         }
+        let fqdn = self.plan.sharing.as_ref().and_then(|sharing| sharing.fqdn.as_ref());
+        if let Some(name) = fqdn {
+            // Nobody updates a zone: no bit is set (RFC 4704 §4.1).
+            let data = [&[0][..], &search::encode(&[name], MAX_SEARCH)].concat();
+            let option = UnknownOption::new(OptionCode::ClientFqdn, data);
+            answer.insert(DhcpOption::Unknown(option));
+        }
         let names = search::encode(self.search, MAX_SEARCH);
         if !names.is_empty() {
             let option = UnknownOption::new(OptionCode::DomainSearchList, names);
