@@ -41,6 +41,12 @@
 //! A virtual machine has a stream in the place of the TAP ([`engine::stream_link`]): no offloads, so
 //! payload is cut into segments and summed on its way.
 //!
+//! # The short way
+//!
+//! A client of a published port who is on the host's loopback, and one on the guest's loopback
+//! whose port leads to the host's, need no link: one socket on each side of the namespace's border,
+//! and `splice` between them ([`gate::Splicing`]; the `splice` room of [`engine`]).
+//!
 //! # Who may use whom
 //!
 //! Rows use rows above them, never below, and no row uses itself except where named.

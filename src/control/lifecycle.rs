@@ -20,8 +20,8 @@
 //! SIGTTOU so that a log line from the background does not stop it, and SIGTTIN, which a command that
 //! reads in the background brings on the whole group, so that it stops with the command and once only.
 //!
-//! A command of pasta's may be process 1 of a namespace, which heeds no signal that it does not handle:
-//! those that ask for the end are for tapway itself there, whose end is the command's.
+//! A command of pasta's may be process 1 of a namespace, which heeds no signal that it does not
+//! handle: those that ask for the end are for tapway itself there, whose end is the command's.
 //!
 //! `attach`: until the target is gone or SIGINT, SIGTERM or SIGHUP asks for the end.
 //!

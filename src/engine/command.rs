@@ -81,7 +81,8 @@ pub enum Command {
     },
     /// The search domains have changed.
     SetSearch(Vec<String>),
-    /// These are the host's resolvers, whose encrypted service the guest reaches by the DNS address.
+    /// These are the host's resolvers, whose encrypted service the guest reaches by the DNS
+    /// address.
     SetResolvers(Vec<IpAddr>),
     /// Serve clients of these sockets, which listen (or are bound, for UDP) and do not block.
     Publish(Vec<(Published, OwnedFd)>),

@@ -106,8 +106,8 @@ pub struct Links {
     pub inside: Option<OpenInside>,
 }
 
-/// Sockets of the guest's namespace that are asked for at once, since asking takes as long as making
-/// several.
+/// Sockets of the guest's namespace that are asked for at once, since asking takes as long as
+/// making several.
 const STOCK: usize = 16;
 
 /// Host sockets of one worker.

@@ -4,6 +4,7 @@
 //!   guest ── TAP ──▶ walk_out ─▶ link ─▶ ip ─▶ plan ─▶ flow ─▶ machine ─▶ actions ─▶ host socket
 //!   guest ◀── TAP ── headers in place ◀── slab ◀── machine ◀── readiness ◀──────── host socket
 //! ```
+//! Connections between the two loopbacks take a shorter way, from socket to socket (`splice`).
 //! The engine owns every byte and descriptor of the data path and calls the pure rooms of
 //! [`crate::stack`]; none of them calls another. Its two edges are the traits of [`ports`]. The
 //! guest's is a TAP ([`tap`]) or, of a virtual machine, a stream ([`stream_link`]).

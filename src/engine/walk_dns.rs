@@ -56,8 +56,8 @@ impl PendingQueries {
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// The host's resolver that is meant by `peer`, the DNS address, at the port of encrypted DNS
-    /// (RFC 7858, RFC 9250): its sessions are between the guest and the resolver, so they are passed
-    /// on as they are.
+    /// (RFC 7858, RFC 9250): its sessions are between the guest and the resolver, so they are
+    /// passed on as they are.
     pub(super) fn secure_resolver(&self, peer: SocketAddr) -> Option<SocketAddr> {
         let family = |address: &&IpAddr| address.is_ipv6() == peer.is_ipv6();
         let resolver = self.resolvers.iter().find(family).filter(|_| peer.port() == SECURE_PORT)?;

@@ -27,7 +27,8 @@ pub(super) enum Way {
 }
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
-    /// Where a client at `client` of the port of `rule` is joined to; `None` if it goes by the link.
+    /// Where a client at `client` of the port of `rule` is joined to; `None` if it goes by the
+    /// link.
     pub(super) fn splice_way(&self, rule: &Rule, client: IpAddr) -> Option<Way> {
         match rule {
             Rule::Published(rule) if rule.guest_address.is_some() => None,

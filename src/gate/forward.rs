@@ -236,8 +236,8 @@ pub struct AutoForward {
     pub exclude: Vec<PortRange>,
     /// The only ports that are followed; empty for all.
     pub only: Vec<PortRange>,
-    /// UDP ports follow who listens at the same number of TCP, too: such servers speak both, the one
-    /// that is there for certain and the other one now and then.
+    /// UDP ports follow who listens at the same number of TCP, too: such servers speak both, the
+    /// one that is there for certain and the other one now and then.
     pub with_tcp: bool,
     /// Where what is opened on the host listens.
     pub bound: Bound,

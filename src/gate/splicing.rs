@@ -20,8 +20,8 @@ pub enum Splicing {
     Outward,
     /// Socket to socket, from loopback to loopback.
     Loopback,
-    /// As [`Splicing::Loopback`], and there is no link: nobody else reaches the guest, and the guest
-    /// nobody.
+    /// As [`Splicing::Loopback`], and there is no link: nobody else reaches the guest, and the
+    /// guest nobody.
     Only,
 }
 

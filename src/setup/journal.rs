@@ -6,8 +6,8 @@
 //!   0.0014: WARNING: the guest has no IPv6             seconds since the start, severity, text
 //! ```
 //! A file that is full loses its oldest lines, and the first line tells when. The system's log is a
-//! datagram socket (RFC 3164 §4.1.1 for the priority in front). What cannot be written is lost: there
-//! is nobody else to tell.
+//! datagram socket (RFC 3164 §4.1.1 for the priority in front). What cannot be written is lost:
+//! there is nobody else to tell.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

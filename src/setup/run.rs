@@ -1,5 +1,5 @@
-//! `run`: a command in new user, network and mount namespaces, and in others where that is asked for
-//! ([`Isolation`]).
+//! `run`: a command in new user, network and mount namespaces, and in others where that is asked
+//! for ([`Isolation`]).
 //!
 //! The child makes its user namespace first and says so; while the parent maps the ids (two
 //! `execve`s of the map helpers, or two writes), the child makes the network and mount namespaces,

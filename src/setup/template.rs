@@ -5,8 +5,9 @@
 //! first next hop. Read once, before anything is made.
 //!
 //! What is copied are plain values: addresses in the kernel's order, without link-local and
-//! deprecated ones, labels and lifetimes; routes of the main table by destination, gateway and metric. What belongs to
-//! the host alone stays there: preferred sources, next-hop objects, encapsulation.
+//! deprecated ones, labels and lifetimes; routes of the main table by destination, gateway and
+//! metric. What belongs to the host alone stays there: preferred sources, next-hop objects,
+//! encapsulation.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,4 +1,31 @@
-//! Options and their effect, one by one.
+//! Options and their effect, one by one. Where each of pasta's has its test:
+//!
+//! | options | effect | test |
+//! |---|---|---|
+//! | `-d` `--trace` `-q` | what is said | `a_log_file_…` |
+//! | `-f` | foreground | `contract_pasta`: `splice_only_…`, commands |
+//! | `-e` | a warning | `a_log_file_…` |
+//! | `-l` `--log-size` | form, mode and size of the file | `a_log_file_…`; `setup::journal` |
+//! | none of them | the system's log | `a_daemon_speaks_…` |
+//! | `--stats` | lines of counters | `statistics_come_…` |
+//! | `-P` | its mode, text, time | `contract_pasta`: `daemon`, `a_port_that_is_taken_…` |
+//! | `-p` | a capture | `a_capture_holds_…` |
+//! | `-c` | pesto | `tests/pesto.rs` |
+//! | `--runas` | another user | `setup::daemon` |
+//! | `-h` `--version` | texts | `contract_pasta`: `argv_…` |
+//! | `-I` `--ns-mac-addr` `-M` `-m` | the interface | `contract_pasta`: `a_guest_gets_…`; here |
+//! | `-a` `-n` `-g` `-i` `--config-net` `--no-copy-…` | addresses, routes | `routes`; `cli::pasta` |
+//! | `-o` `--outbound-if4/6` | the way out | `flows_leave_…` |
+//! | `-D` `-S` `--[no-]dhcp-dns/search` | what DHCP names | `cli::pasta` |
+//! | `-H` `--fqdn` | what DHCP names | `stack::services::dhcp4` |
+//! | `--dns-forward` `--dns-host` | ports 53 and 853 | `the_dns_address_…`; `tests/ns/dns.rs` |
+//! | `--map-host-loopback` `--no-map-gw` `--map-guest-addr` | who is who | `ports`; `routes`; `cli` |
+//! | `--freebind` | addresses of later | `with_freebind_…` |
+//! | `--no-tcp` … `--no-ra` `-4` `-6` | what is carried | `cli::pasta`, `gate::plan` |
+//! | `-t` `-u` `-T` `-U` | ports | `ports`, `ports_of_…` |
+//! | `--host-lo-to-ns-lo` `--no-splice` `--splice-only` | the short way | `ports`; `contract_pasta` |
+//! | `--userns` `--netns` `--netns-only` `--no-netns-quit` `--no-pidns` | namespaces | `life`; `contract_pasta` |
+//! | `--chroot-fallback` | none: there is nothing to fall back from | |
 
 use std::fs;
 use std::io::ErrorKind;
@@ -130,4 +157,55 @@ fn statistics_come_when_something_has_happened() {
     let mut command = user_in(lab.namespace(), &lab.pasta());
     let ran: Ran = command.args(["--stats", "1", "-f", "true"]).output().unwrap().into();
     assert_eq!(ran.status, Some(1), "{ran:?}");
+}
+
+/// Frames of the guest's link, Ethernet, as pcap(5) has them.
+#[test]
+fn a_capture_holds_the_frames_of_the_guests_link() {
+    let lab = Lab::new();
+    let capture = lab.directory.path().join("pcap");
+    let mut command = user_in(lab.namespace(), &lab.pasta());
+    command.args(NO_PORTS).args(["--config-net", "-q", "-M", "9a:55:9a:55:9a:55", "-p"]);
+    command.arg(&capture).args(["--", "bash", "-c", "echo x >/dev/udp/192.0.2.9/4000"]);
+    let ran: Ran = command.output().unwrap().into();
+    assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+    assert_eq!(fs::metadata(&capture).unwrap().permissions().mode() & 0o777, 0o600);
+    let bytes = fs::read(&capture).unwrap();
+    // Big-endian, times in nanoseconds; then LINKTYPE_ETHERNET.
+    assert!(bytes.starts_with(&[0xa1, 0xb2, 0x3c, 0x4d]), "{:?}", &bytes[..4]);
+    assert_eq!(bytes[20..24], [0, 0, 0, 1]);
+    let datagram = [192, 0, 2, 9];
+    assert!(bytes.windows(4).any(|window| window == datagram), "no datagram is in it");
+}
+
+/// Each family by its own interface.
+#[test]
+fn flows_leave_by_the_interface_of_their_family() {
+    let lab = Lab::on(
+        "address add 203.0.113.1/24 dev eth2
+        address add 2001:db8:7::1/64 dev eth2 nodad
+        route add default via 192.0.2.2
+        route add default via 2001:db8::2
+        route add default via 203.0.113.2 dev eth2 metric 500
+        -6 route add default via 2001:db8:7::2 dev eth2 metric 5000",
+    );
+    let dump = |options: &[&str]| {
+        let script = "for a in 198.51.100.9 2001:db8:99::9; do echo x >/dev/udp/$a/4000; done
+            sleep 0.5";
+        let mut command = user_in(lab.namespace(), &lab.pasta());
+        command.args(NO_PORTS).args(["--config-net", "-q", "-i", "eth0"]).args(options);
+        command.args(["--", "bash", "-c", script]);
+        let ran: Ran = command.output().unwrap().into();
+        assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "{options:?}: {ran:?}");
+    };
+    // Whom the host asks for on an interface tells what it has wanted to send there.
+    let asked = |interface: &str, family: &str| {
+        let namespace = lab.namespace();
+        let list = format!("ip -n {namespace} {family} neigh show dev {interface}");
+        let output = std::process::Command::new("sh").args(["-c", &list]).output().unwrap();
+        !output.stdout.is_empty()
+    };
+    dump(&["--outbound-if4", "eth2", "--outbound-if6", "eth0"]);
+    assert!(asked("eth2", "-4") && !asked("eth0", "-4"));
+    assert!(asked("eth0", "-6") && !asked("eth2", "-6"));
 }

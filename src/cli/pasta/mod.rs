@@ -9,18 +9,17 @@
 //!
 //! Read as pasta of 2026-07 reads it. Departs:
 //!
-//! - Resolvers are followed when they change, where pasta reads them once; `--dns-forward` answers
-//!   at port 53, not at 853.
-//! - A published port shows the guest its client's address, and for clients on the host's loopback
-//!   the address that stands for it, where pasta shows the guest's own. TCP clients there reach the
-//!   guest's loopback with `--host-lo-to-ns-lo`, as pasta's do; UDP clients do not.
-//! - `auto` for UDP follows UDP sockets alone, not the numbers of TCP listeners as well.
+//! - Resolvers are followed when they change, where pasta reads them once.
+//! - A published port that is reached over the link shows the guest its client's address. Clients
+//!   on the host's loopback are joined to the guest socket to socket ([`crate::gate::Splicing`]),
+//!   to its own address as it was given, not as it was last seen.
+//! - Several ways of one route become the first: all go by way of us.
 //! - A host without a way out over IPv6 gives no IPv6, where pasta gives the link alone.
-//! - `COMMAND` has user, network and mount namespaces of its own, and no others.
-//! - There is one interface to send from: `--outbound-if4` is that of IPv6 too.
-//! - There is no system log, and the log file has tapway's own form and no limit.
+//! - A command ends with pasta, by SIGKILL, where pasta leaves it behind.
+//! - `--stats` has tapway's own counters.
+//! - A pid file that was not written is removed, where pasta leaves it empty.
 //!
-//! Not there, and refused by name: `--splice-only`, `--fd`. passt's own mode is in [`passt`].
+//! Not there, and refused by name: `--fd`. passt's own mode is in [`passt`].
 
 mod options;
 pub mod passt;

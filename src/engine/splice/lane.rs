@@ -3,10 +3,10 @@
 //! ```text
 //!   source ── Fill ─▶ store ── Drain ─▶ sink            at the end of the source: Shut
 //! ```
-//! Sans-IO: whoever moves the bytes tells what came of it. Readiness is edge-triggered, so an end is
-//! taken for ready until it says that it is not. A source is read only while the store is empty and
-//! the sink takes bytes: what a lane holds is what one `Fill` brought, and a receiver that stands
-//! still stops its sender by way of the kernel's own buffers.
+//! Sans-IO: whoever moves the bytes tells what came of it. Readiness is edge-triggered, so an end
+//! is taken for ready until it says that it is not. A source is read only while the store is empty
+//! and the sink takes bytes: what a lane holds is what one `Fill` brought, and a receiver that
+//! stands still stops its sender by way of the kernel's own buffers.
 
 /// What a lane does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,12 @@
-//! Spliced connections: two TCP sockets of the kernel, one on each side of a namespace's border, and
-//! bytes that go from one to the other without a frame on the link.
+//! Spliced connections: two TCP sockets of the kernel, one on each side of a namespace's border,
+//! and bytes that go from one to the other without a frame on the link.
 //!
 //! ```text
 //!   client ── socket ─▶ pipe ─▶ socket ── target        two lanes, one for each direction
 //! ```
 //! Two kinds of clients come here: those on the host's loopback, for whom a socket made inside the
-//! guest's namespace connects to a server of the guest ([`crate::gate::Splicing`]); and those on the
-//! guest's loopback, at ports that lead to the host's.
+//! guest's namespace connects to a server of the guest ([`crate::gate::Splicing`]); and those on
+//! the guest's loopback, at ports that lead to the host's.
 //!
 //! **Ends.** The end of each direction is passed on when all bytes before it are. What fails on one
 //! side is a reset on the other. The kernel has accepted a client by the time we hear of it, so one
@@ -99,8 +99,8 @@ pub(super) struct Spliced<S: SocketPort> {
 }
 
 impl<S: SocketPort> Spliced<S> {
-    /// A connection of `client`'s, and one to its target that is on its way. The guest knows them as
-    /// `guest` and `peer`.
+    /// A connection of `client`'s, and one to its target that is on its way. The guest knows them
+    /// as `guest` and `peer`.
     pub(super) fn new(
         account: Account,
         client: S::Stream,

@@ -1,7 +1,7 @@
 //! Pipes for bytes on their way from one socket to another.
 //!
-//! A pipe is lent for as long as there are bytes in it. Connections whose receivers stand still keep
-//! theirs, so they are counted; when none is left, bytes are copied instead.
+//! A pipe is lent for as long as there are bytes in it. Connections whose receivers stand still
+//! keep theirs, so they are counted; when none is left, bytes are copied instead.
 
 /// Pipes of a worker: two descriptors each, and memory as far as they are filled.
 const LIMIT: usize = 64;

@@ -364,7 +364,8 @@ impl Opener {
         Ok(socket.into())
     }
 
-    /// Bound UDP sockets, one for each family that `address` stands for, on one port; 0 has it picked.
+    /// Bound UDP sockets, one for each family that `address` stands for, on one port; 0 has it
+    /// picked.
     fn udp(
         self,
         address: Option<IpAddr>,
