@@ -320,11 +320,6 @@ impl SocketPort for HostSockets {
         Ok(Accepted { stream, client: client.as_socket().map(canonical) })
     }
 
-    fn watch_stream(&mut self, token: Token, stream: &Socket) -> io::Result<()> {
-        let mut event = EpollEvent::new(EVERYTHING, token.to_bits());
-        Ok(self.epoll.modify(stream, &mut event)?)
-    }
-
     fn connect_inside(&mut self, token: Token, target: SocketAddr) -> io::Result<Socket> {
         let socket = self.inside_stream(target)?;
         socket.set_out_of_band_inline(true)?;
@@ -394,7 +389,7 @@ impl SocketPort for HostSockets {
             (true, None) => return Err(io::ErrorKind::Unsupported.into()),
         };
         datagram::connect_udp(socket.as_fd(), port, target)?;
-        self.register(&socket, token)?;
+        self.register_datagrams(&socket, token)?;
         Ok(socket)
     }
 

@@ -20,6 +20,7 @@ mod inbox;
 mod io;
 mod ledger;
 mod listing;
+pub mod no_link;
 mod outbox;
 mod parked;
 pub mod pipe;

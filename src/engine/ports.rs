@@ -6,7 +6,6 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,11 +16,6 @@ use super::token::Token;
 
 /// The guest link: whole frames, each behind its virtio-net header if the link has them.
 pub trait FramePort {
-    /// What becomes ready when the guest sends. `None` where there is no link, and in the simulator.
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
     /// Has the guest's kernel spread frames over this queue too, or no more. Only links with several
     /// queues are asked.
     ///
@@ -178,11 +172,6 @@ pub trait SocketPort {
         listener: &Self::Listener,
         token: Token,
     ) -> io::Result<Accepted<Self::Stream>>;
-
-    /// Has readiness of `stream` come under `token` from now on, that which it has now included.
-    fn watch_stream(&mut self, _token: Token, _stream: &Self::Stream) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
 
     /// As [`SocketPort::connect`], with a socket of the guest's namespace.
     fn connect_inside(&mut self, _token: Token, _target: SocketAddr) -> io::Result<Self::Stream> {

@@ -27,30 +27,13 @@ impl TapQueue {
     }
 }
 
-/// A guest without a link has nothing to say and hears nothing.
-impl FramePort for Option<TapQueue> {
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.as_ref().and_then(FramePort::descriptor)
-    }
-
-    fn set_attached(&mut self, attached: bool) -> io::Result<()> {
-        self.as_mut().map_or(Ok(()), |tap| tap.set_attached(attached))
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.as_mut().map_or(Err(ErrorKind::WouldBlock.into()), |tap| tap.read(buffer))
-    }
-
-    fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        self.as_mut().map_or(Ok(()), |tap| tap.write(parts))
+impl AsFd for TapQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
     }
 }
 
 impl FramePort for TapQueue {
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.queue.as_fd())
-    }
-
     fn set_attached(&mut self, attached: bool) -> io::Result<()> {
         tun::set_queue(self.queue.as_fd(), attached)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -68,17 +69,16 @@ pub fn commands() -> io::Result<(CommandSender, Commands)> {
 pub struct Seat<F> {
     /// Its end of the guest link; a queue of a TAP is attached.
     pub frames: F,
-    /// Its ways to others.
+    /// Its ways to the control thread.
     pub links: Links,
 }
 
 /// Starts a worker on a thread of its own, or a team of as many as there are `seats`, of which
-/// `least` are always at work and the others as load asks. `ended` is called when the workers can
-/// do no more.
+/// `least` are always at work and the others as load asks. `ended` is called when the workers can do no more.
 ///
 /// # Errors
 /// Those of epoll, of detaching a queue, and of starting a thread; `InvalidInput` without a seat.
-pub fn start<F: FramePort + Send + 'static>(
+pub fn start<F: FramePort + AsFd + Send + 'static>(
     seats: Vec<Seat<F>>,
     least: usize,
     options: Options,
@@ -94,9 +94,7 @@ pub fn start<F: FramePort + Send + 'static>(
     };
     let frames = seat.frames;
     let host = HostSockets::new(outbound.clone(), seat.links)?;
-    if let Some(link) = frames.descriptor() {
-        host.watch(link, Token::only(Kind::Tap))?;
-    }
+    host.watch(&frames, Token::only(Kind::Tap))?;
     host.watch(&*commands.wake, Token::only(Kind::Commands))?;
     let mut reserve = VecDeque::new();
     for (seat, member) in seats.zip(members) {
@@ -133,7 +131,7 @@ struct Spare<F> {
     member: Member<HostSockets>,
 }
 
-impl<F: FramePort + Send + 'static> Spare<F> {
+impl<F: FramePort + AsFd + Send + 'static> Spare<F> {
     fn start(self, options: Options, outbound: Outbound) -> io::Result<()> {
         let Spare { frames, links, member } = self;
         let host = HostSockets::new(outbound, links)?;
@@ -152,7 +150,7 @@ impl<F: FramePort + Send + 'static> Spare<F> {
 }
 
 /// Turns until it is told to end, or cannot go on.
-fn serve<F: FramePort>(
+fn serve<F: FramePort + AsFd>(
     mut worker: Worker<F, HostSockets>,
     commands: Option<&Commands>,
     mut reserve: VecDeque<StartSpare>,
@@ -214,14 +212,12 @@ fn serve<F: FramePort>(
 /// again.
 const LAST_BATCHES: usize = 16;
 
-impl<F: FramePort> Worker<F, HostSockets> {
+impl<F: FramePort + AsFd> Worker<F, HostSockets> {
     /// Takes part in carrying frames.
     fn attach_queue(&mut self) {
         let attached = self.frames_mut().set_attached(true);
-        let watched = attached.and_then(|()| match self.io.frames.descriptor() {
-            Some(link) => self.io.host.watch(link, Token::only(Kind::Tap)),
-            None => Ok(()),
-        });
+        let watched =
+            attached.and_then(|()| self.io.host.watch(&self.io.frames, Token::only(Kind::Tap)));
         match watched {
             Ok(()) => self.queue_attached = true,
             Err(error) => {
@@ -241,7 +237,7 @@ impl<F: FramePort> Worker<F, HostSockets> {
             }
         }
         // Neither fails for a queue that is attached and watched.
-        let _ = self.io.frames.descriptor().map(|link| self.io.host.unwatch(link));
+        let _ = self.io.host.unwatch(&self.io.frames);
         let _ = self.io.frames.set_attached(false);
         self.detached();
     }

@@ -14,6 +14,7 @@ use crate::observe::{Direction, FlowTransport};
 use crate::stack::ip::{self, Packet, Parsed};
 use crate::stack::wire::VnetHeader;
 
+use super::command::Command;
 use super::ports::{FramePort, SocketPort};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::team::balance::{Advice, LIGHT, REVIEW};
@@ -138,10 +139,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                     self.take_client(now, rule, Some(guest_mac), accepted);
                 }
             }
-            Mail::Join { exposures, resolvers } => {
+            Mail::Join(exposures) => {
                 exposures.ids().for_each(|id| self.ledger.add_forward(id));
                 self.exposures = *exposures;
-                self.resolvers = resolvers;
                 self.set_attached(true);
                 self.orders.push(Order::Attach);
             }
@@ -306,8 +306,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 self.wheel.insert(now + REVIEW, Token::only(Kind::Team));
             }
         }
-        let exposures = Box::new(self.exposures.clone());
-        team.send(next, Mail::Join { exposures, resolvers: self.resolvers.clone() });
+        team.send(next, Mail::Join(Box::new(self.exposures.clone())));
+        let resolvers = Command::SetResolvers(self.resolvers.clone());
+        team.send(next, Mail::Command(Box::new(resolvers)));
         self.divide_memory();
         tracing::debug!(workers = active + 1, "another worker");
     }

@@ -234,17 +234,18 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    /// The guest gets a SYN from a client's address, by this worker or another.
+    /// The guest, or the worker that is to serve it, hears of a client.
     fn open_inbound(&mut self, now: Instant, rule: Published, accepted: Accepted<S::Stream>) {
-        let Some(to) = self.another_for_client() else {
-            return self.take_client(now, rule, None, accepted);
-        };
-        self.io.host.forget(&accepted.stream);
-        let client = accepted.client.map(|client| client.ip());
-        let guest = self.plan.inbound(client, rule.guest_address);
-        let guest_mac = guest.and_then(|ends| self.services.mac_of(ends.guest));
-        let guest_mac = guest_mac.unwrap_or(self.plan.guest_mac);
-        self.send_client(to, Mail::Client { rule, guest_mac, accepted });
+        let Accepted { stream, client } = accepted;
+        if let Some(to) = self.another_for_client() {
+            self.io.host.forget(&stream);
+            let guest = self.plan.inbound(client.map(|client| client.ip()), rule.guest_address);
+            let guest_mac = guest.and_then(|ends| self.services.mac_of(ends.guest));
+            let guest_mac = guest_mac.unwrap_or(self.plan.guest_mac);
+            let accepted = Accepted { stream, client };
+            return self.send_client(to, Mail::Client { rule, guest_mac, accepted });
+        }
+        self.take_client(now, rule, None, Accepted { stream, client });
     }
 
     /// The client's connection, whose readiness comes under the table's next token, becomes a

@@ -53,9 +53,16 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let rule = port.rule;
             match self.io.host.recv_datagrams(&port.socket, &mut batch) {
                 Ok(_) => {
-                    self.deliver(&mut batch, |worker, received, payload| {
-                        worker.on_client(now, token, rule, received, payload)
-                    });
+                    let on_link = self.relay_batch(now, token, &rule, &mut batch);
+                    if on_link {
+                        self.deliver(&mut batch, |worker, received| {
+                            let way = worker.splice_way(&rule, received.source.ip());
+                            match way {
+                                Some(_) => Ok(None),
+                                None => worker.on_client(now, token, rule, received).map(Some),
+                            }
+                        });
+                    }
                     if !batch.is_full() && !failed {
                         break;
                     }
@@ -69,18 +76,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.batch_used = true;
     }
 
-    /// A client's datagram: how it goes on to the guest, unless it goes socket to socket.
+    /// A client's datagram for the guest.
     fn on_client(
         &mut self,
         now: Instant,
         port: Token,
         rule: Rule,
         received: &Received,
-        payload: &[u8],
-    ) -> Result<Option<Onward>, DropReason> {
-        if let Some(way) = self.splice_way(&rule, received.source.ip()) {
-            return self.relay(now, port, way, received, payload).map(|()| None);
-        }
+    ) -> Result<Onward, DropReason> {
         let rule = match rule {
             Rule::Published(rule) if self.plan.has_link() => rule,
             _ => return Err(DropReason::MartianDestination),
@@ -102,7 +105,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             peer: key.client,
             guest: key.guest,
         };
-        Ok(Some(Onward { addresses, marks: received.marks, mtu }))
+        Ok(Onward { addresses, marks: received.marks, mtu })
     }
 
     /// The session of a client, which begins with its first datagram.

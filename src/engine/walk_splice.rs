@@ -56,7 +56,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let limits = &self.io.limits;
         let crowded = matches!(way, Way::Inside(_))
             && self.inbound_sockets() + 2 > limits.inbound_tcp_flows();
-        crowded || self.tcp_count() + 2 * self.spliced.len() + 2 > limits.tcp_flows
+        crowded || self.tcp.len() + 2 * self.spliced.len() + 2 > limits.tcp_flows
     }
 
     /// A client is there: the other side gets a connection too.
@@ -76,7 +76,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let token = self.spliced.next_token();
         let far = Token { kind: Kind::SplicedTarget, ..token };
         let host = &mut self.io.host;
-        let target = host.watch_stream(token, &stream).and_then(|()| match way {
+        // It was accepted for the link.
+        host.forget(&stream);
+        let target = host.adopt(token, &stream).and_then(|()| match way {
             Way::Inside(target) => host.connect_inside(far, target),
             Way::Outside(target) => host.connect(far, target, Marks::DEFAULT),
         });

@@ -28,8 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::forward::{
-    AutoForward, Bound, Exposure, Forward, ForwardId, HostService, Inner, Listen, PortRange,
-    Transport,
+    AutoForward, Bound, Exposure, Forward, ForwardId, HostService, Listen, PortRange, Transport,
 };
 use super::ports::{Family, PortSet, PortTable, Reach};
 
@@ -136,27 +135,6 @@ pub fn exposed(
         second || ours.of(transport, family).contains(port) || taken.in_any_family(transport, port)
     };
     followed(rule, host, hidden)
-        .map(|(port, transport, family)| AutoService { port, transport, family })
-        .take(MOST)
-        .collect()
-}
-
-/// Which servers of the host a port of the guest's loopback leads to, each family by itself, by
-/// `rule`, which follows them; those of UDP by their TCP's numbers too. `host` and `ours` are as
-/// with [`exposed`].
-pub fn led(rule: &Inner, host: &PortTable, ours: &PortTable) -> BTreeSet<AutoService> {
-    let with_tcp = rule.transport == Transport::Udp;
-    let servers = AutoForward {
-        transports: vec![rule.transport],
-        only: vec![rule.host_ports],
-        with_tcp,
-        ..AutoForward::default()
-    };
-    let hidden = |family, transport, port| {
-        let by_tcp = with_tcp && ours.of(Transport::Tcp, family).contains(port);
-        by_tcp || ours.of(transport, family).contains(port)
-    };
-    followed(&servers, host, hidden)
         .map(|(port, transport, family)| AutoService { port, transport, family })
         .take(MOST)
         .collect()
@@ -359,26 +337,6 @@ mod tests {
         assert_eq!(ports(wanted), [(Udp, V4, 53), (Udp, V4, 80), (Udp, V6, 81)]);
         let alone = AutoForward { with_tcp: false, ..rule };
         assert_eq!(published(&alone, &guest, &PortTable::default()).len(), 2);
-    }
-
-    #[test]
-    fn ports_of_the_guests_loopback_lead_to_servers_of_either_family_but_not_back() {
-        let host = table(&[(Tcp, V4, 80), (Tcp, V6, 80), (Tcp, V4, 81), (Udp, V4, 53)]);
-        let ours = table(&[(Tcp, V4, 81)]);
-        let rule = |transport| Inner {
-            transport,
-            ports: PortRange::new(1050, 1100).unwrap(),
-            host_ports: PortRange::new(50, 100).unwrap(),
-            weak: true,
-            scan: true,
-        };
-        let found = |transport| {
-            let led = led(&rule(transport), &host, &ours).into_iter();
-            led.map(|at| (at.transport, at.family, at.port)).collect::<Vec<_>>()
-        };
-        assert_eq!(found(Tcp), [(Tcp, V4, 80), (Tcp, V6, 80)]);
-        // Who listens for TCP does so for UDP now and then; 81 is our own.
-        assert_eq!(found(Udp), [(Udp, V4, 53), (Udp, V4, 80), (Udp, V6, 80)]);
     }
 
     #[test]

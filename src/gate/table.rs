@@ -83,10 +83,9 @@ impl TableRule {
             transports: vec![self.transport],
             exclude: Vec::new(),
             only: vec![self.ports],
-            // As the original does, whose tables do not say so.
-            with_tcp: self.transport == Transport::Udp,
             bound: Bound { address: self.listen, interface: self.interface.clone() },
             weak: self.weak,
+            with_tcp: false,
         })
     }
 

@@ -6,22 +6,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Led, LedId, Reply};
 use crate::gate::auto::{self, AutoService, Standing};
-use crate::gate::forward::{ForwardId, Inner, Transport};
+use crate::gate::forward::{AutoForward, ForwardId, Inner};
 use crate::gate::ports::{Family, PortTable};
-use crate::setup::inside::{InnerError, Inside, OpenInner};
+use crate::setup::inside::{Inside, OpenInner};
 
 /// A rule for ports of the guest's loopback.
 struct InnerRule {
     rule: Inner,
-    /// What was opened at once.
-    open: Vec<(Family, u16, LedId)>,
+    /// What is open at once.
+    open: Vec<LedId>,
 }
 
 /// A port that follows the host, by its rule.
@@ -35,11 +34,11 @@ pub(super) struct InnerPorts {
     rules: BTreeMap<ForwardId, InnerRule>,
     following: Standing<Followed>,
     open: BTreeMap<Followed, LedId>,
-    last_id: u64,
+    last_led: u64,
 }
 
 impl InnerPorts {
-    /// No ports; `inside` opens the sockets of those to come, and `worker` serves them.
+    /// No ports; `inside` opens the sockets of those to come.
     pub(super) fn new(worker: CommandSender, inside: Option<Inside>) -> InnerPorts {
         InnerPorts {
             worker,
@@ -47,7 +46,7 @@ impl InnerPorts {
             rules: BTreeMap::new(),
             following: Standing::default(),
             open: BTreeMap::new(),
-            last_id: 0,
+            last_led: 0,
         }
     }
 
@@ -58,7 +57,7 @@ impl InnerPorts {
 
     /// Whether what listens on the host matters.
     pub(super) fn follows_host(&self) -> bool {
-        self.inside.is_some() && self.rules.values().any(|known| known.rule.scan)
+        self.rules.values().any(|known| known.rule.scan)
     }
 
     /// The rules, by their numbers.
@@ -73,26 +72,17 @@ impl InnerPorts {
 
     /// Begins to serve `rule`, whose sockets are `open`.
     pub(super) fn enter(&mut self, id: ForwardId, rule: Inner, open: Vec<OpenInner>) {
-        let led = |OpenInner { transport, family, port, host_port, socket }| {
-            (family, port, self.lead(transport, host_port, socket))
-        };
-        let open = open.into_iter().map(led).collect();
+        let open = open.into_iter().map(|open| self.lead(open)).collect();
         self.rules.insert(id, InnerRule { rule, open });
     }
 
     /// Opens what `rule` says, and serves it.
     ///
     /// # Errors
-    /// A port that has to be there and cannot be opened; `Unsupported` if there can be none.
-    pub(super) fn open(&mut self, id: ForwardId, rule: Inner) -> Result<(), InnerError> {
-        let open = match &self.inside {
-            Some(inside) => inside.open(&rule)?,
-            None => {
-                let (transport, port) = (rule.transport, rule.ports.first());
-                let source = io::ErrorKind::Unsupported.into();
-                return Err(InnerError { transport, port, source });
-            }
-        };
+    /// A port that has to be there and cannot be opened.
+    pub(super) fn open(&mut self, id: ForwardId, rule: Inner) -> io::Result<()> {
+        let Some(inside) = &self.inside else { return Err(io::ErrorKind::Unsupported.into()) };
+        let open = inside.open(&rule).map_err(io::Error::other)?;
         self.enter(id, rule, open);
         Ok(())
     }
@@ -101,66 +91,21 @@ impl InnerPorts {
     pub(super) async fn close(&mut self, id: ForwardId) {
         let Some(InnerRule { open, .. }) = self.rules.remove(&id) else { return };
         self.following.forget(|(rule, _)| *rule == id);
-        let followed = self.open.extract_if(.., |(rule, _), _| *rule == id).map(|(_, led)| led);
-        let closing = open.into_iter().map(|(.., led)| led).chain(followed).collect();
+        let followed = self.open.extract_if(.., |(rule, _), _| *rule == id);
+        let closing = open.into_iter().chain(followed.map(|(_, led)| led)).collect();
         self.close_led(closing).await;
-    }
-
-    /// Enters the ports of the guest's loopback that are ours into `table`.
-    pub(super) fn enter_ports(&self, table: &mut PortTable) {
-        for (id, service) in self.open.keys() {
-            let Some(InnerRule { rule, .. }) = self.rules.get(id) else { continue };
-            let set = table.of_mut(service.transport, service.family);
-            set.insert(guest_port(rule, service.port));
-        }
-        for InnerRule { rule, open } in self.rules.values() {
-            for &(family, port, _) in open {
-                table.of_mut(rule.transport, family).insert(port);
-            }
-        }
-    }
-
-    /// Opens and closes what depends on `host`, what listens at the host's loopback now; `ours` are
-    /// the host ports that lead into the guest.
-    pub(super) async fn follow_host(&mut self, host: &PortTable, ours: &PortTable) {
-        // No two rules of a table want the same port.
-        let scanning = self.rules.iter().filter(|(_, known)| known.rule.scan);
-        let wanted: BTreeSet<Followed> = scanning
-            .flat_map(|(id, known)| {
-                auto::led(&known.rule, host, ours).into_iter().map(|service| (*id, service))
-            })
-            .take(auto::MOST)
-            .collect();
-        let changes = self.following.turn(&wanted);
-        let closing = changes.close.iter().filter_map(|followed| self.open.remove(followed));
-        let closing = closing.collect();
-        self.close_led(closing).await;
-        for followed in changes.open {
-            let (id, AutoService { port, transport, family }) = followed;
-            let (Some(inside), Some(known)) = (&self.inside, self.rules.get(&id)) else { continue };
-            match inside.listen(transport, family, guest_port(&known.rule, port)) {
-                Ok(socket) => {
-                    let led = self.lead(transport, port, socket);
-                    self.open.insert(followed, led);
-                }
-                Err(e) => {
-                    if self.following.refused(followed) {
-                        tracing::debug!("{transport} port {port} is not led to the host: {e}");
-                    }
-                }
-            }
-        }
     }
 
     /// Gives a socket to the worker.
-    fn lead(&mut self, transport: Transport, host_port: u16, socket: OwnedFd) -> LedId {
-        self.last_id += 1;
-        let id = LedId(self.last_id);
+    fn lead(&mut self, open: OpenInner) -> LedId {
+        self.last_led += 1;
+        let id = LedId(self.last_led);
+        let OpenInner { transport, host_port, socket, .. } = open;
         self.worker.send(Command::Lead(vec![(Led { id, transport, host_port }, socket)]));
         id
     }
 
-    /// Closes ports, and waits until their sockets are closed.
+    /// Closes sockets, and waits until they are closed.
     async fn close_led(&self, ids: Vec<LedId>) {
         if ids.is_empty() {
             return;
@@ -172,6 +117,67 @@ impl InnerPorts {
         self.worker.send(Command::CloseLed(ids, reply));
         // A worker that has ended has closed everything.
         let _ = wait.await;
+    }
+
+    /// Enters the ports of the guest's loopback that are ours into `table`.
+    pub(super) fn enter_ports(&self, table: &mut PortTable) {
+        for (id, service) in self.open.keys() {
+            let Some(InnerRule { rule, .. }) = self.rules.get(id) else { continue };
+            let set = table.of_mut(service.transport, service.family);
+            set.insert(guest_port(rule, service.port));
+        }
+        for InnerRule { rule, .. } in self.rules.values().filter(|known| !known.rule.scan) {
+            for family in [Family::V4, Family::V6] {
+                table.of_mut(rule.transport, family).insert_range(rule.ports);
+            }
+        }
+    }
+
+    /// Opens and closes what depends on `host`, what listens at the host's loopback now; `ours` are
+    /// the host ports that lead into the guest.
+    pub(super) async fn follow_host(&mut self, host: &PortTable, ours: &PortTable) {
+        // No two rules of a table want the same port.
+        let taken = PortTable::default();
+        let scanning = self.rules.iter().filter(|(_, known)| known.rule.scan);
+        let wanted: BTreeSet<Followed> = scanning
+            .flat_map(|(id, known)| {
+                let services = auto::exposed(&behind(&known.rule), host, ours, &taken);
+                services.into_iter().map(|service| (*id, service))
+            })
+            .take(auto::MOST)
+            .collect();
+        let changes = self.following.turn(&wanted);
+        let closing = changes.close.iter().filter_map(|followed| self.open.remove(followed));
+        let closing = closing.collect();
+        self.close_led(closing).await;
+        for followed in changes.open {
+            let (id, AutoService { port, transport, family }) = followed;
+            let Some(InnerRule { rule, .. }) = self.rules.get(&id) else { continue };
+            let (led, host_port) = (guest_port(rule, port), port);
+            let Some(inside) = &self.inside else { return };
+            match inside.listen(transport, family, led) {
+                Ok(socket) => {
+                    let open = OpenInner { transport, family, port: led, host_port, socket };
+                    let led = self.lead(open);
+                    self.open.insert(followed, led);
+                }
+                Err(e) => {
+                    if self.following.refused(followed) {
+                        tracing::debug!("{transport} port {port} is not led to the host: {e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The ports of the host that `rule` leads to, as they are followed.
+fn behind(rule: &Inner) -> AutoForward {
+    AutoForward {
+        transports: vec![rule.transport],
+        only: vec![rule.host_ports],
+        with_tcp: true,
+        ..AutoForward::default()
     }
 }
 

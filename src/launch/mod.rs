@@ -19,7 +19,6 @@ mod tables;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -28,6 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::control::dns::{self, DnsOptions, DnsRequest, ResolverView};
 use crate::control::lifecycle::{Guest, Outcome, Signals, supervise};
 use crate::engine::host::{DnsLink, Links, OpenInside, Outbound};
+use crate::engine::no_link::NoLink;
 use crate::engine::stream_link::{Ends, StreamLink};
 use crate::engine::tap::TapQueue;
 use crate::engine::thread::{self, CommandSender, End, Seat};
@@ -87,8 +87,8 @@ pub struct DataPath {
 }
 
 impl DataPath {
-    /// Starts the worker on `link`; `capture` becomes a capture file of it, `inside` opens sockets
-    /// of the guest's namespace where they are needed. To be called after the last fork and when
+    /// Starts the worker on `link`; `capture` becomes a capture file of it, `inside` opens sockets of
+    /// the guest's namespace where they are needed. To be called after the last fork and when
     /// privileges are gone, so that the worker never has any.
     ///
     /// # Errors
@@ -117,20 +117,22 @@ impl DataPath {
             seed: u64::from_ne_bytes(seed),
         };
         let capture = capture.map(Capture::new).transpose()?;
-        let mut inside = inside.map(|inside| {
-            let open: OpenInside =
-                Box::new(move |transport, family, count| inside.sockets(transport, family, count));
-            open
-        });
-        // The first worker serves what leads from one namespace to the other.
-        let mut links =
-            || Links { dns: dns_link(options.dns, requests_in.clone()), inside: inside.take() };
+        // Clients who need one are the lead's.
+        let mut inside = inside.map(open_inside);
+        let mut links = || {
+            let dns = dns_link(options.dns, requests_in.clone());
+            Links { dns, inside: inside.take() }
+        };
         let ended = move |error| {
             // Nobody listens when the program is ending anyway.
             let _ = ended_in.send(error);
         };
         let outbound = options.outbound.clone();
         match link {
+            Link::Tap(_) if !options.plan.has_link() => {
+                let seat = Seat { frames: NoLink::new()?, links: links() };
+                thread::start(vec![seat], 1, worker_options, outbound, commands, ended)?;
+            }
             Link::Tap(tap) => {
                 let mut queues = std::mem::take(&mut tap.queues);
                 if capture.is_some() {
@@ -138,14 +140,11 @@ impl DataPath {
                     queues.truncate(1);
                 }
                 let mut capture = capture;
-                let mut seat = |queue: Option<OwnedFd>| {
-                    let tap = |queue| TapQueue::new(queue, features.vnet_hdr, capture.take());
-                    Seat { frames: queue.map(tap), links: links() }
+                let seat = |queue| {
+                    let frames = TapQueue::new(queue, features.vnet_hdr, capture.take());
+                    Seat { frames, links: links() }
                 };
-                let seats = match options.plan.has_link() {
-                    true => queues.into_iter().map(|queue| seat(Some(queue))).collect(),
-                    false => vec![seat(None)],
-                };
+                let seats = queues.into_iter().map(seat).collect();
                 let workers = options.workers;
                 thread::start(seats, workers, worker_options, outbound, commands, ended)?;
             }
@@ -231,6 +230,11 @@ fn link_ended(end: Result<End, oneshot::error::RecvError>) -> io::Result<Outcome
         Ok(End::Failed(error)) => Err(error),
         Ok(End::Drained) | Err(_) => Err(io::Error::other("the worker ended without a word")),
     }
+}
+
+/// The worker's way to sockets of the guest's.
+fn open_inside(inside: Inside) -> OpenInside {
+    Box::new(move |transport, family, count| inside.sockets(transport, family, count))
 }
 
 /// The worker's way to the DNS service; without the service everything is refused.

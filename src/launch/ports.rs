@@ -99,9 +99,10 @@ pub(super) struct Ports {
 impl Ports {
     /// The ports of the start; the worker begins to serve them.
     pub(super) fn new(worker: CommandSender, plan: AddressPlan, options: PortOptions) -> Ports {
-        let PortOptions { at_start, auto_publish, expose, auto_expose, opener, .. } = options;
+        let PortOptions { at_start, auto_publish, expose, auto_expose, inside, inner, opener } =
+            options;
         let mut ports = Ports {
-            inner: InnerPorts::new(worker.clone(), options.inside),
+            inner: InnerPorts::new(worker.clone(), inside),
             worker,
             last_id: 0,
             published: BTreeMap::new(),
@@ -127,13 +128,13 @@ impl Ports {
         for exposure in expose {
             ports.expose(exposure, false);
         }
-        for (rule, open) in options.inner {
+        for (rule, open) in inner {
             let id = ports.next_id();
             ports.inner.enter(id, rule, open);
         }
         for auto in &auto_publish {
             for rule in TableRule::of_auto(auto) {
-                ports.follow(rule, auto.with_tcp);
+                ports.follow(rule);
             }
         }
         ports
@@ -303,8 +304,8 @@ impl Ports {
 
     /// Publishes by one rule that no other overlaps; a weak one as far as its ports are free.
     pub(super) fn open(&mut self, rule: &TableRule) -> Result<ForwardId, Failure> {
-        if let Some(auto) = rule.auto() {
-            return Ok(self.follow(rule.clone(), auto.with_tcp));
+        if rule.auto().is_some() {
+            return Ok(self.follow(rule.clone()));
         }
         let forward = rule.forward();
         self.check_guest_addresses(&[Rule::Publish(forward.clone())])?;
@@ -394,11 +395,12 @@ impl Ports {
         .await;
     }
 
-    /// Lets ports follow who listens in the guest, those of UDP `with_tcp` or alone.
-    fn follow(&mut self, rule: TableRule, with_tcp: bool) -> ForwardId {
+    /// Lets ports follow who listens in the guest.
+    fn follow(&mut self, rule: TableRule) -> ForwardId {
         let id = self.next_id();
         if let Some(auto) = rule.auto() {
-            let auto = AutoForward { with_tcp, ..auto };
+            // As pasta has it, whose guests share their host's networks.
+            let auto = AutoForward { with_tcp: self.plan.sharing.is_some(), ..auto };
             self.auto_publish.insert(id, Following { rule, auto });
         }
         id

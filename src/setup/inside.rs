@@ -338,7 +338,6 @@ fn listen(transport: Transport, at: SocketAddr) -> io::Result<OwnedFd> {
         return datagram::open_udp(&DatagramOptions {
             port: PortChoice::Required,
             device: Some(LOOPBACK),
-            coalesce: true,
             ..DatagramOptions::new(at)
         });
     }

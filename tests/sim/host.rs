@@ -480,15 +480,6 @@ impl SocketPort for HostPort {
         Ok(())
     }
 
-    fn watch_stream(&mut self, token: Token, stream: &Stream) -> io::Result<()> {
-        let mut host = self.0.borrow_mut();
-        let state = host.streams.get_mut(&stream.id).ok_or(Errno::EBADF)?;
-        state.token = token;
-        let event = Event { token, readiness: state.readiness() };
-        host.pending.push(event);
-        Ok(())
-    }
-
     fn connect_inside(&mut self, token: Token, target: SocketAddr) -> io::Result<Stream> {
         self.connect(token, target, Marks::DEFAULT)
     }

@@ -19,7 +19,7 @@
 //! - `--stats` has tapway's own counters.
 //! - A pid file that was not written is removed, where pasta leaves it empty.
 //!
-//! passt's own mode is in [`passt`].
+//! Not there, and refused by name: `--fd`. passt's own mode is in [`passt`].
 
 mod options;
 pub mod passt;
@@ -58,8 +58,11 @@ pub enum PastaError {
     #[error("Redundant {0}: there is one for this family already")]
     Twice(&'static str),
     /// Two options that exclude each other.
-    #[error("{0} is incompatible with {1}")]
+    #[error("{0} and {1} are mutually exclusive")]
     Exclusive(&'static str, &'static str),
+    /// The same, of options that say where bytes go, in other words of pasta's.
+    #[error("{0} is incompatible with {1}")]
+    Incompatible(&'static str, &'static str),
     /// An option without the one that it needs.
     #[error("{0} needs {1}")]
     Needs(&'static str, &'static str),

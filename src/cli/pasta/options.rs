@@ -380,10 +380,10 @@ pub(super) fn read(mode: Mode, arguments: Vec<OsString>) -> Result<Typed, PastaE
         return Err(PastaError::Exclusive("--userns", "--netns-only"));
     }
     if command.host_lo_to_ns_lo && !command.splice {
-        return Err(PastaError::Exclusive("--host-lo-to-ns-lo", "--no-splice"));
+        return Err(PastaError::Incompatible("--host-lo-to-ns-lo", "--no-splice"));
     }
     if command.splice_only && !command.splice {
-        return Err(PastaError::Exclusive("--splice-only", "--no-splice"));
+        return Err(PastaError::Incompatible("--splice-only", "--no-splice"));
     }
     if command.splice_only {
         // What only a link could carry.
@@ -392,7 +392,7 @@ pub(super) fn read(mode: Mode, arguments: Vec<OsString>) -> Result<Typed, PastaE
         command.dns_forward = Addresses::default();
     }
     if !command.own_processes && !matches!(command.subject, Subject::Command(_)) {
-        return Err(PastaError::Exclusive("--no-pidns", "PID or --netns"));
+        return Err(PastaError::Incompatible("--no-pidns", "PID or --netns"));
     }
     if command.prefix.is_some() && command.netmask.is_some() {
         return Err(PastaError::Exclusive("--netmask", "a prefix length in --address"));

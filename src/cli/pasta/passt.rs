@@ -154,9 +154,9 @@ mod tests {
             panic!("{line} prints something");
         };
         let facts = PastaFacts {
+            hostname: "host7".into(),
             host: HostFacts { search: vec!["example.org".to_owned()], ..HostFacts::default() },
             person: None,
-            hostname: "host".into(),
             templates: Templates { v4: None, v6: None },
             ephemeral: PortRange::new(32_768, 60_999).unwrap(),
             resolvers: resolvers.iter().map(|text| text.parse().unwrap()).collect(),

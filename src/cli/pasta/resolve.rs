@@ -118,10 +118,7 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         log: LogOptions {
             level: command.level,
             file: command.log_file.clone(),
-            form: LogForm::Journal {
-                name: command.mode.name().to_owned(),
-                limit: command.log_size,
-            },
+            form: LogForm::Journal { name: "pasta".to_owned(), limit: command.log_size },
         },
         // Letters, dashes and digits are a name.
         name: name.parse().expect("a name"),
@@ -275,7 +272,7 @@ fn plan(
         sharing: Some(Sharing {
             host: command.map_guest_addr.iter().filter(is_there).collect(),
             splicing: match (command.splice, command.host_lo_to_ns_lo) {
-                // Nobody opens sockets in a machine.
+                // A machine has a kernel of its own.
                 _ if command.mode == Mode::Passt => Splicing::Off,
                 _ if command.splice_only => Splicing::Only,
                 (false, _) => Splicing::Off,

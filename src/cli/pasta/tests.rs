@@ -199,7 +199,7 @@ fn mistakes_are_told_in_pastas_words() {
         ("-a 10.0.0.1/33", "Invalid address: 10.0.0.1/33"),
         ("-n 33", "Invalid netmask: 33"),
         ("-n 255.0.255.0", "Invalid netmask: 255.0.255.0"),
-        ("-a 10.0.0.1/8 -n 8", "--netmask is incompatible with a prefix length in --address"),
+        ("-a 10.0.0.1/8 -n 8", "--netmask and a prefix length in --address are mutually exclusive"),
         ("-g bogus", "Invalid gateway address: bogus"),
         ("-m 65522", "Invalid MTU: 65522"),
         ("-I toolonginterfacename0", "Invalid interface name: toolonginterfacename0"),

@@ -31,7 +31,7 @@ pub(in crate::engine) struct Relayed<S: SocketPort> {
     /// The address that the client has addressed, from which the answers come.
     pub(in crate::engine) local: Option<IpAddr>,
     pub(in crate::engine) replied: bool,
-    /// Datagrams of so many bytes and more are not joined: the kernel did not take them.
+    /// Datagrams of at least so many bytes are not joined any more.
     pub(in crate::engine) joins_below: usize,
     /// The earliest entry in the timer wheel.
     pub(in crate::engine) wheel_entry: Option<Instant>,

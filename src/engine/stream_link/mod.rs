@@ -189,11 +189,13 @@ impl Client {
     }
 }
 
-impl FramePort for StreamLink {
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.events.0.as_fd())
+impl AsFd for StreamLink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.0.as_fd()
     }
+}
 
+impl FramePort for StreamLink {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let Some(client) = &mut self.client else {

@@ -29,9 +29,7 @@ fn open(once: bool) -> (StreamLink, SocketAddr) {
 
 /// Whether the link is ready now.
 fn is_ready(link: &StreamLink) -> bool {
-    poll(&mut [PollFd::new(link.descriptor().unwrap(), PollFlags::POLLIN)], PollTimeout::ZERO)
-        .unwrap()
-        > 0
+    poll(&mut [PollFd::new(link.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).unwrap() > 0
 }
 
 /// What the worker does while the link is ready: the frames that come, and the end of them.
@@ -104,7 +102,7 @@ fn a_client_that_does_not_read_congests_the_link_and_loses_nothing() {
         client
     });
     while link.is_congested() {
-        let mut ready = [PollFd::new(link.descriptor().unwrap(), PollFlags::POLLIN)];
+        let mut ready = [PollFd::new(link.as_fd(), PollFlags::POLLIN)];
         assert!(poll(&mut ready, PollTimeout::from(20_000_u16)).unwrap() > 0, "never ready");
         link.on_readiness();
     }

@@ -1,7 +1,6 @@
 //! What workers send each other, and the bells that wake them for it.
 
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -47,13 +46,8 @@ pub(in crate::engine) enum Mail<S: SocketPort> {
         /// The connection.
         accepted: Accepted<S::Stream>,
     },
-    /// Attach the queue: there is work.
-    Join {
-        /// The ports of the gateway that lead to the host.
-        exposures: Box<Exposures>,
-        /// The host's resolvers, if their encrypted service is there for the guest.
-        resolvers: Vec<IpAddr>,
-    },
+    /// Attach the queue: there is work. The ports of the gateway that lead to the host.
+    Join(Box<Exposures>),
     /// Give everything back, and detach the queue.
     Retire,
     /// The sender has done so.

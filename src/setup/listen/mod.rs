@@ -154,8 +154,8 @@ impl Opener {
         }
     }
 
-    /// As [`Opener::open`], for whoever does not ask why not: who has a port that is taken is a
-    /// question to every process of the user, too long for what is tried again and again.
+    /// As [`Opener::open`], for whoever does not ask why not: who has a port that is taken is a question to
+    /// every process of the user, too long for what is tried again and again.
     pub fn try_open(self, forward: &Forward) -> Option<Opened> {
         self.open_sockets(forward, &mut Handed::default()).ok()
     }
@@ -353,7 +353,8 @@ impl Opener {
         }
         socket.set_reuse_address(true)?;
         if self.freebind {
-            freebind(&socket)?;
+            // Of IPv6 sockets as well (`inet_bind`), those of both families included.
+            socket.set_freebind_v4(true)?;
         }
         if let Some(interface) = interface {
             socket.bind_device(Some(interface.as_bytes()))?;
@@ -376,8 +377,8 @@ impl Opener {
                 port: PortChoice::Required,
                 device: interface,
                 tell_local: true,
-                coalesce: true,
                 freebind: self.freebind,
+                coalesce: true,
                 ..DatagramOptions::new(SocketAddr::new(address, port))
             })
         };
@@ -402,12 +403,6 @@ impl Opener {
 
 /// How often a port is picked that IPv4 has free and IPv6 does not.
 const PICKS: usize = 16;
-
-/// Lets `socket` have an address that the host does not have.
-fn freebind(socket: &Socket) -> io::Result<()> {
-    // Of IPv6 sockets as well (`inet_bind`), those of both families included.
-    socket.set_freebind_v4(true)
-}
 
 /// Whether the host has no IPv6 at all; where it is merely switched off, wildcards can be bound.
 fn lacks_v6(e: &io::Error) -> bool {

@@ -22,9 +22,7 @@ fn rule(transport: Transport, address: Option<&str>, ports: PortRange) -> Forwar
     }
 }
 
-fn open(forward: &Forward) -> Result<Opened, ListenError> {
-    Opener::default().open(forward)
-}
+const OPENER: Opener = Opener { freebind: false };
 
 fn host_port(opened: &Opened) -> u16 {
     opened.sockets[0].host_port
@@ -32,7 +30,7 @@ fn host_port(opened: &Opened) -> u16 {
 
 #[test]
 fn tcp_at_every_address_answers_both_families_by_one_socket() {
-    let opened = open(&rule(Transport::Tcp, None, PortRange::ANY)).unwrap();
+    let opened = OPENER.open(&rule(Transport::Tcp, None, PortRange::ANY)).unwrap();
     let port = host_port(&opened);
     assert_eq!((opened.sockets.len(), opened.sockets[0].guest_port), (1, 80));
     assert_eq!(opened.forward.to_string(), format!("{port}:80/tcp"));
@@ -48,7 +46,7 @@ fn tcp_at_every_address_answers_both_families_by_one_socket() {
 #[test]
 fn an_address_is_listened_at_alone() {
     for (address, other) in [("127.0.0.1", "[::1]"), ("0.0.0.0", "[::1]"), ("::", "127.0.0.1")] {
-        let opened = open(&rule(Transport::Tcp, Some(address), PortRange::ANY)).unwrap();
+        let opened = OPENER.open(&rule(Transport::Tcp, Some(address), PortRange::ANY)).unwrap();
         let refused = TcpStream::connect(format!("{other}:{}", host_port(&opened))).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{address}");
     }
@@ -56,7 +54,7 @@ fn an_address_is_listened_at_alone() {
 
 #[test]
 fn udp_at_every_address_is_a_socket_of_each_family_on_one_port() {
-    let opened = open(&rule(Transport::Udp, None, PortRange::ANY)).unwrap();
+    let opened = OPENER.open(&rule(Transport::Udp, None, PortRange::ANY)).unwrap();
     let port = host_port(&opened);
     assert_eq!(opened.sockets.iter().map(|s| s.host_port).collect::<Vec<_>>(), [port, port]);
     assert_eq!(opened.picked_ports().collect::<Vec<_>>(), [format!("*:{port} -> 80/udp")]);
@@ -71,7 +69,7 @@ fn udp_at_every_address_is_a_socket_of_each_family_on_one_port() {
 
 #[test]
 fn a_udp_port_cannot_be_taken_over() {
-    let opened = open(&rule(Transport::Udp, Some("127.0.0.1"), PortRange::ANY)).unwrap();
+    let opened = OPENER.open(&rule(Transport::Udp, Some("127.0.0.1"), PortRange::ANY)).unwrap();
     let thief = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
     thief.set_reuse_address(true).unwrap();
     let address = SocketAddr::new([127, 0, 0, 1].into(), host_port(&opened));
@@ -81,9 +79,9 @@ fn a_udp_port_cannot_be_taken_over() {
 #[test]
 fn a_port_in_use_is_named_with_its_holder_and_nothing_stays_open() {
     for transport in [Transport::Tcp, Transport::Udp] {
-        let first = open(&rule(transport, Some("127.0.0.1"), PortRange::ANY)).unwrap();
+        let first = OPENER.open(&rule(transport, Some("127.0.0.1"), PortRange::ANY)).unwrap();
         let port = host_port(&first);
-        let error = open(&rule(transport, None, PortRange::single(port))).unwrap_err();
+        let error = OPENER.open(&rule(transport, None, PortRange::single(port))).unwrap_err();
         let meant = format!(
             "publish {port}:{port}/{transport}: port {port}/{transport} is in use by this instance \
              itself"
@@ -92,41 +90,42 @@ fn a_port_in_use_is_named_with_its_holder_and_nothing_stays_open() {
         assert!(error.hint().is_some());
         // The second port of the range is in the way, so the first may not stay either.
         let Some(range) = PortRange::new(port - 1, port) else { continue };
-        if open(&rule(transport, Some("127.0.0.1"), PortRange::single(port - 1))).is_ok() {
-            open(&rule(transport, Some("127.0.0.1"), range)).unwrap_err();
-            open(&rule(transport, Some("127.0.0.1"), PortRange::single(port - 1))).unwrap();
+        if OPENER.open(&rule(transport, Some("127.0.0.1"), PortRange::single(port - 1))).is_ok() {
+            OPENER.open(&rule(transport, Some("127.0.0.1"), range)).unwrap_err();
+            OPENER.open(&rule(transport, Some("127.0.0.1"), PortRange::single(port - 1))).unwrap();
         }
         drop(first);
-        open(&rule(transport, None, PortRange::single(port))).unwrap();
+        OPENER.open(&rule(transport, None, PortRange::single(port))).unwrap();
     }
 }
 
 #[test]
 fn a_port_is_free_again_at_once_although_connections_linger() {
-    let opened = open(&rule(Transport::Tcp, None, PortRange::ANY)).unwrap();
+    let opened = OPENER.open(&rule(Transport::Tcp, None, PortRange::ANY)).unwrap();
     let port = host_port(&opened);
     let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
     // The side that closes first keeps the connection in TIME-WAIT.
     let (accepted, _) = SockRef::from(&opened.sockets[0].socket).accept().unwrap();
     drop((accepted, opened));
     drop(client);
-    open(&rule(Transport::Tcp, None, PortRange::single(port))).unwrap();
+    OPENER.open(&rule(Transport::Tcp, None, PortRange::single(port))).unwrap();
 }
 
 #[test]
 fn addresses_and_interfaces_of_others_are_named() {
-    let error = open(&rule(Transport::Tcp, Some("192.0.2.254"), PortRange::ANY)).unwrap_err();
+    let error =
+        OPENER.open(&rule(Transport::Tcp, Some("192.0.2.254"), PortRange::ANY)).unwrap_err();
     assert!(error.to_string().contains("192.0.2.254 is not an address of this host"), "{error}");
     let mut forward = rule(Transport::Udp, None, PortRange::ANY);
     if let Listen::Ports { interface, .. } = &mut forward.listen {
         *interface = Some("nosuch0".to_owned());
     }
-    let error = open(&forward).unwrap_err();
+    let error = OPENER.open(&forward).unwrap_err();
     assert!(error.to_string().contains("no interface nosuch0"), "{error}");
     if let Listen::Ports { interface, .. } = &mut forward.listen {
         *interface = Some("lo".to_owned());
     }
-    open(&forward).unwrap();
+    OPENER.open(&forward).unwrap();
 }
 
 #[test]
@@ -134,7 +133,7 @@ fn ports_of_a_range_follow_each_other_on_both_sides() {
     let mut forward = rule(Transport::Tcp, Some("127.0.0.1"), PortRange::ANY);
     forward.guest_ports = PortRange::new(6000, 6002).unwrap();
     // Each is picked by itself.
-    let opened = open(&forward).unwrap();
+    let opened = OPENER.open(&forward).unwrap();
     assert_eq!(opened.sockets.iter().map(|s| s.guest_port).collect::<Vec<_>>(), [6000, 6001, 6002]);
     assert!(opened.sockets.iter().all(|s| s.host_port != 0));
     assert_eq!(opened.forward, forward);
@@ -142,7 +141,7 @@ fn ports_of_a_range_follow_each_other_on_both_sides() {
     let opened = (20_000..30_000).step_by(7).find_map(|first| {
         let ports = PortRange::new(first, first + 2).unwrap();
         let listen = Listen::Ports { address: None, interface: None, ports };
-        open(&Forward { listen, ..forward.clone() }).ok().map(|opened| (first, opened))
+        OPENER.open(&Forward { listen, ..forward.clone() }).ok().map(|opened| (first, opened))
     });
     let (first, opened) = opened.unwrap();
     let pairs: Vec<_> = opened.sockets.iter().map(|s| (s.host_port, s.guest_port)).collect();
@@ -174,7 +173,7 @@ fn unix(path: &std::path::Path) -> Forward {
 fn a_unix_socket_is_its_owners_and_goes_away() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.sock");
-    let opened = open(&unix(&path)).unwrap();
+    let opened = OPENER.open(&unix(&path)).unwrap();
     let mode = fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     UnixStream::connect(&path).unwrap();
@@ -188,21 +187,21 @@ fn only_a_socket_that_nobody_serves_is_replaced() {
     let path = directory.path().join("a.sock");
     // Its owner was killed.
     drop(UnixListener::bind(&path).unwrap());
-    let opened = open(&unix(&path)).unwrap();
-    assert!(matches!(open(&unix(&path)), Err(ListenError::SocketInUse(p)) if p == path));
+    let opened = OPENER.open(&unix(&path)).unwrap();
+    assert!(matches!(OPENER.open(&unix(&path)), Err(ListenError::SocketInUse(p)) if p == path));
     UnixStream::connect(&path).unwrap();
     // Whoever replaces the file keeps it.
     fs::remove_file(&path).unwrap();
     let other = UnixDatagram::bind(&path).unwrap();
     drop(opened);
-    assert!(matches!(open(&unix(&path)), Err(ListenError::SocketInUse(_))));
+    assert!(matches!(OPENER.open(&unix(&path)), Err(ListenError::SocketInUse(_))));
     drop(other);
     fs::remove_file(&path).unwrap();
     fs::write(&path, "text").unwrap();
-    assert!(matches!(open(&unix(&path)), Err(ListenError::NotASocket(_))));
+    assert!(matches!(OPENER.open(&unix(&path)), Err(ListenError::NotASocket(_))));
     assert_eq!(fs::read_to_string(&path).unwrap(), "text");
     let nowhere = directory.path().join("nosuch/a.sock");
-    let error = open(&unix(&nowhere)).unwrap_err();
+    let error = OPENER.open(&unix(&nowhere)).unwrap_err();
     assert!(error.hint().is_some(), "{error}");
 }
 
@@ -210,7 +209,7 @@ fn only_a_socket_that_nobody_serves_is_replaced() {
 fn wildcard_listeners_meet_those_of_one_address() {
     let plain = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = plain.local_addr().unwrap().port();
-    let error = open(&rule(Transport::Tcp, None, PortRange::single(port))).unwrap_err();
+    let error = OPENER.open(&rule(Transport::Tcp, None, PortRange::single(port))).unwrap_err();
     assert!(matches!(error, ListenError::InUse { .. }), "{error}");
 }
 
