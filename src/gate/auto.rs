@@ -1,7 +1,7 @@
 //! Ports that come and go by themselves: what has to be opened and closed, given what listens.
 //!
 //! ```text
-//!   what listens ─▶ published | exposed | conditional ─▶ wanted ─▶ Standing::turn ─▶ Changes
+//!   what listens ─▶ published | exposed | led | conditional ─▶ wanted ─▶ Standing::turn ─▶ Changes
 //! ```
 //!
 //! # What is followed
@@ -12,6 +12,8 @@
 //!   were put there to be unreachable.
 //! - **`--expose-host auto`** opens a port of the gateway for each port at the host's loopback,
 //!   except those at which tapway itself listens: they lead back into the guest.
+//! - **`-T auto`** of pasta's opens a port of the guest's loopback for each port at the host's, in
+//!   the same families, with the same exceptions.
 //! - **`--publish-when-listening`** opens the host side of its own ports.
 //! - A UDP socket says by nothing that it is a server. One whose port is among those that the
 //!   kernel hands out to clients ([`PortRange::EPHEMERAL`]) is taken for a client and not followed.
@@ -28,7 +30,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::forward::{
-    AutoForward, Bound, Exposure, Forward, ForwardId, HostService, Listen, PortRange, Transport,
+    AutoForward, Bound, Exposure, Forward, ForwardId, HostService, Inner, Listen, PortRange,
+    Transport,
 };
 use super::ports::{Family, PortSet, PortTable, Reach};
 
@@ -135,6 +138,27 @@ pub fn exposed(
         second || ours.of(transport, family).contains(port) || taken.in_any_family(transport, port)
     };
     followed(rule, host, hidden)
+        .map(|(port, transport, family)| AutoService { port, transport, family })
+        .take(MOST)
+        .collect()
+}
+
+/// Which servers of the host a port of the guest's loopback leads to, each family by itself, by
+/// `rule`, which follows them; those of UDP by their TCP's numbers too. `host` and `ours` are as
+/// with [`exposed`].
+pub fn led(rule: &Inner, host: &PortTable, ours: &PortTable) -> BTreeSet<AutoService> {
+    let with_tcp = rule.transport == Transport::Udp;
+    let servers = AutoForward {
+        transports: vec![rule.transport],
+        only: vec![rule.host_ports],
+        with_tcp,
+        ..AutoForward::default()
+    };
+    let hidden = |family, transport, port| {
+        let by_tcp = with_tcp && ours.of(Transport::Tcp, family).contains(port);
+        by_tcp || ours.of(transport, family).contains(port)
+    };
+    followed(&servers, host, hidden)
         .map(|(port, transport, family)| AutoService { port, transport, family })
         .take(MOST)
         .collect()
@@ -337,6 +361,26 @@ mod tests {
         assert_eq!(ports(wanted), [(Udp, V4, 53), (Udp, V4, 80), (Udp, V6, 81)]);
         let alone = AutoForward { with_tcp: false, ..rule };
         assert_eq!(published(&alone, &guest, &PortTable::default()).len(), 2);
+    }
+
+    #[test]
+    fn ports_of_the_guests_loopback_lead_to_servers_of_either_family_but_not_back() {
+        let host = table(&[(Tcp, V4, 80), (Tcp, V6, 80), (Tcp, V4, 81), (Udp, V4, 53)]);
+        let ours = table(&[(Tcp, V4, 81)]);
+        let rule = |transport| Inner {
+            transport,
+            ports: PortRange::new(1050, 1100).unwrap(),
+            host_ports: PortRange::new(50, 100).unwrap(),
+            weak: true,
+            scan: true,
+        };
+        let found = |transport| {
+            let led = led(&rule(transport), &host, &ours).into_iter();
+            led.map(|at| (at.transport, at.family, at.port)).collect::<Vec<_>>()
+        };
+        assert_eq!(found(Tcp), [(Tcp, V4, 80), (Tcp, V6, 80)]);
+        // Who listens for TCP does so for UDP now and then; 81 is our own.
+        assert_eq!(found(Udp), [(Udp, V4, 53), (Udp, V4, 80), (Udp, V6, 80)]);
     }
 
     #[test]

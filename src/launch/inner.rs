@@ -12,15 +12,15 @@ use tokio::sync::oneshot;
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Led, LedId, Reply};
 use crate::gate::auto::{self, AutoService, Standing};
-use crate::gate::forward::{AutoForward, ForwardId, Inner};
+use crate::gate::forward::{ForwardId, Inner};
 use crate::gate::ports::{Family, PortTable};
 use crate::setup::inside::{Inside, OpenInner};
 
 /// A rule for ports of the guest's loopback.
 struct InnerRule {
     rule: Inner,
-    /// What is open at once.
-    open: Vec<LedId>,
+    /// What was opened at once.
+    open: Vec<(Family, u16, LedId)>,
 }
 
 /// A port that follows the host, by its rule.
@@ -72,7 +72,8 @@ impl InnerPorts {
 
     /// Begins to serve `rule`, whose sockets are `open`.
     pub(super) fn enter(&mut self, id: ForwardId, rule: Inner, open: Vec<OpenInner>) {
-        let open = open.into_iter().map(|open| self.lead(open)).collect();
+        let led = |open: OpenInner| (open.family, open.port, self.lead(open));
+        let open = open.into_iter().map(led).collect();
         self.rules.insert(id, InnerRule { rule, open });
     }
 
@@ -92,7 +93,8 @@ impl InnerPorts {
         let Some(InnerRule { open, .. }) = self.rules.remove(&id) else { return };
         self.following.forget(|(rule, _)| *rule == id);
         let followed = self.open.extract_if(.., |(rule, _), _| *rule == id);
-        let closing = open.into_iter().chain(followed.map(|(_, led)| led)).collect();
+        let open = open.into_iter().map(|(.., led)| led);
+        let closing = open.chain(followed.map(|(_, led)| led)).collect();
         self.close_led(closing).await;
     }
 
@@ -126,9 +128,9 @@ impl InnerPorts {
             let set = table.of_mut(service.transport, service.family);
             set.insert(guest_port(rule, service.port));
         }
-        for InnerRule { rule, .. } in self.rules.values().filter(|known| !known.rule.scan) {
-            for family in [Family::V4, Family::V6] {
-                table.of_mut(rule.transport, family).insert_range(rule.ports);
+        for InnerRule { rule, open } in self.rules.values() {
+            for &(family, port, _) in open {
+                table.of_mut(rule.transport, family).insert(port);
             }
         }
     }
@@ -137,12 +139,10 @@ impl InnerPorts {
     /// the host ports that lead into the guest.
     pub(super) async fn follow_host(&mut self, host: &PortTable, ours: &PortTable) {
         // No two rules of a table want the same port.
-        let taken = PortTable::default();
         let scanning = self.rules.iter().filter(|(_, known)| known.rule.scan);
         let wanted: BTreeSet<Followed> = scanning
             .flat_map(|(id, known)| {
-                let services = auto::exposed(&behind(&known.rule), host, ours, &taken);
-                services.into_iter().map(|service| (*id, service))
+                auto::led(&known.rule, host, ours).into_iter().map(|service| (*id, service))
             })
             .take(auto::MOST)
             .collect();
@@ -168,16 +168,6 @@ impl InnerPorts {
                 }
             }
         }
-    }
-}
-
-/// The ports of the host that `rule` leads to, as they are followed.
-fn behind(rule: &Inner) -> AutoForward {
-    AutoForward {
-        transports: vec![rule.transport],
-        only: vec![rule.host_ports],
-        with_tcp: true,
-        ..AutoForward::default()
     }
 }
 
