@@ -71,19 +71,19 @@ impl Row {
 }
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
-    /// Sends the datagrams of `batch` to the guest, each as `judge` says or not at all; `None` is one
-    /// that went another way.
+    /// Sends the datagrams of `batch` to the guest, each as `judge` says. `judge` sees the payload
+    /// too; `None` means that it has gone another way.
     pub(super) fn deliver(
         &mut self,
         batch: &mut Batch,
-        mut judge: impl FnMut(&mut Self, &Received) -> Result<Option<Onward>, DropReason>,
+        mut judge: impl FnMut(&mut Self, &Received, &[u8]) -> Result<Option<Onward>, DropReason>,
     ) {
         let mut row: Option<Row> = None;
         for index in 0..batch.received().len() {
             let received = batch.received()[index];
             let judged = match received.truncated {
                 true => Err(DropReason::TooBig),
-                false => judge(self, &received),
+                false => judge(self, &received, batch.payload(index)),
             };
             let onward = match judged {
                 Ok(Some(onward)) => onward,

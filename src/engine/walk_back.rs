@@ -53,7 +53,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             match self.io.host.recv_datagrams(&flow.socket, &mut batch) {
                 Ok(_) => {
                     match token.kind {
-                        Kind::Udp => self.deliver(&mut batch, |worker, received| {
+                        Kind::Udp => self.deliver(&mut batch, |worker, received, _| {
                             worker.on_datagram(now, token, received).map(Some)
                         }),
                         _ => self.deliver_replies(now, token, &mut batch),

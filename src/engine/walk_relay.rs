@@ -9,7 +9,6 @@ use crate::stack::wire::HEADROOM;
 use crate::sys::datagram::{Batch, Marks, Outgoing, Received};
 
 use super::ports::{FramePort, SocketPort};
-use super::published::Rule;
 use super::splice::{RelayKey, Relayed};
 use super::token::Token;
 use super::walk_splice::Way;
@@ -20,33 +19,8 @@ use super::worker::Worker;
 const BATCH_BUDGET: usize = 4;
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
-    /// Relays what `batch` has of clients whose datagrams go on so; whether there are others.
-    pub(super) fn relay_batch(
-        &mut self,
-        now: Instant,
-        port: Token,
-        rule: &Rule,
-        batch: &mut Batch,
-    ) -> bool {
-        let mut others = false;
-        for (received, bytes) in batch.datagrams() {
-            let Some(way) = self.splice_way(rule, received.source.ip()) else {
-                others = true;
-                continue;
-            };
-            let relayed = match received.truncated {
-                true => Err(DropReason::TooBig),
-                false => self.relay(now, port, way, received, &bytes[HEADROOM..]),
-            };
-            if let Err(reason) = relayed {
-                self.io.drop_frame(reason);
-            }
-        }
-        others
-    }
-
     /// A client of `port` sends `payload`.
-    fn relay(
+    pub(super) fn relay(
         &mut self,
         now: Instant,
         port: Token,
@@ -58,14 +32,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let Some(relayed) = self.relayed.get_mut(token) else { return Err(DropReason::NoFlow) };
         relayed.local = received.local;
         relayed.account.last_use = now;
-        let datagrams = offload::count(received.len, received.segment_size);
+        let datagrams = offload::count(payload.len(), received.segment_size);
+        let traffic = &mut relayed.account.traffic;
         match relayed.account.direction {
-            Direction::Inbound => {
-                relayed.account.traffic.count_several_to_guest(datagrams, received.len);
-            }
-            Direction::Outbound => {
-                relayed.account.traffic.count_several_to_host(datagrams, received.len);
-            }
+            Direction::Inbound => traffic.count_several_to_guest(datagrams, payload.len()),
+            Direction::Outbound => traffic.count_several_to_host(datagrams, payload.len()),
         }
         let outgoing = Outgoing {
             target: relayed.target,
@@ -76,8 +47,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         };
         // Whether anybody listens is told by the next datagram, or not at all: there is no way to
         // send the client an error.
-        let limit = &mut relayed.joins_below;
-        let _ = send(&mut self.io.host, &relayed.socket, &outgoing, limit);
+        let joins_below = &mut relayed.joins_below;
+        let _ = send(&mut self.io.host, &relayed.socket, &outgoing, joins_below);
         self.relayed.touch(token);
         self.settle_relay(token);
         Ok(())
@@ -138,9 +109,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 break;
             }
             match self.io.host.recv_datagrams(&relayed.socket, &mut batch) {
-                Ok(_) => {
-                    self.answer_client(now, token, key, &mut batch);
-                }
+                Ok(_) => self.answer_client(now, token, key, &mut batch),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // Nobody listens there, which the kernel tells once.
                 Err(_) => {}

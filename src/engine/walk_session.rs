@@ -53,16 +53,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let rule = port.rule;
             match self.io.host.recv_datagrams(&port.socket, &mut batch) {
                 Ok(_) => {
-                    let on_link = self.relay_batch(now, token, &rule, &mut batch);
-                    if on_link {
-                        self.deliver(&mut batch, |worker, received| {
-                            let way = worker.splice_way(&rule, received.source.ip());
-                            match way {
-                                Some(_) => Ok(None),
-                                None => worker.on_client(now, token, rule, received).map(Some),
-                            }
-                        });
-                    }
+                    self.deliver(&mut batch, |worker, received, payload| {
+                        worker.on_client(now, token, rule, received, payload)
+                    });
                     if !batch.is_full() && !failed {
                         break;
                     }
@@ -76,14 +69,18 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.batch_used = true;
     }
 
-    /// A client's datagram for the guest.
+    /// A client's datagram: how it goes on to the guest, unless it goes socket to socket.
     fn on_client(
         &mut self,
         now: Instant,
         port: Token,
         rule: Rule,
         received: &Received,
-    ) -> Result<Onward, DropReason> {
+        payload: &[u8],
+    ) -> Result<Option<Onward>, DropReason> {
+        if let Some(way) = self.splice_way(&rule, received.source.ip()) {
+            return self.relay(now, port, way, received, payload).map(|()| None);
+        }
         let rule = match rule {
             Rule::Published(rule) if self.plan.has_link() => rule,
             _ => return Err(DropReason::MartianDestination),
@@ -105,7 +102,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             peer: key.client,
             guest: key.guest,
         };
-        Ok(Onward { addresses, marks: received.marks, mtu })
+        Ok(Some(Onward { addresses, marks: received.marks, mtu }))
     }
 
     /// The session of a client, which begins with its first datagram.

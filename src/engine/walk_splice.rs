@@ -56,7 +56,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let limits = &self.io.limits;
         let crowded = matches!(way, Way::Inside(_))
             && self.inbound_sockets() + 2 > limits.inbound_tcp_flows();
-        crowded || self.tcp.len() + 2 * self.spliced.len() + 2 > limits.tcp_flows
+        crowded || self.tcp_count() + 2 * self.spliced.len() + 2 > limits.tcp_flows
     }
 
     /// A client is there: the other side gets a connection too.

@@ -128,8 +128,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// Whether no further connection fits, those of all workers together.
     pub(super) fn tcp_is_full(&self) -> bool {
+        self.tcp_count() >= self.limits.tcp_flows
+    }
+
+    /// Connections by the link, those of all workers together.
+    pub(super) fn tcp_count(&self) -> usize {
+        // The directory is empty while there is one worker.
         let all = self.team.as_ref().and_then(Member::directory).map_or(0, Directory::len);
-        self.tcp.is_full() || all >= self.limits.tcp_flows
+        all.max(self.tcp.len())
     }
 
     /// Makes a new flow this worker's own. `None` (and the flow dropped) if another worker has one

@@ -338,6 +338,7 @@ fn listen(transport: Transport, at: SocketAddr) -> io::Result<OwnedFd> {
         return datagram::open_udp(&DatagramOptions {
             port: PortChoice::Required,
             device: Some(LOOPBACK),
+            coalesce: true,
             ..DatagramOptions::new(at)
         });
     }

@@ -8,6 +8,7 @@ use tapway::engine::{Led, LedId, Limits, Published};
 use tapway::gate::forward::{ForwardId, Transport};
 use tapway::gate::{AddressPlan, Sharing, Splicing};
 use tapway::observe::{Direction, FlowPath, FlowQuery, FlowRecord, FlowState};
+use tapway::sys::datagram::Marks;
 
 use crate::bench::{Bench, small_limits};
 use crate::peer::{End, FROM_GUEST, Script, Seen, TO_GUEST};
@@ -223,6 +224,43 @@ fn datagrams_go_on_and_answers_come_back_to_their_client() {
     assert_eq!(bench.worker.flow_count(), 2);
     bench.pass(11 * SECOND);
     assert_eq!(bench.worker.flow_count(), 0);
+}
+
+#[test]
+fn datagrams_that_arrive_joined_are_several_on_the_other_side() {
+    let mut bench = bench(small_limits(), Splicing::Outward);
+    let port = lead_datagrams(&mut bench);
+    let client = SocketAddr::from(([127, 0, 0, 1], 5001));
+    bench.host.0.borrow_mut().inject_as(client, Marks::DEFAULT, &[7; 2500], Some(1000));
+    bench.pass(SECOND);
+    let host = bench.host.0.borrow();
+    let lengths: Vec<usize> = host.answers(port).iter().map(|(_, bytes)| bytes.len()).collect();
+    assert_eq!(lengths, [1000, 1000, 500]);
+    drop(host);
+    let [flow] = &flows(&mut bench)[..] else { panic!("one client") };
+    assert_eq!((flow.traffic.packets_to_host, flow.traffic.bytes_to_host), (3, 2500));
+}
+
+#[test]
+fn datagrams_of_one_batch_go_by_the_link_or_from_socket_to_socket() {
+    let mut bench = bench(small_limits(), Splicing::Outward);
+    let (socket, port) = bench.host.datagram_port();
+    let (transport, guest_address, guest_port) = (Transport::Udp, None, TARGET);
+    let rule = Published { forward: ForwardId(1), transport, guest_address, guest_port };
+    bench.worker.publish_datagrams(rule, socket).unwrap();
+    let near = SocketAddr::from(([127, 0, 0, 1], 5001));
+    let far = SocketAddr::from(([203, 0, 113, 9], 5001));
+    for client in [near, far, far, near] {
+        bench.host.0.borrow_mut().inject_into(port, client, b"hi");
+    }
+    bench.pass(SECOND);
+    assert_eq!(bench.host.0.borrow().answers(port), vec![(near, b"hi".to_vec()); 2]);
+    let mut flows = flows(&mut bench);
+    flows.sort_by_key(|flow| flow.path == FlowPath::Spliced);
+    let packets = flows.iter().map(|flow| (flow.path, flow.traffic.packets_to_guest));
+    let expected = [(FlowPath::Tap, 2), (FlowPath::Spliced, 2)];
+    assert_eq!(packets.collect::<Vec<_>>(), expected);
+    assert_eq!(bench.drops(), []);
 }
 
 #[test]
