@@ -118,7 +118,10 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         log: LogOptions {
             level: command.level,
             file: command.log_file.clone(),
-            form: LogForm::Journal { name: "pasta".to_owned(), limit: command.log_size },
+            form: LogForm::Journal {
+                name: command.mode.name().to_owned(),
+                limit: command.log_size,
+            },
         },
         // Letters, dashes and digits are a name.
         name: name.parse().expect("a name"),

@@ -154,8 +154,8 @@ impl Opener {
         }
     }
 
-    /// As [`Opener::open`], for whoever does not ask why not: who has a port that is taken is a question to
-    /// every process of the user, too long for what is tried again and again.
+    /// As [`Opener::open`], for whoever does not ask why not: who has a port that is taken is a
+    /// question to every process of the user, too long for what is tried again and again.
     pub fn try_open(self, forward: &Forward) -> Option<Opened> {
         self.open_sockets(forward, &mut Handed::default()).ok()
     }
