@@ -94,6 +94,8 @@ pub enum Command {
     CloseLed(Vec<LedId>, Reply<()>),
     /// Close what was published or exposed. The answer comes when the host sockets are closed.
     Withdraw(Vec<Withdrawal>, Reply<()>),
+    /// Close what was published, all of it: the end has come. The answer is as of [`Self::Withdraw`].
+    Retire(Reply<()>),
     /// List flows.
     Flows(FlowQuery, Reply<FlowPage>),
     /// Tell all counters.
@@ -123,6 +125,11 @@ impl<F: FramePort> Worker<F, HostSockets> {
             }
             Command::CloseLed(ids, reply) => {
                 self.close_led(now, &ids);
+                reply.send(());
+            }
+            Command::Retire(reply) => {
+                self.withdraw_all(now, Transport::Tcp);
+                self.withdraw_all(now, Transport::Udp);
                 reply.send(());
             }
             command => self.obey(now, command),
@@ -208,13 +215,18 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
             Command::Flows(query, reply) => reply.send(self.list_flows(now, &query)),
             Command::Stats(reply) => reply.send(self.stats(now)),
-            Command::Drain => self.orders.push(Order::Drain),
+            Command::Drain => {
+                // Nobody is let in any more; ports of UDP are needed for the guest's last answers.
+                self.withdraw_all(now, Transport::Tcp);
+                self.orders.push(Order::Drain);
+            }
             // These are the lead's, who passes none of them on.
             Command::DnsAnswer { .. }
             | Command::SetSearch(_)
             | Command::Publish(_)
             | Command::Lead(_)
-            | Command::CloseLed(..) => {}
+            | Command::CloseLed(..)
+            | Command::Retire(_) => {}
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::base::Instant;
+use crate::gate::forward::Transport;
 use crate::sys::clock;
 
 use super::command::Command;
@@ -201,6 +202,9 @@ fn serve<F: FramePort + AsFd>(
         }
         if drain.as_mut().is_some_and(|drain| drain.is_over(now, &worker)) && worker.drained() {
             if commands.is_some() {
+                // Before the TAP, whose close waits for other processors.
+                worker.withdraw_all(now, Transport::Tcp);
+                worker.withdraw_all(now, Transport::Udp);
                 return if gone { End::Gone } else { End::Drained };
             }
             drain = None;

@@ -167,6 +167,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.end_orphaned_relays();
     }
 
+    /// Closes the host sockets of all published ports that carry `transport`, before anything that
+    /// takes the kernel long: whoever comes after us may want the ports at once.
+    pub fn withdraw_all(&mut self, now: Instant, transport: Transport) {
+        self.close_ports(now, |rule| rule.transport() == transport);
+    }
+
     /// Takes clients from a listening socket until there are no more or others are due.
     pub(super) fn accept(&mut self, now: Instant, token: Token) {
         match self.take_clients(now, token, ACCEPT_BATCH) {

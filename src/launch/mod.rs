@@ -21,6 +21,7 @@ use std::io::{self, Seek, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -31,7 +32,7 @@ use crate::engine::no_link::NoLink;
 use crate::engine::stream_link::{Ends, StreamLink};
 use crate::engine::tap::TapQueue;
 use crate::engine::thread::{self, CommandSender, End, Seat};
-use crate::engine::{Command, Limits, Options};
+use crate::engine::{Command, Limits, Options, Reply};
 use crate::gate::AddressPlan;
 use crate::observe::Capture;
 use crate::setup::inside::Inside;
@@ -45,6 +46,9 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Requests that may wait for the control thread; a full queue refuses, the guest asks again.
 const DNS_QUEUE: usize = 256;
+
+/// How long the worker may take to close the published ports. It takes microseconds.
+const RETIREMENT: Duration = Duration::from_millis(500);
 
 /// Descriptors that are not for flows: logs, epoll, the TAP, resolver sockets, the guest's files.
 const RESERVED_DESCRIPTORS: u64 = 256;
@@ -203,7 +207,10 @@ impl DataPath {
                 // A guest that has ended may have said something last. One that is let go of while
                 // it lives has no end that could be waited for.
                 let ended_by_itself = !matches!(guest, Guest::Held(_));
-                if ended_by_itself && !matches!(outcome, Ok(Outcome::Asked(_))) {
+                let asked = matches!(outcome, Ok(Outcome::Asked(_)));
+                if asked || !ended_by_itself {
+                    retire(&worker).await;
+                } else {
                     // From here on a signal ends us at once, as it would any program.
                     signals.restore()?;
                     worker.send(Command::Drain);
@@ -222,6 +229,18 @@ impl DataPath {
             () = search => Err(io::Error::other("the search domains' watch ended")),
         }
     }
+}
+
+/// Closes the published ports, which a successor may want before the kernel has done away with us.
+async fn retire(worker: &CommandSender) {
+    let (closed, wait) = oneshot::channel();
+    let reply = Reply::new(move |()| {
+        // Nobody waits if a signal was faster.
+        let _ = closed.send(());
+    });
+    worker.send(Command::Retire(reply));
+    // A worker that has ended has closed everything, and the end waits for nobody.
+    let _ = tokio::time::timeout(RETIREMENT, wait).await;
 }
 
 fn link_ended(end: Result<End, oneshot::error::RecvError>) -> io::Result<Outcome> {
