@@ -13,7 +13,7 @@ use tapway::cli::pasta::{self, Asked, Invocation, Mode, PastaError, PastaFacts, 
 use tapway::cli::personality::Called;
 use tapway::gate::forward::{Forward, Listen};
 use tapway::setup::daemon::{self, Background, Person, Side};
-use tapway::setup::listen::{AtStart, ListenError};
+use tapway::setup::listen::{self, AtStart, ListenError};
 use tapway::setup::{self, HostFacts, SetupError, chain};
 use tapway::sys::inherit;
 
@@ -118,7 +118,7 @@ fn open_ports(forwards: &ForwardOptions) -> Result<AtStart, Failure> {
         if forward.when_listening {
             at_start.waiting.push((forward.clone(), false));
         } else {
-            let opened = forwards.opener.open(forward);
+            let opened = listen::open_after_predecessor(forwards.opener, forward);
             at_start.opened.push(opened.map_err(|e| Failure::Listen(refusal(forward, &e)))?);
         }
     }

@@ -22,6 +22,7 @@
 mod error;
 mod handed;
 mod holder;
+mod predecessor;
 mod unix;
 
 use std::fs;
@@ -38,6 +39,7 @@ use crate::sys::datagram::{self, DatagramOptions, PortChoice};
 pub use error::ListenError;
 pub use handed::Handed;
 pub use holder::Holder;
+pub use predecessor::open_after_predecessor;
 pub use unix::SocketFile;
 
 /// The open host side of a published port or range.
