@@ -88,6 +88,13 @@ fn a_thousand_changes_lose_no_connection() {
         lab.within(&lab.outside, connect)
     };
     let stream = connect(8007);
+    // The watch over resolv.conf stands a while after the start.
+    let pid = guest.tapway.pid();
+    guest.tapway.until("resolv.conf is watched", || {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let links = open.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+        links.filter(|link| link.ends_with("anon_inode:inotify")).count() > 0
+    });
     let before = descriptors(&guest);
     let (over, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut kept = Vec::new();
