@@ -12,6 +12,7 @@
 mod buffers;
 mod command;
 mod datagram_flow;
+mod drain;
 mod exposures;
 mod flow_table;
 mod forget;
@@ -27,6 +28,7 @@ pub mod pipe;
 pub mod ports;
 mod published;
 mod recorder;
+mod spin;
 mod splice;
 pub mod stream_link;
 pub mod tap;

@@ -5,7 +5,6 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -14,8 +13,10 @@ use crate::gate::forward::Transport;
 use crate::sys::clock;
 
 use super::command::Command;
+use super::drain::{DRAIN_STEP, Drain};
 use super::host::{HostSockets, Links, Outbound};
-use super::ports::{Event, FramePort, SocketPort};
+use super::ports::FramePort;
+use super::spin::{Spin, next_events};
 use super::team::{self, Member};
 use super::token::{Kind, Token};
 use super::walk_across::Order;
@@ -244,139 +245,5 @@ impl<F: FramePort + AsFd> Worker<F, HostSockets> {
         let _ = self.io.host.unwatch(&self.io.frames);
         let _ = self.io.frames.set_attached(false);
         self.detached();
-    }
-}
-
-/// While draining, how often to look whether it is over.
-const DRAIN_STEP: Duration = Duration::from_millis(5);
-/// A guest that is silent for so long has sent what it had; somebody else's connection is idle.
-const GUEST_QUIET: Duration = Duration::from_millis(50);
-/// A host socket that takes nothing for so long will not.
-const HOST_STUCK: Duration = Duration::from_secs(10);
-
-/// What a host's kernel does for the sockets of a process that has ended: what was written is still
-/// sent. So a command such as `producer | socat -u - TCP:…` may end while bytes are on their way.
-struct Drain {
-    progress: Instant,
-    frames: u64,
-    backlog: usize,
-}
-
-impl Drain {
-    fn new(now: Instant) -> Drain {
-        Drain { progress: now, frames: 0, backlog: 0 }
-    }
-
-    fn is_over<F: FramePort, S: SocketPort>(
-        &mut self,
-        now: Instant,
-        worker: &Worker<F, S>,
-    ) -> bool {
-        if !worker.guest_unfinished() {
-            return true;
-        }
-        let (frames, backlog) = (worker.counters().frames_from_guest, worker.backlog());
-        if (frames, backlog) != (self.frames, self.backlog) {
-            (self.frames, self.backlog, self.progress) = (frames, backlog, now);
-        }
-        now.since(self.progress) > if backlog == 0 { GUEST_QUIET } else { HOST_STUCK }
-    }
-}
-
-/// Waits for the next events: first, while that has been paying, without giving up the processor.
-fn next_events<F: FramePort>(
-    worker: &mut Worker<F, HostSockets>,
-    spin: &mut Spin,
-    start: Instant,
-    patience: Option<Duration>,
-    events: &mut Vec<Event>,
-) -> io::Result<()> {
-    if spin.worthwhile() {
-        loop {
-            worker.wait(Some(Duration::ZERO), events)?;
-            let now = clock::now();
-            let due = worker.timeout(now) == Some(Duration::ZERO);
-            if !events.is_empty() || due {
-                spin.paid(true);
-                return Ok(());
-            }
-            if now.since(start) >= SPIN_TIME {
-                break;
-            }
-        }
-        spin.paid(false);
-    }
-    worker.before_wait();
-    let now = clock::now();
-    let timeout = [worker.timeout(now), patience].into_iter().flatten().min();
-    worker.wait(timeout, events)?;
-    if clock::now().since(now) < SPIN_TIME && !events.is_empty() {
-        spin.would_have_paid();
-    }
-    Ok(())
-}
-
-/// How long to look for events before sleeping. Going to sleep and being woken costs 5 to 10 µs on
-/// either side; the answer of a peer on the same machine takes 10 to 30 µs.
-const SPIN_TIME: Duration = Duration::from_micros(40);
-
-/// Whether looking for events without sleeping has been paying lately: a score that rises when
-/// events come soon and falls when they do not.
-struct Spin {
-    score: u8,
-    allowed: bool,
-}
-
-impl Spin {
-    /// A score from which spinning begins.
-    const THRESHOLD: u8 = 8;
-    const MAX: u8 = 16;
-
-    /// With less than three processors, the peers that we wait for need the one that we hold.
-    fn new(processors: usize) -> Spin {
-        Spin { score: 0, allowed: processors >= 3 }
-    }
-
-    fn worthwhile(&self) -> bool {
-        self.allowed && self.score >= Self::THRESHOLD
-    }
-
-    fn paid(&mut self, paid: bool) {
-        self.score = match paid {
-            true => (self.score + 1).min(Self::MAX),
-            false => self.score.saturating_sub(2),
-        };
-    }
-
-    fn would_have_paid(&mut self) {
-        self.paid(true);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spinning_begins_when_it_would_pay_and_ends_when_it_does_not() {
-        let mut spin = Spin::new(4);
-        assert!(!spin.worthwhile());
-        for _ in 0..20 {
-            spin.would_have_paid();
-        }
-        assert!(spin.worthwhile());
-        for _ in 0..5 {
-            spin.paid(false);
-        }
-        assert!(!spin.worthwhile());
-    }
-
-    #[test]
-    fn small_machines_do_not_spin() {
-        let mut spin = Spin::new(2);
-        for _ in 0..20 {
-            spin.would_have_paid();
-        }
-        assert!(!spin.worthwhile());
     }
 }
