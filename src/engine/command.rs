@@ -15,7 +15,7 @@ use super::host::HostSockets;
 use super::ports::{FramePort, SocketPort};
 use super::published::{Led, LedId, Published, Withdrawal};
 use super::team::mail::Mail;
-use super::walk_across::Order;
+use super::walk_team::Order;
 use super::worker::Worker;
 
 /// Takes an answer to where it is awaited. Called on the worker's thread, so it must not wait.
@@ -105,14 +105,9 @@ pub enum Command {
 }
 
 impl<F: FramePort> Worker<F, HostSockets> {
-    /// A command from the control thread.
-    pub fn on_command(&mut self, now: Instant, command: Command) {
-        match self.pass_on(command) {
-            Command::DnsAnswer { token, message } => self.on_dns_answer(token, &message),
-            Command::SetSearch(search) => {
-                self.services.set_search(now, search);
-                self.schedule_housekeeping();
-            }
+    /// A command from the control thread, with sockets of the host.
+    pub(super) fn on_host_command(&mut self, now: Instant, command: Command) {
+        match command {
             Command::Publish(sockets) => {
                 for (rule, socket) in sockets {
                     self.publish(rule, socket);
@@ -132,7 +127,7 @@ impl<F: FramePort> Worker<F, HostSockets> {
                 self.withdraw_all(now, Transport::Udp);
                 reply.send(());
             }
-            command => self.obey(now, command),
+            command => self.on_command(now, command),
         }
     }
 
@@ -160,6 +155,24 @@ impl<F: FramePort> Worker<F, HostSockets> {
 }
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// A command from the control thread. [`Command::Publish`] takes real sockets, which
+    /// [`Worker::publish_stream`] and [`Worker::publish_datagrams`] take of any kind.
+    pub fn on_command(&mut self, now: Instant, command: Command) {
+        match command {
+            Command::DnsAnswer { token, message } => self.on_dns_answer(token, &message),
+            Command::SetSearch(search) => {
+                self.services.set_search(now, search);
+                self.schedule_housekeeping();
+            }
+            Command::Publish(_) => {}
+            Command::Drain => self.drain_team(),
+            command => {
+                let own = self.pass_on(command);
+                self.obey(now, own);
+            }
+        }
+    }
+
     /// As the lead: tells the others what concerns them too. What is left is the lead's own part.
     fn pass_on(&mut self, command: Command) -> Command {
         let Some(team) = &self.team else { return command };
@@ -190,7 +203,6 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 let done = Reply::new(|all| reply.send(Stats::sum(all)));
                 gather(count, done).into_iter().map(Command::Stats).collect()
             }
-            Command::Drain => (0..count).map(|_| Command::Drain).collect(),
             command => return command,
         };
         for (worker, command) in others.into_iter().zip(commands.drain(1..)) {
@@ -218,7 +230,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             Command::Drain => {
                 // Nobody is let in any more; ports of UDP are needed for the guest's last answers.
                 self.withdraw_all(now, Transport::Tcp);
-                self.orders.push(Order::Drain);
+                self.orders.push_back(Order::Drain);
             }
             // These are the lead's, who passes none of them on.
             Command::DnsAnswer { .. }

@@ -30,11 +30,6 @@ impl Exposures {
         self.0.retain(|_, (id, _)| !withdrawn(*id));
     }
 
-    /// The numbers of all of them.
-    pub(super) fn ids(&self) -> impl Iterator<Item = ForwardId> {
-        self.0.values().map(|(id, _)| *id)
-    }
-
     /// Where `port` of the gateway's address `gateway` leads.
     pub(super) fn find(
         &self,

@@ -1,6 +1,7 @@
 //! What flows have carried: an account for each, sums for all.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use crate::base::Instant;
 use crate::gate::forward::ForwardId;
@@ -85,10 +86,17 @@ impl Ledger {
         }
     }
 
-    /// A port is published or exposed from now on.
-    pub(super) fn add_forward(&mut self, id: ForwardId) {
-        let fresh = || ForwardStats { id, connections: 0, refused: 0, traffic: Traffic::default() };
-        self.forwards.entry(id).or_insert_with(fresh);
+    /// A port is published or exposed from now on; whether it was not before.
+    pub(super) fn add_forward(&mut self, id: ForwardId) -> bool {
+        let Entry::Vacant(vacant) = self.forwards.entry(id) else { return false };
+        let traffic = Traffic::default();
+        vacant.insert(ForwardStats { id, connections: 0, refused: 0, traffic });
+        true
+    }
+
+    /// What is published or exposed now.
+    pub(super) fn forwards(&self) -> impl Iterator<Item = ForwardId> {
+        self.forwards.keys().copied()
     }
 
     /// A port is not published or exposed any more.

@@ -17,9 +17,9 @@ use super::drain::{DRAIN_STEP, Drain};
 use super::host::{HostSockets, Links, Outbound};
 use super::ports::FramePort;
 use super::spin::{Spin, next_events};
-use super::team::{self, Member};
+use super::team::{Member, members};
 use super::token::{Kind, Token};
-use super::walk_across::Order;
+use super::walk_team::Order;
 use super::worker::{Options, Worker};
 
 /// Why a worker has ended.
@@ -89,7 +89,7 @@ pub fn start<F: FramePort + AsFd + Send + 'static>(
     ended: impl FnOnce(End) + Send + 'static,
 ) -> io::Result<()> {
     let now = clock::now();
-    let mut members = team::team(now, least, seats.len())?.into_iter();
+    let mut members = members(now, least, seats.len())?.into_iter();
     let mut seats = seats.into_iter();
     let (Some(seat), Some(member)) = (seats.next(), members.next()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -110,7 +110,7 @@ pub fn start<F: FramePort + AsFd + Send + 'static>(
     let lead = move || {
         let mut worker = Worker::new(now, frames, host, options);
         if !reserve.is_empty() {
-            if let Err(error) = worker.host_mut().watch(&member.inbox.bell.wake, MAIL) {
+            if let Err(error) = worker.host_mut().watch(&member, MAIL) {
                 return ended(End::Failed(error));
             }
             worker.join(now, member);
@@ -137,7 +137,7 @@ impl<F: FramePort + AsFd + Send + 'static> Spare<F> {
     fn start(self, options: Options, outbound: Outbound) -> io::Result<()> {
         let Spare { frames, links, member } = self;
         let host = HostSockets::new(outbound, links)?;
-        host.watch(&member.inbox.bell.wake, MAIL)?;
+        host.watch(&member, MAIL)?;
         let name = format!("worker-{}", member.id.index());
         let worker = move || {
             let now = clock::now();
@@ -173,7 +173,7 @@ fn serve<F: FramePort + AsFd>(
             // It only fails if there was nothing to read.
             let _ = commands.wake.read();
             for command in commands.queue.try_iter() {
-                worker.on_command(now, command);
+                worker.on_host_command(now, command);
             }
         }
         match worker.turn(now, &events) {
@@ -185,16 +185,18 @@ fn serve<F: FramePort + AsFd>(
             Ok(()) => {}
         }
         rest = clock::now();
-        worker.worked(rest, rest.since(now));
-        for order in worker.take_orders() {
+        let advice = worker.worked(rest, rest.since(now));
+        worker.heed(rest, advice);
+        while let Some(order) = worker.next_order() {
             match order {
-                Order::Start(id) => {
-                    let start = reserve.pop_front();
-                    if let Some(Err(error)) = start.map(|start| start()) {
+                // There is one for each member.
+                Order::Start(id) => match reserve.pop_front().map_or(Ok(()), |start| start()) {
+                    Ok(()) => worker.started(now, id),
+                    Err(error) => {
                         tracing::warn!(%error, "another worker cannot be started");
                         worker.not_started(id);
                     }
-                }
+                },
                 Order::Attach => worker.attach_queue(),
                 Order::Detach => worker.detach_queue(now),
                 Order::Drain => drain = Some(Drain::new(now)),
@@ -213,34 +215,21 @@ fn serve<F: FramePort + AsFd>(
     }
 }
 
-/// Frames read from a queue before it is detached, at most: what comes later is lost and sent
-/// again.
-const LAST_BATCHES: usize = 16;
-
 impl<F: FramePort + AsFd> Worker<F, HostSockets> {
     /// Takes part in carrying frames.
     fn attach_queue(&mut self) {
-        let attached = self.frames_mut().set_attached(true);
-        let watched =
-            attached.and_then(|()| self.io.host.watch(&self.io.frames, Token::only(Kind::Tap)));
-        match watched {
-            Ok(()) => self.queue_attached = true,
-            Err(error) => {
-                tracing::warn!(%error, "another worker gets no queue of the TAP");
-                self.detached();
-            }
-        }
+        let watched = self.frames_mut().set_attached(true).and_then(|()| {
+            self.io.host.watch(&self.io.frames, Token::only(Kind::Tap)).inspect_err(|_| {
+                // It has just been attached, so this does not fail.
+                let _ = self.io.frames.set_attached(false);
+            })
+        });
+        self.attached(watched);
     }
 
     /// Takes no part any more.
     fn detach_queue(&mut self, now: Instant) {
-        for _ in 0..LAST_BATCHES {
-            let before = self.counters().frames_from_guest;
-            // An error is met again when the queue is attached next.
-            if self.read_frames(now).is_err() || self.counters().frames_from_guest == before {
-                break;
-            }
-        }
+        self.last_frames(now);
         // Neither fails for a queue that is attached and watched.
         let _ = self.io.host.unwatch(&self.io.frames);
         let _ = self.io.frames.set_attached(false);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::base::{DropReason, Instant};
 
 use super::ports::{FramePort, SocketPort};
+use super::team::Member;
 use super::token::{Kind, Token};
 use super::worker::Worker;
 
@@ -86,6 +87,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             relayed.wheel_entry = None;
             self.settle_relay(token);
         }
+        if let Some(at) = self.team.as_ref().and_then(|team| team.lead.review_at) {
+            self.wheel.insert(at, Token::only(Kind::Team));
+        }
         for (token, _, listener) in self.listeners.iter() {
             if let Some(at) = listener.retry_at {
                 self.wheel.insert(at, token);
@@ -96,7 +100,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// Timers of the services.
     fn keep_house(&mut self, now: Instant) {
         self.housekeeping_entry = None;
-        if self.services.next_deadline().is_some_and(|deadline| deadline <= now) {
+        if self.services_deadline().is_some_and(|deadline| deadline <= now) {
             self.services.on_deadline(now, &mut self.answers);
             self.send_answers();
         }
@@ -110,9 +114,15 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.schedule_housekeeping();
     }
 
+    /// When a service has something to do; they are the lead's alone.
+    fn services_deadline(&self) -> Option<Instant> {
+        let leads = self.team.as_ref().is_none_or(Member::is_lead);
+        leads.then(|| self.services.next_deadline()).flatten()
+    }
+
     /// Makes sure that the wheel holds an entry for the earliest of the housekeeping deadlines.
     pub(super) fn schedule_housekeeping(&mut self) {
-        let deadlines = [self.services.next_deadline(), self.reassembly.next_deadline()];
+        let deadlines = [self.services_deadline(), self.reassembly.next_deadline()];
         let Some(deadline) = deadlines.into_iter().flatten().min() else { return };
         if self.housekeeping_entry.is_none_or(|entry| deadline < entry) {
             self.housekeeping_entry = Some(deadline);

@@ -75,7 +75,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if self.listeners.insert(self.sockets_published, listener).is_none() {
             return Err(ErrorKind::StorageFull.into());
         }
-        rule.forward().into_iter().for_each(|forward| self.ledger.add_forward(forward));
+        rule.forward().into_iter().for_each(|forward| self.add_forward(forward));
         Ok(())
     }
 
@@ -113,7 +113,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if self.datagram_ports.insert(self.sockets_published, port).is_none() {
             return Err(ErrorKind::StorageFull.into());
         }
-        rule.forward().into_iter().for_each(|forward| self.ledger.add_forward(forward));
+        rule.forward().into_iter().for_each(|forward| self.add_forward(forward));
         Ok(())
     }
 
@@ -121,6 +121,15 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     pub fn expose(&mut self, id: ForwardId, exposure: Exposure) {
         self.exposures.add(id, exposure);
         self.ledger.add_forward(id);
+    }
+
+    /// A port is published: whoever may be given its clients counts them.
+    fn add_forward(&mut self, id: ForwardId) {
+        let new = self.ledger.add_forward(id);
+        let Some(team) = self.team.as_ref().filter(|_| new) else { return };
+        team.others().for_each(|worker| {
+            team.send(worker, Mail::Forward(id));
+        });
     }
 
     /// Closes the host sockets of published ports and the ways of exposed ones. Connections go on,
@@ -264,9 +273,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         accepted: Accepted<S::Stream>,
     ) {
         let Accepted { stream, client } = accepted;
-        let full =
-            self.tcp_is_full() || self.inbound_sockets() >= self.io.limits.inbound_tcp_flows();
-        let Some(key) = self.inbound_key(rule, client).filter(|_| !full) else {
+        let most = self.limits.inbound_tcp_flows().saturating_sub(2 * self.inbound_spliced);
+        let fits = self.inbound_tcp.take(most);
+        let Some(key) = fits.then(|| self.inbound_key(rule, client)).flatten() else {
+            if fits {
+                self.inbound_tcp.give_back();
+            }
             self.ledger.refuse(FlowTransport::Tcp);
             self.io.drop_frame(DropReason::FlowLimit);
             return self.io.host.reset(stream);
@@ -281,16 +293,15 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let iss = self.initial_sequence(now, &key);
         let machine = Connection::to_guest(now, iss, options, &mut self.actions);
         let flow = TcpFlow::new(key, guest_mac, machine, stream, account);
-        match self.enter(key, flow) {
+        match self.tcp.insert(key, flow) {
             Some(token) => {
-                self.inbound_tcp += 1;
                 self.with_tcp(token, |flow, io, actions| flow.begin(io, actions));
             }
             None => self.actions.clear(),
         }
     }
 
-    /// The ends of a client's connection: its own port if no other flow has it.
+    /// The ends of a client's connection: its own port if no other flow has it. They are claimed.
     fn inbound_key(&self, rule: Published, client: Option<SocketAddr>) -> Option<TcpKey> {
         let ends = self.plan.inbound(client.map(|client| client.ip()), rule.guest_address)?;
         let guest = SocketAddr::new(ends.guest, rule.guest_port);
@@ -299,7 +310,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 let port = self.client_port(client, guest, attempt);
                 TcpKey { guest, peer: SocketAddr::new(ends.client, port) }
             })
-            .find(|key| self.tcp.find(key).is_none() && self.elsewhere(key).is_none())
+            .find(|key| self.tcp.find(key).is_none() && self.claim_key(*key).is_ok())
     }
 
     /// The port under which the guest sees `client`: its own, or in further attempts (and behind a

@@ -48,7 +48,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// Host-side sockets of connections that began outside.
     pub(super) fn inbound_sockets(&self) -> usize {
-        self.inbound_tcp + 2 * self.inbound_spliced
+        self.inbound_tcp.in_use() + 2 * self.inbound_spliced
     }
 
     /// Whether there is no room for the two sockets of one more connection.

@@ -19,7 +19,7 @@ use crate::sys::datagram::{Marks, Origin};
 use super::exposures::Service;
 use super::ports::{FramePort, SocketPort};
 use super::tcp_flow::{TcpFlow, TcpKey};
-use super::team::{Directory, Member};
+use super::team::{Directory, Member, Refusal};
 use super::token::Token;
 use super::worker::Worker;
 
@@ -75,9 +75,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         syn: &Segment,
         destination: Destination,
     ) -> Result<(), DropReason> {
-        if self.tcp_is_full() {
-            self.ledger.refuse(FlowTransport::Tcp);
-            return Err(DropReason::FlowLimit);
+        match self.claim_key(key) {
+            Ok(()) => {}
+            // It has just read the same SYN.
+            Err(Refusal::Taken(owner)) => return self.hand_over(owner, source_mac, packet),
+            Err(Refusal::Full) => {
+                self.ledger.refuse(FlowTransport::Tcp);
+                return Err(DropReason::FlowLimit);
+            }
         }
         let token = self.tcp.next_token();
         let mut forward = None;
@@ -108,10 +113,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let stream = match stream {
             Ok(stream) => stream,
             Err(error) if lacks_resources(&error) => {
+                self.release_key(&key);
                 self.ledger.refuse(FlowTransport::Tcp);
                 return Err(DropReason::HostResources);
             }
             Err(error) => {
+                self.release_key(&key);
                 self.answer_failure(source_mac, &key, syn, &error);
                 return Ok(());
             }
@@ -123,12 +130,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let machine = Connection::from_syn(now, syn, self.initial_sequence(now, &key), options);
         let account = self.ledger.open(now, FlowTransport::Tcp, Direction::Outbound, forward);
         let flow = TcpFlow::new(key, source_mac, machine, stream, account);
-        self.enter(key, flow).map(|_| ()).ok_or(DropReason::FlowLimit)
-    }
-
-    /// Whether no further connection fits, those of all workers together.
-    pub(super) fn tcp_is_full(&self) -> bool {
-        self.tcp_count() >= self.limits.tcp_flows
+        self.tcp.insert(key, flow).map(|_| ()).ok_or(DropReason::FlowLimit)
     }
 
     /// Connections by the link, those of all workers together.
@@ -138,15 +140,24 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         all.max(self.tcp.len())
     }
 
-    /// Makes a new flow this worker's own. `None` (and the flow dropped) if another worker has one
-    /// between the same ends.
-    pub(super) fn enter(&mut self, key: TcpKey, flow: TcpFlow<S>) -> Option<Token> {
-        if let Some(team) = &self.team
-            && let Some(directory) = team.directory()
-        {
-            directory.claim(key, team.id).ok()?;
+    /// Makes sure that a new connection of this worker, which has none between the same ends, can be
+    /// entered: no other worker has one, and there are not as many as there may be of all workers
+    /// together. It is entered next, or [`Worker::release_key`] called.
+    pub(super) fn claim_key(&self, key: TcpKey) -> Result<(), Refusal> {
+        match &self.team {
+            Some(team) if let Some(directory) = team.directory() => {
+                directory.claim(key, team.id, self.limits.tcp_flows)
+            }
+            _ if self.tcp.is_full() => Err(Refusal::Full),
+            _ => Ok(()),
         }
-        self.tcp.insert(key, flow)
+    }
+
+    /// A connection that was claimed is over, or has not come about.
+    pub(super) fn release_key(&self, key: &TcpKey) {
+        if let Some(directory) = self.team.as_ref().and_then(Member::directory) {
+            directory.release(key);
+        }
     }
 
     /// What `connect` to a closed port of the gateway fails with.

@@ -34,10 +34,11 @@ use super::ports::{Event, FramePort, Readiness, SocketPort};
 use super::published::{DatagramPort, Listener, Session, SessionKey};
 use super::splice::{End, Pipes, RelayKey, Relayed, Spliced};
 use super::tcp_flow::{TcpFlow, TcpKey};
-use super::team::Member;
+use super::team::quota::Quota;
+use super::team::{Directory, Member};
 use super::token::{Kind, Token};
-use super::walk_across::Order;
 use super::walk_dns::PendingQueries;
+use super::walk_team::Order;
 use super::wheel::Wheel;
 
 /// Frames read from the TAP in one turn.
@@ -93,6 +94,10 @@ pub struct Held {
     pub reassembly_bytes: usize,
     /// Entries in the timer wheel, those that nobody waits for any more included.
     pub timers: usize,
+    /// Bytes of packets that other workers have handed over.
+    pub mail_bytes: usize,
+    /// TCP flows of all workers in the directory that these share; none while one worker has all.
+    pub listed: usize,
 }
 
 /// The worker. Generic over its two edges, so that the simulator drives the very same code.
@@ -104,8 +109,8 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) tcp_options: [TcpOptions; 2],
     pub(super) services: Services,
     pub(super) tcp: FlowTable<TcpKey, TcpFlow<S>>,
-    /// How many of these began outside.
-    pub(super) inbound_tcp: usize,
+    /// How many of these, and of the other workers', began outside.
+    pub(super) inbound_tcp: Quota,
     pub(super) reassembly: Reassembly,
     pub(super) dns_queries: PendingQueries,
     /// The host's resolvers, if their encrypted service is there for the guest.
@@ -151,7 +156,7 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     /// The other workers, if there may be some.
     pub(super) team: Option<Member<S>>,
     /// What the loop around has to do for the team.
-    pub(super) orders: Vec<Order>,
+    pub(super) orders: VecDeque<Order>,
     /// Limits of a worker without others.
     pub(super) limits: Limits,
     /// Frames may come by the queue.
@@ -198,7 +203,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             tcp_options,
             services: Services::new(plan.clone(), now),
             tcp: FlowTable::new(Kind::Tcp, limits.tcp_flows),
-            inbound_tcp: 0,
+            inbound_tcp: Quota::default(),
             udp: FlowTable::new(Kind::Udp, limits.udp_flows),
             echo: FlowTable::new(Kind::Echo, limits.echo_flows),
             listeners: FlowTable::new(Kind::Listener, MAX_PUBLISHED),
@@ -232,7 +237,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             trim_at: None,
             housekeeping_entry: None,
             team: None,
-            orders: Vec::new(),
+            orders: VecDeque::new(),
             limits,
             queue_attached: true,
             plan,
@@ -271,6 +276,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             promised_bytes: self.io.promised,
             reassembly_bytes: self.reassembly.bytes(),
             timers: self.wheel.len(),
+            mail_bytes: self.team.as_ref().map_or(0, Member::waiting),
+            listed: self.team.as_ref().and_then(Member::directory).map_or(0, Directory::len),
         }
     }
 
@@ -472,13 +479,18 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// Removes a flow; its host socket, if there still is one, is closed.
     pub(super) fn end_tcp(&mut self, token: Token) {
         if let Some((_, flow)) = self.tcp.remove(token) {
-            self.inbound_tcp -= usize::from(flow.account.direction == Direction::Inbound);
-            if let Some(directory) = self.team.as_ref().and_then(Member::directory) {
-                directory.release(&flow.key);
-            }
-            self.ledger.close(FlowTransport::Tcp, &flow.account, flow.answered);
-            flow.release(&mut self.io);
+            self.forget_tcp(flow);
         }
+    }
+
+    /// A flow is over that is in no table any more.
+    pub(super) fn forget_tcp(&mut self, flow: TcpFlow<S>) {
+        if flow.account.direction == Direction::Inbound {
+            self.inbound_tcp.give_back();
+        }
+        self.release_key(&flow.key);
+        self.ledger.close(FlowTransport::Tcp, &flow.account, flow.answered);
+        flow.release(&mut self.io);
     }
 
     /// Lets `act` work on a flow, then sees to what the flow needs next: its acknowledgment at the

@@ -52,20 +52,22 @@ pub(in crate::engine) struct Meter {
     next: usize,
 }
 
-/// What a worker that has no time to spare should do.
+/// What a worker should do about its load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::engine) enum Advice {
+pub enum Advice {
     /// Go on.
     Nothing,
-    /// Give flows away that make up `share` thousandths of the work.
+    /// Give flows away.
     Give {
         /// To whom.
         to: WorkerId,
-        /// How much.
+        /// How much of the latest work they are to make up, in thousandths.
         share: u16,
     },
     /// Call another worker.
     Grow,
+    /// As the lead: do without the last worker.
+    Shrink,
 }
 
 impl Meter {

@@ -14,6 +14,7 @@ use crate::engine::exposures::Exposures;
 use crate::engine::ports::{Accepted, SocketPort};
 use crate::engine::published::Published;
 use crate::engine::tcp_flow::TcpFlow;
+use crate::gate::forward::ForwardId;
 
 /// Bytes of packets that may wait for a worker. Whoever sends faster than that for longer loses
 /// packets, as on a full queue of the TAP.
@@ -46,16 +47,25 @@ pub(in crate::engine) enum Mail<S: SocketPort> {
         /// The connection.
         accepted: Accepted<S::Stream>,
     },
-    /// Attach the queue: there is work. The ports of the gateway that lead to the host.
-    Join(Box<Exposures>),
+    /// Attach the queue: there is work. The ports of the gateway that lead to the host, and all that
+    /// are published or exposed.
+    Join(Box<(Exposures, Vec<ForwardId>)>),
+    /// The sender got no queue.
+    NoQueue(WorkerId),
     /// Give everything back, and detach the queue.
     Retire,
     /// The sender has done so.
     Retired(WorkerId),
+    /// A port is published or exposed.
+    Forward(ForwardId),
     /// The sender has no time to spare, and nobody else has: call another worker.
     Busy,
     /// The control thread's command, passed on by the lead.
     Command(Box<Command>),
+    /// The program is ending: give no flow away any more.
+    Settle,
+    /// The sender does not.
+    Settled,
     /// The sender has passed on all that its guest sent.
     Drained,
     /// The sender cannot go on.
@@ -142,6 +152,11 @@ pub(in crate::engine) struct Inbox<S: SocketPort> {
 }
 
 impl<S: SocketPort> Inbox<S> {
+    /// Bytes of packets that wait.
+    pub(in crate::engine) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// The next message.
     pub(in crate::engine) fn next(&self) -> Option<Mail<S>> {
         let mail = self.queue.try_recv().ok()?;

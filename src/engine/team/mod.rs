@@ -16,9 +16,14 @@
 //!   differently when queues come or go. A worker that reads a packet of none of its flows asks the
 //!   [`Directory`] and hands it over to the owner by [`Mail`].
 //!
-//! A flow changes hands as a whole, with its socket, its buffers and its machine: first the mail,
-//! then the entry in the directory. So whoever finds the new owner there finds the flow already in
-//! that owner's mail, and packets that are read in between go round once more.
+//! A flow changes hands as a whole, with its socket, its buffers and its machine: the mail and the
+//! entry in the directory are one step. So whoever finds the new owner there finds the flow already
+//! in that owner's mail, and packets that are read in between go round once more.
+//!
+//! The lead alone says who is at work. It *calls* a worker once that one's thread runs, and asks the
+//! last to *retire*: that one gives everything back, says so, and sleeps. A worker that gets no queue
+//! says that too, and is retired as any other. When the lead is the only one again and all flows
+//! have come home, the directory is emptied and not used any more.
 //!
 //! What there is to do, and when, is in [`balance`]; how it is done in `walk_across`. The guest can
 //! choose neither worker nor queue, and what it can make workers send each other is bounded.
@@ -26,16 +31,19 @@
 pub(super) mod balance;
 mod directory;
 pub(super) mod mail;
+pub(super) mod quota;
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use balance::{Advice, Load, Meter};
 use mail::{Inbox, Mail, Post, mailbox};
+use quota::Quota;
 
-pub(super) use directory::Directory;
+pub(super) use directory::{Directory, Refusal};
 
 use super::ports::SocketPort;
 use crate::base::Instant;
@@ -43,15 +51,16 @@ use crate::base::Instant;
 /// The most workers of one guest.
 pub const MAX_WORKERS: usize = 64;
 
-/// Which worker.
+/// Which worker of a team.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct WorkerId(u8);
+pub struct WorkerId(u8);
 
 impl WorkerId {
     /// The first worker.
-    pub(super) const LEAD: WorkerId = WorkerId(0);
+    pub const LEAD: WorkerId = WorkerId(0);
 
-    pub(super) fn index(self) -> usize {
+    /// Its place among the members, from 0 on.
+    pub fn index(self) -> usize {
         self.0.into()
     }
 
@@ -64,6 +73,8 @@ impl WorkerId {
 /// What all workers see.
 struct Shared {
     directory: Directory,
+    /// TCP flows that began outside.
+    inbound: Quota,
     /// How many are at work: those with the lowest numbers. The lead alone changes it.
     active: AtomicUsize,
     /// For each worker, its latest load and when that was: milliseconds of the clock, then
@@ -85,15 +96,20 @@ impl Shared {
     }
 }
 
-/// A worker's part in its team.
-pub(super) struct Member<S: SocketPort> {
+/// A worker's part in its team. Its descriptor ([`AsFd`]) becomes readable when there is mail, whose
+/// event is one of [`Kind::Mail`](super::token::Kind::Mail).
+pub struct Member<S: SocketPort> {
     pub(super) id: WorkerId,
     shared: Arc<Shared>,
     posts: Box<[Post<S>]>,
     pub(super) inbox: Inbox<S>,
     pub(super) meter: Meter,
-    /// The queue is attached.
+    /// Called, and not asked to retire: flows may be this worker's own.
     pub(super) attached: bool,
+    /// Asked to retire, and has not said that it has.
+    pub(super) retires: bool,
+    /// The program is ending: no flow changes hands any more.
+    pub(super) settled: bool,
     /// How often the packet at hand was handed over, and by whom it was last.
     pub(super) handed: Option<(u8, WorkerId)>,
     /// The lead's: how it leads.
@@ -105,18 +121,26 @@ pub(super) struct Member<S: SocketPort> {
 pub(super) struct Lead {
     /// Workers whose threads run, the lead's included.
     pub(super) started: usize,
-    /// The most workers there may be; fewer if one could not be started.
+    /// The thread of the next is to be started.
+    pub(super) starting: bool,
+    /// The most workers there may be; fewer if one could not be started, or got no queue.
     pub(super) most: usize,
     /// Workers that are never let go.
     pub(super) least: usize,
     /// The last worker has been asked to retire.
     pub(super) retiring: bool,
+    /// Flows of the lead stand in the directory.
+    pub(super) listed: bool,
     /// Whom the next client goes to.
     pub(super) turn: usize,
+    /// When to see whether all are needed.
+    pub(super) review_at: Option<Instant>,
     /// When it was last seen to whether all are needed, with the time at work until then.
     pub(super) reviewed: Option<(Instant, u64)>,
     /// Reviews in a row that found one too many.
     pub(super) light: u32,
+    /// Workers that give no flow away any more.
+    pub(super) settled: usize,
     /// Workers that have passed on all that the guest sent.
     pub(super) drained: usize,
 }
@@ -125,7 +149,7 @@ pub(super) struct Lead {
 ///
 /// # Errors
 /// Those of `eventfd(2)`.
-pub(super) fn team<S: SocketPort>(
+pub fn members<S: SocketPort>(
     now: Instant,
     least: usize,
     most: usize,
@@ -136,6 +160,7 @@ pub(super) fn team<S: SocketPort>(
     let zeros = || (0..most).map(|_| AtomicU64::new(0)).collect();
     let shared = Arc::new(Shared {
         directory: Directory::new(),
+        inbound: Quota::default(),
         active: AtomicUsize::new(1),
         loads: zeros(),
         busy: zeros(),
@@ -147,13 +172,26 @@ pub(super) fn team<S: SocketPort>(
         inbox,
         meter: Meter::new(now),
         attached: index == 0,
+        retires: false,
+        settled: false,
         handed: None,
         lead: Lead { started: 1, most, least: least.clamp(1, most), ..Lead::default() },
     };
     Ok(inboxes.into_iter().enumerate().map(member).collect())
 }
 
+impl<S: SocketPort> AsFd for Member<S> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inbox.bell.wake.as_fd()
+    }
+}
+
 impl<S: SocketPort> Member<S> {
+    /// Which worker this is to be.
+    pub fn id(&self) -> WorkerId {
+        self.id
+    }
+
     pub(super) fn is_lead(&self) -> bool {
         self.id == WorkerId::LEAD
     }
@@ -170,7 +208,17 @@ impl<S: SocketPort> Member<S> {
 
     /// Who owns what; `None` while one worker owns everything.
     pub(super) fn directory(&self) -> Option<&Directory> {
-        (self.active() > 1 || !self.is_lead()).then_some(&self.shared.directory)
+        (self.lead.listed || !self.is_lead()).then_some(&self.shared.directory)
+    }
+
+    /// TCP flows of all workers that began outside.
+    pub(super) fn inbound(&self) -> Quota {
+        self.shared.inbound.clone()
+    }
+
+    /// Bytes of packets in this worker's mail.
+    pub(super) fn waiting(&self) -> usize {
+        self.inbox.waiting()
     }
 
     /// Sends a message; whether it is under way.
@@ -189,15 +237,29 @@ impl<S: SocketPort> Member<S> {
         (active < self.lead.most && !self.lead.retiring).then(|| WorkerId::at(active))
     }
 
+    /// As the lead: there are at most so many workers from now on.
+    pub(super) fn have_at_most(&mut self, most: usize) {
+        self.lead.most = most.min(self.lead.most);
+        self.lead.least = self.lead.least.min(self.lead.most);
+    }
+
     /// The last of those at work.
     pub(super) fn last(&self) -> WorkerId {
         WorkerId::at(self.active() - 1)
     }
 
+    /// How many can be given flows: of those at work, not who retires or is going to. Only the lead
+    /// knows of these; whoever is given flows nevertheless gives them back.
+    pub(super) fn takers(&self) -> usize {
+        if !self.is_lead() {
+            return self.active();
+        }
+        (self.active() - usize::from(self.lead.retiring)).min(self.lead.most)
+    }
+
     /// Whom a new client goes to: all in turn.
     pub(super) fn worker_for_client(&mut self) -> WorkerId {
-        let takers = self.active() - usize::from(self.lead.retiring);
-        self.lead.turn = (self.lead.turn + 1) % takers.max(1);
+        self.lead.turn = (self.lead.turn + 1) % self.takers().max(1);
         WorkerId::at(self.lead.turn)
     }
 
@@ -211,8 +273,7 @@ impl<S: SocketPort> Member<S> {
         if !self.attached {
             return Advice::Nothing;
         }
-        let takers = self.active() - usize::from(self.is_lead() && self.lead.retiring);
-        let others = (0..takers).filter(|&index| index != me).map(WorkerId::at);
+        let others = (0..self.takers()).filter(|&index| index != me).map(WorkerId::at);
         let others = others.map(|worker| (worker, self.shared.load(worker, now)));
         // The others cannot know; the lead does.
         let may_grow = !self.is_lead() || self.next().is_some();

@@ -1,0 +1,382 @@
+//! How a worker comes to a [`team`](super::team), and what its lead decides: who is at work.
+//!
+//! ```text
+//!   lead    Grow ─▶ Order::Start ─▶ started ─▶ Join                Shrink ─▶ Retire      Retired ─▶ shrink
+//!   worker                                    Join ─▶ Order::Attach          Retire ─▶ gives back ─▶ Order::Detach
+//! ```
+//! A worker is told to do a thing by the loop around it, which reads mail and clocks for it; what it
+//! wants of that loop are [`Order`]s. Only the last of those at work retires, one at a time.
+
+use std::io;
+use std::time::Duration;
+
+use crate::base::Instant;
+use crate::gate::forward::ForwardId;
+
+use super::command::Command;
+use super::exposures::Exposures;
+use super::ports::{FramePort, SocketPort};
+use super::team::balance::{Advice, LIGHT, REVIEW};
+use super::team::mail::Mail;
+use super::team::{Member, WorkerId};
+use super::token::{Kind, Token};
+use super::worker::Worker;
+
+/// Flows given back in one turn.
+const GIVE_BATCH: usize = 256;
+
+/// Batches of frames read from a queue before it is detached, at most: what comes later is lost and
+/// sent again.
+const LAST_BATCHES: usize = 16;
+
+/// Reviews in a row that find a worker too many before it retires.
+const LIGHT_REVIEWS: u32 = 2;
+
+/// What the loop around a worker has to do for the team: it knows queues and threads.
+#[derive(Debug)]
+pub enum Order {
+    /// Start the thread of a worker, and tell [`Worker::started`] or [`Worker::not_started`]. From the
+    /// lead only.
+    Start(WorkerId),
+    /// Attach the worker's own queue, and tell [`Worker::attached`].
+    Attach,
+    /// Read the [`Worker::last_frames`] of the worker's own queue, detach it, and tell
+    /// [`Worker::detached`].
+    Detach,
+    /// The guest's command is over: pass on what it has sent, and tell [`Worker::drained`].
+    Drain,
+    /// End: a worker cannot go on.
+    Fail(io::Error),
+}
+
+impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// Makes the worker a member of a team. To be called before its first turn.
+    pub fn join(&mut self, now: Instant, member: Member<S>) {
+        self.ledger.number(member.id.index() as u64, member.lead.most as u64);
+        let least = member.lead.least;
+        let lead = member.is_lead();
+        self.queue_attached = lead;
+        self.inbound_tcp = member.inbound();
+        self.team = Some(member);
+        self.divide_memory();
+        if lead && least > 1 {
+            self.grow(now);
+        }
+    }
+
+    /// What the loop around has to do next. To be asked after each turn until there is nothing.
+    pub fn next_order(&mut self) -> Option<Order> {
+        self.orders.pop_front()
+    }
+
+    /// The worker was at work for so long until `now`. To be called once for each turn; gives what to
+    /// do about it.
+    pub fn worked(&mut self, now: Instant, time: Duration) -> Advice {
+        self.give_back();
+        self.come_home();
+        self.team.as_mut().map_or(Advice::Nothing, |team| team.worked(now, time))
+    }
+
+    /// Does what is advised, as far as the team allows.
+    pub fn heed(&mut self, now: Instant, advice: Advice) {
+        let Some(team) = &mut self.team else { return };
+        match advice {
+            Advice::Nothing => {}
+            Advice::Give { to, share } => {
+                if to == team.id || to.index() >= team.takers() || !team.attached {
+                    return;
+                }
+                let tokens = team.meter.pick(share);
+                team.meter.rest();
+                tokens.into_iter().for_each(|token| self.give(token, to));
+            }
+            Advice::Grow if team.is_lead() => self.grow(now),
+            Advice::Grow => {
+                team.meter.rest();
+                team.send(WorkerId::LEAD, Mail::Busy);
+            }
+            Advice::Shrink => {
+                if team.is_lead() && team.active() > team.lead.least {
+                    self.retire_last();
+                }
+            }
+        }
+    }
+
+    /// Takes this worker's part of the memory, or all of it.
+    fn divide_memory(&mut self) {
+        let Some(team) = &self.team else { return };
+        let alone = team.is_lead() && team.active() == 1;
+        self.io.limits = if alone { self.limits } else { self.limits.share(team.lead.most) };
+        self.io.pool.set_limit(self.io.limits.slabs);
+    }
+
+    /// As the lead: calls another worker, whose thread may have to be started first.
+    pub(super) fn grow(&mut self, now: Instant) {
+        let Some(team) = &mut self.team else { return };
+        let Some(next) = team.next().filter(|_| !team.settled) else { return };
+        if next.index() < team.lead.started {
+            self.call(now, next);
+        } else if !team.lead.starting {
+            team.lead.starting = true;
+            self.orders.push_back(Order::Start(next));
+        }
+    }
+
+    /// As the lead: the thread of `worker` runs.
+    pub fn started(&mut self, now: Instant, worker: WorkerId) {
+        // One that is started at the end is told nothing, and asked for nothing.
+        let Some(team) = self.team.as_mut().filter(|team| !team.settled) else { return };
+        team.lead.starting = false;
+        team.lead.started = worker.index() + 1;
+        if team.next() == Some(worker) {
+            self.call(now, worker);
+        }
+        if self.team.as_ref().is_some_and(|team| team.active() < team.lead.least) {
+            self.grow(now);
+        }
+    }
+
+    /// As the lead: the thread of `worker` cannot be started. Nobody has been told of it.
+    pub fn not_started(&mut self, worker: WorkerId) {
+        let Some(team) = &mut self.team else { return };
+        team.lead.starting = false;
+        team.have_at_most(worker.index());
+    }
+
+    /// As the lead: from here on `worker` takes part.
+    fn call(&mut self, now: Instant, worker: WorkerId) {
+        let Some(team) = &mut self.team else { return };
+        team.set_active(worker.index() + 1);
+        team.meter.rest();
+        (team.lead.reviewed, team.lead.light) = (Some((now, team.total_busy())), 0);
+        if !std::mem::replace(&mut team.lead.listed, true)
+            && let Some(directory) = team.directory()
+        {
+            for (_, key, _) in self.tcp.iter() {
+                // It is empty, and there is room for as many as a table holds.
+                let _ = directory.claim(*key, team.id, self.limits.tcp_flows);
+            }
+        }
+        let forwards = self.ledger.forwards().collect();
+        team.send(worker, Mail::Join(Box::new((self.exposures.clone(), forwards))));
+        let resolvers = Command::SetResolvers(self.resolvers.clone());
+        team.send(worker, Mail::Command(Box::new(resolvers)));
+        self.schedule_review(now);
+        self.divide_memory();
+        tracing::debug!(workers = worker.index() + 1, "another worker");
+    }
+
+    /// As a worker that is called: its part begins when it has its queue.
+    pub(super) fn on_call(&mut self, (exposures, forwards): (Exposures, Vec<ForwardId>)) {
+        let Some(team) = &mut self.team else { return };
+        team.attached = true;
+        self.exposures = exposures;
+        for id in forwards {
+            self.ledger.add_forward(id);
+        }
+        self.orders.push_back(Order::Attach);
+    }
+
+    /// The queue is attached, or cannot be.
+    pub fn attached(&mut self, result: io::Result<()>) {
+        match result {
+            Ok(()) => self.queue_attached = true,
+            Err(error) => {
+                tracing::warn!(%error, "another worker gets no queue of the TAP");
+                let Some(team) = &mut self.team else { return };
+                team.attached = false;
+                team.send(WorkerId::LEAD, Mail::NoQueue(team.id));
+            }
+        }
+    }
+
+    /// As the lead: a worker that was called is of no use, nor are those behind it.
+    pub(super) fn on_no_queue(&mut self, worker: WorkerId) {
+        if let Some(team) = &mut self.team {
+            team.have_at_most(worker.index());
+            self.retire_surplus();
+        }
+    }
+
+    /// As the lead: who is at work beyond those that there may be has to retire.
+    fn retire_surplus(&mut self) {
+        if self.team.as_ref().is_some_and(|team| team.active() > team.lead.most) {
+            self.retire_last();
+        }
+    }
+
+    /// As the lead: asks the last worker to retire, unless one is at it.
+    fn retire_last(&mut self) {
+        let Some(team) = self.team.as_mut().filter(|team| team.active() > 1) else { return };
+        if !std::mem::replace(&mut team.lead.retiring, true) {
+            team.send(team.last(), Mail::Retire);
+        }
+    }
+
+    /// As a worker that is asked to retire. The rest is seen to after every turn from here on.
+    pub(super) fn on_retire(&mut self) {
+        if let Some(team) = &mut self.team {
+            (team.attached, team.retires) = (false, true);
+        }
+    }
+
+    /// As a worker whose part is over, or that was given flows nevertheless: gives everything back, as
+    /// much in each turn as does not keep others waiting.
+    fn give_back(&mut self) {
+        let Some(team) = &mut self.team else { return };
+        if team.attached || team.settled {
+            return;
+        }
+        if self.tcp.is_empty() {
+            if std::mem::take(&mut team.retires) {
+                match self.queue_attached {
+                    true => self.orders.push_back(Order::Detach),
+                    false => self.detached(),
+                }
+            }
+            return;
+        }
+        let flows = self.tcp.iter().take(GIVE_BATCH).map(|(token, ..)| token);
+        let flows: Vec<Token> = flows.collect();
+        flows.into_iter().for_each(|token| self.give(token, WorkerId::LEAD));
+        if let Some(team) = &self.team {
+            // Another turn, if only to say that everything is given back.
+            team.inbox.bell.ring();
+        }
+    }
+
+    /// Reads what is left in a queue that is about to be detached.
+    pub fn last_frames(&mut self, now: Instant) {
+        for _ in 0..LAST_BATCHES {
+            let before = self.counters().frames_from_guest;
+            // An error is met again when the queue is attached next.
+            if self.read_frames(now).is_err() || self.counters().frames_from_guest == before {
+                return;
+            }
+        }
+    }
+
+    /// The queue is detached.
+    pub fn detached(&mut self) {
+        self.queue_attached = false;
+        if let Some(team) = &self.team {
+            team.send(WorkerId::LEAD, Mail::Retired(team.id));
+        }
+    }
+
+    /// As the lead: the last worker has no flow and no queue any more.
+    pub(super) fn on_retired(&mut self, worker: WorkerId) {
+        let Some(team) = &mut self.team else { return };
+        team.lead.retiring = false;
+        team.lead.light = 0;
+        team.set_active(worker.index());
+        self.divide_memory();
+        tracing::debug!(workers = worker.index(), "one worker less");
+        self.retire_surplus();
+    }
+
+    /// As the lead: when nobody else is at work and all flows are here, the directory is not needed.
+    /// Flows that others gave each other while one of them retired may be on their way for longer.
+    fn come_home(&mut self) {
+        let Some(team) = &mut self.team else { return };
+        if !team.lead.listed || team.active() > 1 {
+            return;
+        }
+        if let Some(directory) = team.directory()
+            && directory.len() == self.tcp.len()
+        {
+            directory.clear();
+            team.lead.listed = false;
+        }
+    }
+
+    /// As the lead: makes sure that it is reviewed whether all workers are needed.
+    pub(super) fn schedule_review(&mut self, now: Instant) {
+        let Some(team) = self.team.as_mut().filter(|team| team.active() > 1) else { return };
+        if team.lead.most > team.lead.least && team.lead.review_at.is_none() {
+            team.lead.review_at = Some(now + REVIEW);
+            self.wheel.insert(now + REVIEW, Token::only(Kind::Team));
+        }
+    }
+
+    /// As the lead: is the last worker needed any more?
+    pub(super) fn review_team(&mut self, now: Instant) {
+        let Some(team) = &mut self.team else { return };
+        if team.lead.review_at.take_if(|at| *at <= now).is_none() {
+            return;
+        }
+        let busy = team.total_busy();
+        if let Some((then, before)) = team.lead.reviewed.replace((now, busy)) {
+            let elapsed = now.since(then).as_nanos().max(1);
+            let light = u128::from(busy - before) * 1000 < elapsed * u128::from(LIGHT);
+            team.lead.light = if light { team.lead.light + 1 } else { 0 };
+        }
+        if team.lead.light >= LIGHT_REVIEWS {
+            self.heed(now, Advice::Shrink);
+        }
+        self.schedule_review(now);
+    }
+
+    /// As the lead: the guest's command is over. Flows that are on their way between workers would be
+    /// overlooked, so everybody settles first.
+    pub(super) fn drain_team(&mut self) {
+        let Some(team) = &mut self.team else { return self.orders.push_back(Order::Drain) };
+        if std::mem::replace(&mut team.settled, true) {
+            return;
+        }
+        team.others().for_each(|worker| {
+            team.send(worker, Mail::Settle);
+        });
+        self.begin_draining();
+    }
+
+    /// As another worker: no flow leaves from here on.
+    pub(super) fn settle(&mut self) {
+        if let Some(team) = &mut self.team {
+            team.settled = true;
+            team.send(WorkerId::LEAD, Mail::Settled);
+        }
+    }
+
+    /// As the lead: one more has settled.
+    pub(super) fn on_settled(&mut self) {
+        if let Some(team) = &mut self.team {
+            team.lead.settled += 1;
+            self.begin_draining();
+        }
+    }
+
+    /// As the lead: when all have settled, everybody drains. What they gave each other before is in
+    /// front of the command, wherever it is.
+    fn begin_draining(&mut self) {
+        let Some(team) = &self.team else { return };
+        if team.lead.settled + 1 < team.lead.started {
+            return;
+        }
+        team.others().for_each(|worker| {
+            team.send(worker, Mail::Command(Box::new(Command::Drain)));
+        });
+        self.orders.push_back(Order::Drain);
+    }
+
+    /// The worker's own part of draining is over. As the lead: whether that of the others is too.
+    pub fn drained(&mut self) -> bool {
+        let Some(team) = &self.team else { return true };
+        if !team.is_lead() {
+            return team.send(WorkerId::LEAD, Mail::Drained);
+        }
+        team.lead.drained + 1 >= team.lead.started
+    }
+
+    /// The worker cannot go on, so the guest's network is gone. Gives the end of this thread.
+    pub(super) fn fail(self, error: io::Error) -> super::thread::End {
+        match self.team.filter(|team| !team.is_lead()) {
+            Some(team) => {
+                team.send(WorkerId::LEAD, Mail::Failed(error));
+                super::thread::End::Drained
+            }
+            None => super::thread::End::Failed(error),
+        }
+    }
+}
