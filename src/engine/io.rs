@@ -52,10 +52,12 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The part of one of `workers`: memory is divided, flows are counted together.
+    /// The part of one of `workers`: memory is divided, flows are counted together. Without a slab a
+    /// worker could send nothing to its guest.
     pub fn share(&self, workers: usize) -> Limits {
         let workers = workers.max(1);
-        Limits { backlog_bytes: self.backlog_bytes / workers, slabs: self.slabs / workers, ..*self }
+        let slabs = (self.slabs / workers).max(1);
+        Limits { backlog_bytes: self.backlog_bytes / workers, slabs, ..*self }
     }
 
     /// TCP connections that may begin outside: a quarter of all is left for the guest's own, so

@@ -84,7 +84,8 @@ impl Bench {
 
     /// One turn of the engine.
     pub fn turn(&mut self) -> Vec<Vec<u8>> {
-        let mut events = self.host.0.borrow_mut().advance(self.now);
+        self.host.0.borrow_mut().advance(self.now);
+        let mut events = self.host.0.borrow_mut().events_of(0);
         let readiness = Readiness { readable: true, ..Readiness::default() };
         events.push(Event { token: Token::only(Kind::Tap), readiness });
         self.worker.turn(Instant::from_nanos(self.now), &events).unwrap();

@@ -20,9 +20,6 @@ use tapway::sys::datagram::{Batch, Marks, Origin, Outgoing, SocketError};
 
 use crate::peer::{End, Script, Seen, StreamState};
 
-/// The token of a stream that nobody watches.
-const NOBODY: Token = Token::only(tapway::engine::token::Kind::Housekeeping);
-
 /// A datagram that waits for the engine, or several that the kernel has joined.
 struct Waiting {
     source: SocketAddr,
@@ -70,7 +67,8 @@ pub struct Host {
     /// What happened to streams that are over, by port, in order of their end.
     over: Vec<(u16, Seen)>,
     ports: BTreeMap<u64, u16>,
-    pending: Vec<Event>,
+    /// Events, and for which worker.
+    pending: Vec<(usize, Event)>,
     /// The errno that opening a socket gives.
     pub exhausted: Option<Errno>,
     /// Pipes that can still be made.
@@ -117,8 +115,13 @@ impl Host {
         }
     }
 
+    /// The events for a worker.
+    pub fn events_of(&mut self, worker: usize) -> Vec<Event> {
+        self.pending.extract_if(.., |(whose, _)| *whose == worker).map(|(_, event)| event).collect()
+    }
+
     /// Lets the peers act until `now`; the events that follow are for the engine.
-    pub fn advance(&mut self, now: u64) -> Vec<Event> {
+    pub fn advance(&mut self, now: u64) {
         self.now = now;
         for stream in self.streams.values_mut() {
             let mut edge = false;
@@ -145,8 +148,7 @@ impl Host {
                 }
             }
             if edge && !stream.closed {
-                let readiness = stream.readiness();
-                self.pending.push(Event { token: stream.token, readiness });
+                self.pending.extend(stream.event());
             }
         }
         let over: Vec<u64> =
@@ -156,7 +158,6 @@ impl Host {
                 self.over.push((self.ports[&id], stream.seen));
             }
         }
-        std::mem::take(&mut self.pending)
     }
 
     /// When [`Host::advance`] has something to do.
@@ -201,7 +202,7 @@ impl Host {
     /// As epoll does, once for all that became readable since the engine last asked.
     fn tell_readable(&mut self, token: Token) {
         let readiness = Readiness { readable: true, ..Readiness::default() };
-        let event = Event { token, readiness };
+        let event = (LEAD, Event { token, readiness });
         if !self.pending.contains(&event) {
             self.pending.push(event);
         }
@@ -254,8 +255,7 @@ impl Host {
             stream.inbox.clear();
             stream.error = Some(Errno::ECONNRESET);
             stream.seen.end.get_or_insert(End::Reset);
-            let readiness = stream.readiness();
-            self.pending.push(Event { token: stream.token, readiness });
+            self.pending.extend(stream.event());
         }
     }
 
@@ -301,15 +301,17 @@ impl Host {
         let back = Waiting { marks, ..Waiting::one(datagram.target, payload) };
         state.queue.push_back(back);
         let readiness = Readiness { readable: true, writable: true, ..Readiness::default() };
-        let event = Event { token: state.token, readiness };
-        self.pending.push(event);
+        self.pending.push((LEAD, Event { token: state.token, readiness }));
         Ok(())
     }
 }
 
-/// The engine's handle of the host.
+/// The first worker, and the only one that has sockets of datagrams and listeners.
+const LEAD: usize = 0;
+
+/// A worker's handle of the host, with its place in the team.
 #[derive(Clone, Default)]
-pub struct HostPort(pub Rc<RefCell<Host>>);
+pub struct HostPort(pub Rc<RefCell<Host>>, pub usize);
 
 /// The engine's handle of one stream; dropping it closes the socket.
 pub struct Stream {
@@ -380,6 +382,7 @@ impl HostPort {
         let id = host.next_id;
         let connect_at = host.now + script.connect_delay;
         let stream = StreamState {
+            watcher: Some(self.1),
             token,
             connect_at,
             script,
@@ -444,7 +447,7 @@ impl SocketPort for HostPort {
         let mut host = self.0.borrow_mut();
         host.listeners.get_mut(&listener.id).ok_or(Errno::EBADF)?.token = Some(token);
         let readiness = Readiness { readable: true, ..Readiness::default() };
-        host.pending.push(Event { token, readiness });
+        host.pending.push((LEAD, Event { token, readiness }));
         Ok(())
     }
 
@@ -467,16 +470,19 @@ impl SocketPort for HostPort {
     fn forget(&mut self, stream: &Stream) {
         let host = &mut *self.0.borrow_mut();
         let Some(state) = host.streams.get_mut(&stream.id) else { return };
-        let old = std::mem::replace(&mut state.token, NOBODY);
-        host.pending.retain(|event| event.token != old);
+        assert_eq!(state.watcher.take(), Some(self.1), "who forgets a stream watches it");
+        // What epoll has already given out, it has given out; see `Crew`.
+        let (me, old) = (self.1, state.token);
+        host.pending.retain(|(whose, event)| *whose != me || event.token != old);
     }
 
     fn adopt(&mut self, token: Token, stream: &Stream) -> io::Result<()> {
         let host = &mut *self.0.borrow_mut();
         let state = host.streams.get_mut(&stream.id).ok_or(Errno::EBADF)?;
+        assert_eq!(state.watcher.replace(self.1), None, "a stream is watched by one worker");
         state.token = token;
-        let readiness = state.readiness();
-        host.pending.push(Event { token, readiness });
+        let event = state.event();
+        host.pending.extend(event);
         Ok(())
     }
 
@@ -604,8 +610,8 @@ impl SocketPort for HostPort {
         state.wake();
         if state.inbox_ended {
             // Both directions are closed: EPOLLHUP.
-            let event = Event { token: state.token, readiness: state.readiness() };
-            host.pending.push(event);
+            let event = state.event();
+            host.pending.extend(event);
         }
     }
 
@@ -698,8 +704,7 @@ impl SocketPort for HostPort {
     }
 
     fn wait(&mut self, _: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
-        events.clear();
-        events.append(&mut self.0.borrow_mut().pending);
+        *events = self.0.borrow_mut().events_of(self.1);
         Ok(())
     }
 }

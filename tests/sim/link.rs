@@ -92,6 +92,8 @@ pub struct Tap {
     pub longest: usize,
     /// The kernel has memory for ordinary frames only.
     pub no_large_pages: bool,
+    /// One of several queues, which carries no frames now.
+    pub detached: bool,
 }
 
 /// The engine's handle of a [`Tap`].
@@ -99,8 +101,22 @@ pub struct Tap {
 pub struct TapPort(pub Rc<RefCell<Tap>>);
 
 impl FramePort for TapPort {
+    fn set_attached(&mut self, attached: bool) -> io::Result<()> {
+        let mut tap = self.0.borrow_mut();
+        if tap.detached != attached {
+            // `tun_set_queue`
+            return Err(Errno::EINVAL.into());
+        }
+        tap.detached = !attached;
+        Ok(())
+    }
+
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut tap = self.0.borrow_mut();
+        if tap.detached {
+            // `tun_chr_read_iter`
+            return Err(Errno::EBADFD.into());
+        }
         let frame = tap.inbound.pop_front().ok_or(ErrorKind::WouldBlock)?;
         tap.read += 1;
         buffer[..frame.len()].copy_from_slice(&frame);
@@ -109,6 +125,10 @@ impl FramePort for TapPort {
 
     fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let mut tap = self.0.borrow_mut();
+        if tap.detached {
+            // `tun_chr_write_iter`
+            return Err(Errno::EBADFD.into());
+        }
         let len: usize = parts.iter().map(|part| part.len()).sum();
         tap.longest = tap.longest.max(len);
         if tap.no_large_pages && len > 70_000 {

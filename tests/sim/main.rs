@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   guest (smoltcp) ⇄ guest kernel edge ⇄ lossy link ⇄ [ Worker ] ⇄ scripted host sockets
+//!                                         its queues ⇄ [ Worker ] ⇄
 //! ```
 //! Both edges of the engine are in memory, the clock is virtual, every decision comes from a seed:
 //! a failure names its seed and repeats. The host side behaves like Linux where the engine can
@@ -9,6 +10,7 @@
 #![expect(unreachable_pub, reason = "everything here is for this test alone")]
 
 mod bench;
+mod crew;
 mod crowds;
 mod datagrams;
 mod ends;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use nix::errno::Errno;
-use tapway::engine::ports::Readiness;
+use tapway::engine::ports::{Event, Readiness};
 use tapway::engine::token::Token;
 
 use crate::rng::pattern;
@@ -84,6 +84,8 @@ pub struct Seen {
 
 /// A stream socket and its peer.
 pub struct StreamState {
+    /// The worker that hears of it, by this token.
+    pub watcher: Option<usize>,
     pub token: Token,
     pub script: Script,
     pub connect_at: u64,
@@ -109,6 +111,11 @@ pub struct StreamState {
 }
 
 impl StreamState {
+    /// What epoll tells, and to which worker.
+    pub fn event(&self) -> Option<(usize, Event)> {
+        Some((self.watcher?, Event { token: self.token, readiness: self.readiness() }))
+    }
+
     pub fn readiness(&self) -> Readiness {
         let dead = self.reset || self.error.is_some();
         Readiness {

@@ -10,6 +10,7 @@ use tapway::base::DropReason;
 use tapway::engine::Limits;
 
 use crate::bench::{Bench, small_limits};
+use crate::crew::Team;
 use crate::frames::{Ip, SYN, TCP, Tcp};
 use crate::guest::{Application, Running};
 use crate::link::Faults;
@@ -58,6 +59,7 @@ pub fn random_setting(seed: u64, rng: &mut Rng) -> Setting {
         mtu: rng.pick(&[1280, 1500, 1500, 9000]),
         faults,
         limits,
+        team: Team::random(1 + (seed % 4) as usize, seed),
         spurious_events: rng.chance(300),
     }
 }
@@ -92,10 +94,11 @@ pub fn random_script(rng: &mut Rng) -> Script {
 
 /// Everything is over: sockets closed, flows forgotten, nothing held.
 pub fn finish(world: &mut World) {
-    let over = world.run_until(400 * SECOND, |world| world.worker.flow_count() == 0);
-    assert!(over, "{} flows are left", world.worker.flow_count());
+    let over = world.run_until(400 * SECOND, World::is_over);
+    let held = world.crew.held(&world.worker);
+    assert!(over, "{} flows are left: {held:?}", world.flow_count());
     assert_eq!(world.host.0.borrow().open_sockets(), 0, "host sockets are left open");
-    world.check_counters();
+    world.check_end();
 }
 
 /// Runs until the guest's connections and the peers' are all over, and checks that every byte has
@@ -194,10 +197,12 @@ fn damaged_frames_are_noticed_by_their_checksums() {
         let target = "192.0.2.7:80".parse().unwrap();
         world.guest.connect(Application { sends: 20_000, ..random_application(&mut rng, target) });
         complete(&mut world);
-        let drops = &world.worker.counters().drops;
-        let found =
-            drops.get(DropReason::BadIpChecksum) + drops.get(DropReason::BadTransportChecksum);
-        noticed.set(noticed.get() + found);
+        for worker in world.crew.workers(&world.worker) {
+            let drops = &worker.counters().drops;
+            let found =
+                drops.get(DropReason::BadIpChecksum) + drops.get(DropReason::BadTransportChecksum);
+            noticed.set(noticed.get() + found);
+        }
         finish(&mut world);
     });
     assert!(noticed.get() > 60, "{} damaged frames", noticed.get());
@@ -214,6 +219,7 @@ fn bulk_to_the_guest_goes_in_large_frames_with_room_for_the_rest() {
             mtu: 1500,
             faults,
             limits: Limits::default(),
+            team: Team::NONE,
             spurious_events: false,
         };
         let mut world = World::new(setting.clone());

@@ -1,15 +1,15 @@
 //! Engine, link, host and guest under one virtual clock.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::rc::Rc;
 
 use smoltcp::wire::IpCidr;
 use tapway::base::{Instant, Mac};
 use tapway::engine::ports::{Event, Readiness};
 use tapway::engine::token::{Kind, Token};
-use tapway::engine::{Limits, Options, Worker};
+use tapway::engine::{Held, Limits, Options, Worker};
 use tapway::gate::{AddressPlan, Habits, Plan4, Plan6};
 
+use crate::crew::{Crew, SimWorker, Team};
 use crate::guest::Guest;
 use crate::guest_kernel;
 use crate::host::HostPort;
@@ -59,6 +59,7 @@ pub struct Setting {
     pub mtu: u16,
     pub faults: Faults,
     pub limits: Limits,
+    pub team: Team,
     /// The engine also hears of readiness that is not there, of sockets that are gone, and of
     /// things twice.
     pub spurious_events: bool,
@@ -74,6 +75,7 @@ impl Setting {
             mtu: 1500,
             faults: Faults::default(),
             limits: Limits::default(),
+            team: Team::NONE,
             spurious_events: false,
         }
     }
@@ -81,7 +83,10 @@ impl Setting {
 
 pub struct World {
     pub now: u64,
-    pub worker: Worker<TapPort, HostPort>,
+    /// The lead of the team, or the only worker.
+    pub worker: SimWorker,
+    pub crew: Crew,
+    /// The queue of that worker.
     pub tap: TapPort,
     pub host: HostPort,
     pub guest: Guest,
@@ -89,7 +94,6 @@ pub struct World {
     to_engine: Lane,
     to_guest: Lane,
     rng: Rng,
-    events: Vec<Event>,
 }
 
 impl World {
@@ -105,7 +109,9 @@ impl World {
             limits: setting.limits,
             seed: rng.bits(),
         };
-        let worker = Worker::new(Instant::ZERO, tap.clone(), host.clone(), options);
+        let mut worker = Worker::new(Instant::ZERO, tap.clone(), host.clone(), options.clone());
+        let (queue, port) = (tap.clone(), host.clone());
+        let crew = Crew::new(setting.team, options, queue, port, &mut worker, setting.seed);
         let addresses = [IpCidr::new(GUEST4.into(), 24), IpCidr::new(GUEST6.into(), 64)];
         let gateways: [IpAddr; 2] = [GATEWAY4.into(), GATEWAY_LINK_LOCAL6.into()];
         let guest =
@@ -113,6 +119,7 @@ impl World {
         World {
             now: 0,
             worker,
+            crew,
             tap,
             host,
             guest,
@@ -120,31 +127,27 @@ impl World {
             to_guest: Lane::new(setting.faults, Rng::new(rng.bits())),
             rng,
             setting,
-            events: vec![],
         }
     }
 
     /// Everything that happens at this moment, then the clock moves to the next.
     pub fn step(&mut self) {
-        self.events.extend(self.host.0.borrow_mut().advance(self.now));
+        self.host.0.borrow_mut().advance(self.now);
         while let Some(frame) = self.to_engine.receive(self.now) {
-            let bytes = guest_kernel::to_engine(frame, self.setting.vnet_header, &mut self.rng);
-            self.tap.0.borrow_mut().inbound.push_back(bytes);
+            let bytes =
+                guest_kernel::to_engine(frame.clone(), self.setting.vnet_header, &mut self.rng);
+            self.crew.deliver(self.now, &frame, bytes);
         }
-        if !self.tap.0.borrow().inbound.is_empty() {
-            let readiness = Readiness { readable: true, ..Readiness::default() };
-            self.events.push(Event { token: Token::only(Kind::Tap), readiness });
-        }
-        let mut events = std::mem::take(&mut self.events);
-        if self.setting.spurious_events {
-            self.disturb(&mut events);
-        }
-        self.worker.turn(Instant::from_nanos(self.now), &events).unwrap();
-        self.worker.before_wait();
-        let written = std::mem::take(&mut self.tap.0.borrow_mut().outbound);
-        for bytes in written {
+        let (spurious, rng) = (self.setting.spurious_events, &mut self.rng);
+        self.crew.turn(self.now, &mut self.worker, |events| {
+            if spurious {
+                disturb(rng, events);
+            }
+        });
+        for (queue, bytes) in self.crew.written() {
             let (vnet_header, mtu) = (self.setting.vnet_header, usize::from(self.setting.mtu));
             for frame in guest_kernel::from_engine(&bytes, vnet_header, mtu) {
+                self.crew.learn(self.now, queue, &frame);
                 self.to_guest.send(self.now, frame);
             }
         }
@@ -157,31 +160,9 @@ impl World {
         self.advance();
     }
 
-    fn disturb(&mut self, events: &mut Vec<Event>) {
-        if let Some(&event) = events.last()
-            && self.rng.chance(100)
-        {
-            events.push(event);
-        }
-        if self.rng.chance(100) {
-            let token = Token {
-                kind: self.rng.pick(&[Kind::Tcp, Kind::Udp, Kind::Echo, Kind::Tap]),
-                generation: self.rng.range(0, 3) as u32,
-                index: self.rng.range(0, 3) as u32,
-            };
-            let readiness = Readiness { readable: true, ..Readiness::default() };
-            events.push(Event { token, readiness });
-        }
-    }
-
     fn advance(&mut self) {
-        let timeout = self.worker.timeout(Instant::from_nanos(self.now));
-        // The engine's edge rounds up to milliseconds; the clock here only has to move.
-        let timer = timeout.map(|timeout| self.now + (timeout.as_nanos() as u64).max(1000));
-        let unread = (!self.tap.0.borrow().inbound.is_empty()).then_some(self.now + 1000);
         let next = [
-            timer,
-            unread,
+            self.crew.next(self.now, &self.worker),
             self.host.0.borrow().next(),
             self.to_engine.next(),
             self.to_guest.next(),
@@ -206,11 +187,38 @@ impl World {
         true
     }
 
-    /// The engine's counters must agree with what went over the link.
-    pub fn check_counters(&self) {
-        let counters = self.worker.counters();
-        let tap = Rc::clone(&self.tap.0);
-        assert_eq!(counters.frames_from_guest, tap.borrow().read, "frames from the guest");
-        assert_eq!(counters.frames_to_guest, tap.borrow().written, "frames to the guest");
+    /// How many flows are open, those of all workers together.
+    pub fn flow_count(&self) -> usize {
+        self.crew.flow_count(&self.worker)
+    }
+
+    /// No flow is left, and no worker has anything for another.
+    pub fn is_over(&self) -> bool {
+        self.flow_count() == 0 && self.crew.is_quiet() && self.crew.held(&self.worker).listed == 0
+    }
+
+    /// Nothing is held, and the counters agree with what went over the link.
+    pub fn check_end(&self) {
+        let held = self.crew.held(&self.worker);
+        assert_eq!(Held { timers: 0, ..held }, Held::default());
+        self.crew.check_counters(&self.worker);
+    }
+}
+
+/// Adds events that mean nothing: repeated, of sockets that are gone, of what is not ready.
+fn disturb(rng: &mut Rng, events: &mut Vec<Event>) {
+    if let Some(&event) = events.last()
+        && rng.chance(100)
+    {
+        events.push(event);
+    }
+    if rng.chance(100) {
+        let token = Token {
+            kind: rng.pick(&[Kind::Tcp, Kind::Udp, Kind::Echo, Kind::Tap]),
+            generation: rng.range(0, 3) as u32,
+            index: rng.range(0, 3) as u32,
+        };
+        let readiness = Readiness { readable: true, ..Readiness::default() };
+        events.push(Event { token, readiness });
     }
 }
