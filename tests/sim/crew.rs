@@ -3,7 +3,7 @@
 //!
 //! Threads run when they like: in each step in another order, some not at all. Frames come by the
 //! queue that `tun_automq_select_queue` would choose, which is the one that the flow was last written
-//! into unless that is forgotten, or by any. Workers follow the advice of their own meters, whose
+//! into unless that is forgotten, or by others. Workers follow the advice of their own meters, whose
 //! loads are invented, and advice that nobody gave: so flows change hands, and workers come and go,
 //! at any moment.
 
@@ -24,6 +24,17 @@ use crate::rng::Rng;
 
 pub type SimWorker = Worker<TapPort, HostPort>;
 
+/// How the kernel chooses a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steering {
+    /// The one that the flow was last written into.
+    Follows,
+    /// One for a flow, whatever is written: flows follow their packets.
+    Leads,
+    /// Any, for each frame.
+    Random,
+}
+
 /// What a team is like; chances are in thousandths.
 #[derive(Clone, Copy, Debug)]
 pub struct Team {
@@ -31,8 +42,8 @@ pub struct Team {
     pub most: usize,
     /// How many there are at least.
     pub least: usize,
-    /// Each frame comes by any queue.
-    pub random_queue: bool,
+    /// By which queue a frame comes.
+    pub steering: Steering,
     /// The kernel forgets which queue a flow belongs to.
     pub forgets: u64,
     /// A worker follows advice that nobody gave, in each turn.
@@ -48,7 +59,7 @@ impl Team {
     pub const NONE: Team = Team {
         most: 1,
         least: 1,
-        random_queue: false,
+        steering: Steering::Follows,
         forgets: 0,
         unrest: 0,
         idles: 0,
@@ -64,7 +75,7 @@ impl Team {
         Team {
             most,
             least: rng.pick(&[1, 1, most]),
-            random_queue: rng.chance(300),
+            steering: rng.pick(&[Steering::Follows, Steering::Leads, Steering::Random]),
             forgets: rng.pick(&[0, 10, 100]),
             unrest: rng.pick(&[5, 50, 300]),
             idles: rng.pick(&[0, 100, 500]),
@@ -156,12 +167,18 @@ impl Crew {
             .as_ref()
             .and_then(|flow| self.flows.get(flow))
             .filter(|(queue, at)| now - at < REMEMBERED && attached.contains(queue));
+        let steering = self.team.steering;
         let queue = match known {
-            Some((queue, _)) if !self.team.random_queue && !self.rng.chance(self.team.forgets) => {
+            Some((queue, _))
+                if steering != Steering::Random && !self.rng.chance(self.team.forgets) =>
+            {
                 *queue
             }
             _ => self.rng.pick(&attached),
         };
+        if let Some(flow) = flow.filter(|_| steering == Steering::Leads) {
+            self.flows.insert(flow, (queue, now));
+        }
         self.seats[queue].tap.0.borrow_mut().inbound.push_back(bytes);
     }
 
@@ -182,7 +199,7 @@ impl Crew {
 
     /// The kernel learns from a frame that was written which queue its flow belongs to.
     pub fn learn(&mut self, now: u64, queue: usize, frame: &[u8]) {
-        if let Some(flow) = flow_of(frame) {
+        if let Some(flow) = flow_of(frame).filter(|_| self.team.steering == Steering::Follows) {
             self.flows.insert(flow, (queue, now));
         }
     }
@@ -258,7 +275,11 @@ impl Crew {
     fn any_advice(&mut self) -> Advice {
         let to = self.rng.pick(&self.ids);
         let share = self.rng.range(0, 1000) as u16;
-        self.rng.pick(&[Advice::Grow, Advice::Shrink, Advice::Give { to, share }])
+        match self.rng.range(0, 9) {
+            0 => Advice::Shrink,
+            1..=3 => Advice::Grow,
+            _ => Advice::Give { to, share },
+        }
     }
 
     fn obey(&mut self, index: usize, now: Instant, worker: &mut SimWorker, order: Order) {

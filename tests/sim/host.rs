@@ -84,6 +84,8 @@ pub struct Host {
     pub unreachable: BTreeMap<u16, Errno>,
     /// The longest datagram that can be one of several in a send; without it all can.
     pub join_limit: Option<u16>,
+    /// How often a stream was adopted by another worker.
+    pub adoptions: u64,
     /// How many sends had several datagrams.
     pub joined_sends: u64,
 }
@@ -481,6 +483,7 @@ impl SocketPort for HostPort {
         let state = host.streams.get_mut(&stream.id).ok_or(Errno::EBADF)?;
         assert_eq!(state.watcher.replace(self.1), None, "a stream is watched by one worker");
         state.token = token;
+        host.adoptions += 1;
         let event = state.event();
         host.pending.extend(event);
         Ok(())

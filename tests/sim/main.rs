@@ -30,5 +30,6 @@ mod reasons;
 mod rng;
 mod splices;
 mod streams;
+mod teams;
 mod windows;
 mod world;
