@@ -66,6 +66,11 @@ impl Team {
         refuses: 0,
     };
 
+    /// So many from the start to the end, whose frames come by any queue.
+    pub fn fixed(workers: usize) -> Team {
+        Team { most: workers, least: workers, steering: Steering::Random, ..Team::NONE }
+    }
+
     /// A team whose habits the seed chooses.
     pub fn random(most: usize, seed: u64) -> Team {
         let mut rng = Rng::new(seed ^ 0x7ea3);
@@ -112,6 +117,10 @@ pub struct Crew {
     rng: Rng,
     /// All workers have drained.
     pub drained: bool,
+    /// Loads and advice are invented.
+    restless: bool,
+    /// Workers are idle between turns, and so send the acknowledgments that they owe.
+    pub waits: bool,
 }
 
 impl Crew {
@@ -132,6 +141,8 @@ impl Crew {
             flows: BTreeMap::new(),
             rng: Rng::new(seed),
             drained: false,
+            restless: true,
+            waits: true,
         };
         let mut add = |tap: TapPort, host: HostPort, bell, spare| {
             let (events, turned, draining) = (vec![], 0, false);
@@ -156,6 +167,16 @@ impl Crew {
             }
         }
         crew
+    }
+
+    /// Whether workers are busy, or believe it; what was so before.
+    pub fn set_unrest(&mut self, on: bool) -> bool {
+        std::mem::replace(&mut self.restless, on)
+    }
+
+    /// The most workers that there may be.
+    pub fn most(&self) -> usize {
+        self.team.most
     }
 
     /// A frame from the guest is put into a queue; which one it is follows from `frame` as the guest
@@ -252,13 +273,15 @@ impl Crew {
         let detached = seat.tap.0.borrow().detached;
         events.retain(|event| event.token.kind != Kind::Tap || !detached);
         worker.turn(now, &events).unwrap();
-        worker.before_wait();
+        if self.waits {
+            worker.before_wait();
+        }
         let elapsed = nanos - std::mem::replace(&mut seat.turned, nanos);
         if seat.bell.is_some() {
-            let busy = Duration::from_nanos(if self.rng.chance(500) { elapsed } else { 0 });
-            let advice = worker.worked(now, busy);
+            let busy = self.restless && self.rng.chance(500);
+            let advice = worker.worked(now, Duration::from_nanos(if busy { elapsed } else { 0 }));
             worker.heed(now, advice);
-            if self.rng.chance(self.team.unrest) {
+            if self.restless && self.rng.chance(self.team.unrest) {
                 let advice = self.any_advice();
                 worker.heed(now, advice);
             }
@@ -327,6 +350,22 @@ impl Crew {
     /// Nobody has mail, or a frame to read.
     pub fn is_quiet(&self) -> bool {
         !self.seats.iter().any(|seat| seat.has_frames() || seat.is_rung())
+    }
+
+    /// Nobody has mail.
+    pub fn is_silent(&self) -> bool {
+        !self.seats.iter().any(Seat::is_rung)
+    }
+
+    /// Workers send the acknowledgments that they owe.
+    pub fn wait(&mut self, lead: &mut SimWorker) {
+        lead.before_wait();
+        self.others_mut().for_each(Worker::before_wait);
+    }
+
+    /// All workers whose threads run but the lead.
+    pub fn others_mut(&mut self) -> impl Iterator<Item = &mut SimWorker> {
+        self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut())
     }
 
     /// All workers whose threads run, the lead first.

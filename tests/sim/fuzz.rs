@@ -9,11 +9,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use nix::errno::Errno;
 use proptest::prelude::*;
 use tapway::base::Instant;
-use tapway::engine::{Published, Withdrawal};
+use tapway::engine::{Command, Held, Published, Withdrawal};
 use tapway::gate::forward::{Exposure, ForwardId, HostService, PortRange, Transport};
-use tapway::observe::FlowQuery;
+use tapway::observe::{FlowQuery, Stats};
 
 use crate::bench::{Bench, most_promised, small_limits};
+use crate::crew::Team;
 use crate::frames::{ACK, FIN, ICMP, Ip, RST, SERVER4, SYN, TCP, Tcp, UDP, icmp_frame, udp_frame};
 use crate::operation::{
     CLIENTS, CONNECTIONS, Operation, PORTS, Port, SERVERS, ends, ip_to, operation,
@@ -43,8 +44,8 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(vnet_header: bool) -> Guest {
-        let bench = Bench::new(vnet_header, small_limits());
+    fn new(vnet_header: bool, team: Team) -> Guest {
+        let bench = Bench::with_team(team, vnet_header, small_limits());
         {
             let mut host = bench.host.0.borrow_mut();
             host.serve(80, Script { sends: 100_000, buffer: 30_000, ..Script::default() });
@@ -205,11 +206,11 @@ impl Guest {
     }
 
     fn toggle(&mut self, at: usize) {
-        let now = Instant::from_nanos(self.bench.now);
-        let worker = &mut self.bench.worker;
         if let Some((forward, _)) = self.open.remove(&at) {
-            return worker.withdraw(now, &[Withdrawal { forward, guest_port: None }]);
+            let withdrawals = vec![Withdrawal { forward, guest_port: None }];
+            return self.bench.ask(|reply| Command::Withdraw(withdrawals, reply));
         }
+        let worker = &mut self.bench.worker;
         self.forwards += 1;
         let forward = ForwardId(self.forwards);
         let socket = match PORTS[at] {
@@ -236,7 +237,8 @@ impl Guest {
                 let ports = PortRange::single(host_port);
                 let service = HostService::Ports { address: None, ports };
                 let ports = PortRange::single(port);
-                worker.expose(forward, Exposure { transport, ports, service });
+                let exposure = Exposure { transport, ports, service };
+                self.bench.command(Command::Expose(vec![(forward, exposure)]));
                 0
             }
         };
@@ -270,11 +272,14 @@ impl Guest {
 
     fn check_limits(&mut self) {
         let limits = small_limits();
-        let held = self.bench.worker.held();
+        let held = self.bench.held();
         let flows = limits.tcp_flows + 2 * limits.udp_flows + limits.echo_flows;
-        assert!(self.bench.worker.flow_count() <= flows);
-        assert!(held.slabs + held.copied_bytes / 66_000 <= limits.slabs, "{held:?}");
-        assert!(held.promised_bytes <= most_promised(&limits), "{held:?}");
+        assert!(self.bench.flow_count() <= flows);
+        // Who was alone had everything, and keeps what is in use when it has to share.
+        let workers = self.bench.crew.most();
+        let alone = if workers > 1 { 2 } else { 1 };
+        assert!(held.slabs + held.copied_bytes / 66_000 <= alone * limits.slabs, "{held:?}");
+        assert!(held.promised_bytes <= alone * most_promised(&limits, workers), "{held:?}");
         assert!(held.backlog_bytes <= held.promised_bytes, "{held:?}");
         assert!(held.reassembly_bytes <= 1 << 20, "{held:?}");
         assert!(held.timers < 10_000, "{held:?}");
@@ -284,11 +289,14 @@ impl Guest {
     /// What is counted in more than one place has to be the same.
     fn check_counters(&mut self) {
         let now = Instant::from_nanos(self.bench.now);
-        let Bench { worker, tap, host, .. } = &mut self.bench;
-        let flows = worker.flow_count();
-        let page = worker.list_flows(now, &FlowQuery::default());
-        assert_eq!(page.flows.len(), flows);
-        let stats = worker.stats(now);
+        let Bench { worker, crew, .. } = &mut self.bench;
+        let flows = crew.flow_count(worker);
+        let stats = Stats::sum(crew.workers(worker).map(|worker| worker.stats(now)).collect());
+        let mut listed = worker.list_flows(now, &FlowQuery::default()).flows.len();
+        for other in crew.others_mut() {
+            listed += other.list_flows(now, &FlowQuery::default()).flows.len();
+        }
+        assert_eq!(listed, flows);
         let [tcp, udp, icmp] = [stats.tcp, stats.udp, stats.icmp];
         assert_eq!(tcp.open + udp.open + icmp.open, flows as u64);
         let forwards: Vec<ForwardId> = stats.forwards.iter().map(|forward| forward.id).collect();
@@ -298,9 +306,9 @@ impl Guest {
         let through: u64 = stats.forwards.iter().map(|forward| forward.connections).sum();
         assert!(through <= tcp.opened + udp.opened, "{stats:?}");
         let ports = self.open.keys().filter(|&&at| at > 1).count();
-        assert!(host.0.borrow().open_sockets() <= flows + ports, "a socket without a flow");
-        assert_eq!(worker.counters().frames_from_guest, tap.0.borrow().read);
-        assert_eq!(worker.counters().frames_to_guest, tap.0.borrow().written);
+        let sockets = self.bench.host.0.borrow().open_sockets();
+        assert!(sockets <= flows + ports, "a socket without a flow");
+        self.bench.crew.check_counters(&self.bench.worker);
     }
 }
 
@@ -311,10 +319,13 @@ proptest! {
     fn whatever_happens_ends_with_nothing_held(
         operations in proptest::collection::vec(operation(), 1..120),
         vnet_header in any::<bool>(),
+        workers in 1usize..4,
+        seed in any::<u64>(),
         host_resets in any::<bool>(),
         withdrawn_first in any::<bool>(),
     ) {
-        let mut guest = Guest::new(vnet_header);
+        let team = Team { idles: 0, ..Team::random(workers, seed) };
+        let mut guest = Guest::new(vnet_header, team);
         for operation in &operations {
             guest.apply(operation);
             guest.check_limits();
@@ -327,17 +338,16 @@ proptest! {
         if withdrawn_first {
             open.iter().for_each(|&port| guest.toggle(port));
         }
+        guest.bench.crew.set_unrest(false);
         // The guest is silent from now on: retransmissions, probes and idle times run out.
         guest.bench.pass(4 * HOUR);
         guest.check_counters();
         if !withdrawn_first {
             open.iter().for_each(|&port| guest.toggle(port));
         }
-        let worker = &guest.bench.worker;
-        let held = worker.held();
-        prop_assert_eq!(worker.flow_count(), 0);
-        prop_assert_eq!((held.slabs, held.promised_bytes, held.reassembly_bytes), (0, 0, 0));
-        prop_assert_eq!((held.copied_bytes, held.backlog_bytes), (0, 0));
+        let held = guest.bench.held();
+        prop_assert_eq!(guest.bench.flow_count(), 0);
+        prop_assert_eq!(Held { timers: 0, ..held }, Held::default());
         prop_assert_eq!(guest.bench.host.0.borrow().open_sockets(), 0);
     }
 }

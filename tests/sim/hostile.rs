@@ -47,9 +47,9 @@ fn fragments_come_together_and_overlaps_do_not() {
             bench.feed(&frame);
         }
         assert_eq!(bench.host.0.borrow().datagrams_sent, 0);
-        assert!(bench.worker.counters().drops.get(DropReason::BadFragment) > 0);
+        assert!(bench.dropped(DropReason::BadFragment) > 0);
         bench.pass(120_000_000_000);
-        assert_eq!(bench.worker.held().reassembly_bytes, 0);
+        assert_eq!(bench.held().reassembly_bytes, 0);
     }
 }
 
@@ -74,11 +74,11 @@ fn fragments_that_never_end_are_bounded_and_time_out() {
                 bench.feed(&piece);
             }
         }
-        let held = bench.worker.held().reassembly_bytes;
+        let held = bench.held().reassembly_bytes;
         assert!(held <= 1 << 20, "{held} bytes of fragments");
     }
     bench.pass(100_000_000_000);
-    assert_eq!(bench.worker.held().reassembly_bytes, 0);
+    assert_eq!(bench.held().reassembly_bytes, 0);
     let drops = &bench.worker.counters().drops;
     assert!(drops.get(DropReason::FragmentLimit) > 3000);
     assert!(drops.get(DropReason::FragmentTimeout) > 0);
@@ -101,15 +101,15 @@ fn a_syn_flood_stays_within_the_limit() {
         if number % 64 == 63 {
             bench.now += 10_000;
             bench.turn();
-            assert!(bench.worker.flow_count() <= 500);
+            assert!(bench.flow_count() <= 500);
         }
     }
     while !bench.tap.0.borrow().inbound.is_empty() {
         bench.turn();
     }
-    assert_eq!(bench.worker.flow_count(), 500);
-    assert!(bench.worker.counters().drops.get(DropReason::FlowLimit) > 50_000);
-    assert!(bench.worker.held().timers < 10_000);
+    assert_eq!(bench.flow_count(), 500);
+    assert!(bench.dropped(DropReason::FlowLimit) > 50_000);
+    assert!(bench.held().timers < 10_000);
 }
 
 #[test]
@@ -122,13 +122,13 @@ fn a_scan_by_udp_stays_within_the_limit_and_expires() {
         if number % 64 == 63 {
             bench.now += 10_000;
             bench.turn();
-            let (flows, held) = (bench.worker.flow_count(), bench.worker.held());
+            let (flows, held) = (bench.flow_count(), bench.held());
             assert!(flows <= 100 && held.timers < 5_000, "{flows} flows, {held:?}");
         }
     }
     assert!(bench.host.0.borrow().open_sockets() <= 100);
     bench.pass(400_000_000_000);
-    assert_eq!(bench.worker.flow_count(), 0);
+    assert_eq!(bench.flow_count(), 0);
     assert_eq!(bench.host.0.borrow().open_sockets(), 0);
 }
 
@@ -154,9 +154,9 @@ fn connections_that_come_and_go_leave_no_timers_behind() {
         bench.now += 1_200_000_000;
         bench.turn();
         bench.feed(&Tcp { flags: RST, ..ack }.frame(Ip::v4(TCP)));
-        assert_eq!(bench.worker.flow_count(), 0, "connection {number}");
+        assert_eq!(bench.flow_count(), 0, "connection {number}");
     }
-    let held = bench.worker.held();
+    let held = bench.held();
     assert!(held.timers < 4_200, "{held:?}");
 }
 
@@ -177,7 +177,7 @@ proptest! {
         framed.extend(&bytes);
         bench.feed(&framed);
         bench.turn();
-        prop_assert!(bench.worker.flow_count() <= 2);
+        prop_assert!(bench.flow_count() <= 2);
     }
 
     #[test]
