@@ -33,6 +33,8 @@ pub enum Steering {
     Leads,
     /// Any, for each frame.
     Random,
+    /// This one while it is attached.
+    Only(usize),
 }
 
 /// What a team is like; chances are in thousandths.
@@ -50,8 +52,10 @@ pub struct Team {
     pub unrest: u64,
     /// A thread does not run in a step.
     pub idles: u64,
-    /// A thread cannot be started, or a queue not be attached.
-    pub refuses: u64,
+    /// A thread cannot be started.
+    pub lacks_threads: u64,
+    /// A queue cannot be attached.
+    pub lacks_queues: u64,
 }
 
 impl Team {
@@ -63,7 +67,8 @@ impl Team {
         forgets: 0,
         unrest: 0,
         idles: 0,
-        refuses: 0,
+        lacks_threads: 0,
+        lacks_queues: 0,
     };
 
     /// So many from the start to the end, whose frames come by any queue.
@@ -84,7 +89,8 @@ impl Team {
             forgets: rng.pick(&[0, 10, 100]),
             unrest: rng.pick(&[5, 50, 300]),
             idles: rng.pick(&[0, 100, 500]),
-            refuses: rng.pick(&[0, 0, 0, 100]),
+            lacks_threads: rng.pick(&[0, 0, 0, 100]),
+            lacks_queues: rng.pick(&[0, 0, 0, 100]),
         }
     }
 }
@@ -104,6 +110,8 @@ struct Seat {
     /// When it had its last turn.
     turned: u64,
     draining: bool,
+    /// The thread does not run.
+    paused: bool,
 }
 
 /// All workers but the lead, and what the kernel keeps for all.
@@ -145,8 +153,17 @@ impl Crew {
             waits: true,
         };
         let mut add = |tap: TapPort, host: HostPort, bell, spare| {
-            let (events, turned, draining) = (vec![], 0, false);
-            let seat = Seat { tap, host, bell, events, spare, worker: None, turned, draining };
+            let seat = Seat {
+                tap,
+                host,
+                bell,
+                events: vec![],
+                spare,
+                worker: None,
+                turned: 0,
+                draining: false,
+                paused: false,
+            };
             crew.seats.push(seat);
         };
         if team.most == 1 {
@@ -174,6 +191,38 @@ impl Crew {
         std::mem::replace(&mut self.restless, on)
     }
 
+    /// The queues that are attached.
+    pub fn queues(&self) -> Vec<usize> {
+        self.attached().collect()
+    }
+
+    /// By which queue frames come from now on.
+    pub fn steer(&mut self, steering: Steering) {
+        self.team.steering = steering;
+    }
+
+    /// The thread of a worker stops, or goes on.
+    pub fn pause(&mut self, worker: usize, on: bool) {
+        self.seats[worker].paused = on;
+    }
+
+    /// A worker, the lead's excepted, follows advice that nobody gave.
+    pub fn advise(&mut self, now: u64, worker: usize, advice: Advice) {
+        if let Some(worker) = &mut self.seats[worker].worker {
+            worker.heed(Instant::from_nanos(now), advice);
+        }
+    }
+
+    /// The number of a worker.
+    pub fn id(&self, worker: usize) -> WorkerId {
+        self.ids[worker]
+    }
+
+    /// How many flows a worker has.
+    pub fn flows_of(&self, worker: usize) -> usize {
+        self.seats[worker].worker.as_ref().map_or(0, Worker::flow_count)
+    }
+
     /// The most workers that there may be.
     pub fn most(&self) -> usize {
         self.team.most
@@ -191,9 +240,17 @@ impl Crew {
         let steering = self.team.steering;
         let queue = match known {
             Some((queue, _))
-                if steering != Steering::Random && !self.rng.chance(self.team.forgets) =>
+                if matches!(steering, Steering::Follows | Steering::Leads)
+                    && !self.rng.chance(self.team.forgets) =>
             {
                 *queue
+            }
+            _ if let Steering::Only(queue) = steering => {
+                if attached.contains(&queue) {
+                    queue
+                } else {
+                    0
+                }
             }
             _ => self.rng.pick(&attached),
         };
@@ -239,7 +296,7 @@ impl Crew {
         for index in order {
             let seat = &mut self.seats[index];
             seat.events.extend(seat.host.0.borrow_mut().events_of(index));
-            if self.rng.chance(self.team.idles) {
+            if seat.paused || self.rng.chance(self.team.idles) {
                 continue;
             }
             if index == 0 {
@@ -306,12 +363,11 @@ impl Crew {
     }
 
     fn obey(&mut self, index: usize, now: Instant, worker: &mut SimWorker, order: Order) {
-        let refused = self.rng.chance(self.team.refuses);
         match order {
             Order::Start(id) => {
                 let seat = &mut self.seats[id.index()];
                 let member = seat.spare.take().expect("a thread is started once");
-                if refused {
+                if self.rng.chance(self.team.lacks_threads) {
                     return worker.not_started(id);
                 }
                 let (tap, host) = (seat.tap.clone(), seat.host.clone());
@@ -320,7 +376,9 @@ impl Crew {
                 seat.worker = Some(other);
                 worker.started(now, id);
             }
-            Order::Attach if refused => worker.attached(Err(Errno::E2BIG.into())),
+            Order::Attach if self.rng.chance(self.team.lacks_queues) => {
+                worker.attached(Err(Errno::E2BIG.into()));
+            }
             Order::Attach => {
                 let result = worker.frames_mut().set_attached(true);
                 worker.attached(result);
@@ -354,7 +412,7 @@ impl Crew {
 
     /// Nobody has mail.
     pub fn is_silent(&self) -> bool {
-        !self.seats.iter().any(Seat::is_rung)
+        !self.seats.iter().any(|seat| seat.is_rung() && !seat.paused)
     }
 
     /// Workers send the acknowledgments that they owe.

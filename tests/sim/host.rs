@@ -186,6 +186,13 @@ impl Host {
         over.chain(live.map(|(_, stream)| stream.seen.clone())).collect()
     }
 
+    /// Bytes that the engine has written to streams of a port, whether the peer has read them or not.
+    pub fn passed_on(&self, port: u16) -> u64 {
+        let live = self.streams.iter().filter(|(id, _)| self.ports[id] == port);
+        let unread: usize = live.map(|(_, stream)| stream.outbox.len()).sum();
+        self.seen(port).iter().map(|seen| seen.received).sum::<u64>() + unread as u64
+    }
+
     /// Sockets that the engine has not closed.
     pub fn open_sockets(&self) -> usize {
         self.streams.values().filter(|stream| !stream.closed).count() + self.datagrams.len()
