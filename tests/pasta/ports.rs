@@ -176,3 +176,30 @@ fn ports_of_the_guests_loopback_lead_to_the_hosts() {
     let refused = lab.in_guest(|| tcp(elsewhere, b"x")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
+
+/// `auto`: as soon as a server is there, at either of the host's loopback addresses.
+#[test]
+fn ports_of_the_guests_loopback_follow_servers_of_both_families() {
+    let mut lab = Lab::new();
+    let follow = "5001:6001,auto";
+    lab.start(&["--config-net", "-t", "none", "-u", "none", "-T", follow, "-U", follow]);
+    let text = bytes(2048);
+    let at = ["127.0.0.1", "::1"].map(|address| SocketAddr::new(address.parse().unwrap(), 5001));
+    for target in at {
+        let refused = lab.in_guest(|| tcp(target, &text)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{target}");
+    }
+    lab.on_host(|| {
+        for target in at {
+            serve_tcp(TcpListener::bind((target.ip(), 6001)).unwrap());
+            serve_udp(UdpSocket::bind((target.ip(), 6001)).unwrap());
+        }
+    });
+    for (target, transport) in at.iter().flat_map(|at| [(at, Transport::Tcp), (at, Transport::Udp)])
+    {
+        lab.until(&format!("{transport:?} {target}"), || {
+            let answer = lab.in_guest(|| transport.talk(*target, &text));
+            answer.is_ok_and(|answer| answer == receipt(6001, *target, &text))
+        });
+    }
+}
