@@ -89,20 +89,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// All that listens in the guest, once the last of its sockets does.
+/// All that listens in the guest, asked for again once the last of its sockets does: the tables are
+/// read one after the other, and the guest binds its sockets meanwhile.
 fn once_it_listens(diag: &mut Diag) -> Result<Vec<(Table, Listening)>, Box<dyn Error>> {
     let deadline = clock::now() + Duration::from_secs(20);
     while clock::now() < deadline {
-        let mut found = vec![];
-        for table in Table::ALL {
-            diag.all(table, &mut |socket| found.push((table, socket)))?;
-        }
-        if found.iter().any(|(_, socket)| socket.port == 8080) {
-            return Ok(found);
+        if listening(diag)?.iter().any(|(_, socket)| socket.port == 8080) {
+            return listening(diag);
         }
         nix::poll::poll(&mut [], 10u8)?;
     }
     Err("the guest does not listen".into())
+}
+
+/// What every table has at the moment it is read.
+fn listening(diag: &mut Diag) -> Result<Vec<(Table, Listening)>, Box<dyn Error>> {
+    let mut found = vec![];
+    for table in Table::ALL {
+        diag.all(table, &mut |socket| found.push((table, socket)))?;
+    }
+    Ok(found)
 }
 
 /// Binds its sockets, [`once_it_listens`]'s last, and stays.
