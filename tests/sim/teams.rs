@@ -2,6 +2,7 @@
 //! that would like to know how much they can be made to do for each other.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 
 use tapway::base::{DropReason, Instant};
 use tapway::engine::{Advice, Command, Published, Withdrawal};
@@ -9,7 +10,7 @@ use tapway::gate::forward::{ForwardId, Transport};
 
 use crate::bench::{Bench, small_limits};
 use crate::crew::{Steering, Team};
-use crate::frames::{ACK, ICMPV6, Ip, PSH, RST, SYN, TCP, Tcp, UDP, udp_frame};
+use crate::frames::{ACK, FIN, ICMPV6, Ip, PSH, RST, SYN, TCP, Tcp, UDP, udp_frame};
 use crate::guest::Application;
 use crate::link::Faults;
 use crate::peer::{End, Script};
@@ -220,6 +221,42 @@ fn a_flow_that_is_on_its_way_when_workers_retire_comes_home() {
 }
 
 #[test]
+fn a_packet_that_overtakes_its_flow_waits_for_it() {
+    let mut bench = bench_of(2, 1);
+    let flows = [40_000, 40_001].map(|port| connected(&mut bench, port));
+    bench.crew.steer(Steering::Only(0));
+    let other = connected(&mut bench, 40_002);
+    // Packets of both flows are in the mail of their worker when it gives one away ...
+    bench.crew.pause(1, true);
+    for ack in &flows {
+        bench.feed(&ack.frame(Ip::v4(TCP)));
+    }
+    let (lead, other_id) = (bench.crew.id(0), bench.crew.id(1));
+    advise(&mut bench, 0, Advice::Give { to: other_id, share: 0 });
+    advise(&mut bench, 1, Advice::Give { to: lead, share: 1000 });
+    assert_eq!((bench.crew.flows_of(1), bench.worker.flow_count()), (1, 2));
+    // ... and gets it back behind them. The lead's own flow is the heavier one.
+    for _ in 0..10 {
+        bench.feed(&other.frame(Ip::v4(TCP)));
+    }
+    advise(&mut bench, 0, Advice::Give { to: other_id, share: 450 });
+    assert_eq!(bench.worker.flow_count(), 1);
+    bench.crew.pause(1, false);
+    let frames = bench.turn();
+    assert!(!is_reset(&frames));
+    assert_eq!((bench.crew.flows_of(1), bench.host.0.borrow().adoptions), (2, 2));
+    assert_eq!(bench.drops(), []);
+}
+
+/// Ten clients of a published port.
+fn clients(bench: &mut Bench, listener: u64) {
+    for port in 5000..5010 {
+        let script = Script { waits_for_end: true, ..Script::default() };
+        bench.host.0.borrow_mut().client(listener, &format!("192.0.2.7:{port}"), 80, script);
+    }
+}
+
+#[test]
 fn clients_of_a_worker_that_gets_no_queue_are_served() {
     let team = Team { lacks_queues: 1000, ..quiet(3, Steering::Random) };
     let mut bench = Bench::with_team(team, false, small_limits());
@@ -228,16 +265,17 @@ fn clients_of_a_worker_that_gets_no_queue_are_served() {
     bench.worker.publish_stream(rule(80), socket).unwrap();
     bench.turn();
     bench.worker.heed(Instant::from_nanos(bench.now), Advice::Grow);
-    for port in 5000..5010 {
-        let script = Script { waits_for_end: true, ..Script::default() };
-        bench.host.0.borrow_mut().client(listener, &format!("192.0.2.7:{port}"), 80, script);
-    }
-    let frames = bench.pass(SECOND / 2);
+    bench.crew.pause(1, true);
+    bench.turn();
+    clients(&mut bench, listener);
+    let mut frames = bench.turn();
+    bench.crew.pause(1, false);
+    frames.extend(bench.pass(3 * SECOND));
     let seen = bench.host.0.borrow().seen(80);
     assert!(seen.iter().all(|seen| seen.end != Some(End::Reset)), "{seen:?}");
     assert_eq!((bench.worker.flow_count(), bench.held().listed), (10, 0));
-    // All but those that were lost with the queue.
-    assert!(frames.iter().filter(|frame| frame[23] == TCP).count() >= 5);
+    let syns = frames.iter().filter(|frame| frame[47] == SYN).map(|frame| &frame[34..36]);
+    assert_eq!(syns.collect::<BTreeSet<_>>().len(), 10);
     // It is not called again.
     advise(&mut bench, 0, Advice::Grow);
     assert_eq!(bench.held().listed, 0);
@@ -252,10 +290,7 @@ fn clients_that_come_while_a_worker_is_called_wait_for_its_queue() {
     bench.worker.heed(Instant::from_nanos(bench.now), Advice::Grow);
     bench.crew.pause(1, true);
     bench.turn();
-    for port in 5000..5010 {
-        let script = Script { waits_for_end: true, ..Script::default() };
-        bench.host.0.borrow_mut().client(listener, &format!("192.0.2.7:{port}"), 80, script);
-    }
+    clients(&mut bench, listener);
     let mut frames = bench.turn();
     bench.crew.pause(1, false);
     frames.extend(bench.turn());
@@ -404,6 +439,37 @@ fn a_port_that_is_withdrawn_is_forgotten_by_all_though_its_flows_move() {
     for worker in bench.crew.workers(&bench.worker) {
         assert_eq!(worker.stats(now).forwards, []);
     }
+}
+
+#[test]
+fn a_flow_that_is_on_its_way_when_the_end_comes_is_passed_on_too() {
+    let mut bench = bench_of(3, 2);
+    let stalled = Script { reads_from: 5 * SECOND, buffer: 100, ..Script::default() };
+    bench.host.0.borrow_mut().serve(80, Script { connect_delay: 0, ..stalled });
+    let ack = connected(&mut bench, 40_000);
+    bench.host.0.borrow_mut().serve(80, Script { connect_delay: 0, ..Script::default() });
+    let fin = connected(&mut bench, 40_001);
+    bench.feed(&Tcp { flags: FIN | ACK, ..fin }.frame(Ip::v4(TCP)));
+    for part in 0..4 {
+        let (seq, payload) = (ack.seq + part * 500, vec![1; 500]);
+        bench.feed(&Tcp { seq, payload, ..ack.clone() }.frame(Ip::v4(TCP)));
+    }
+    // Worker 1 gives the first to worker 2, who knows of the end before it has the flow.
+    bench.crew.pause(1, true);
+    bench.command(Command::Drain);
+    let to = bench.crew.id(2);
+    advise(&mut bench, 1, Advice::Give { to, share: 1000 });
+    bench.crew.pause(1, false);
+    bench.pass(SECOND);
+    let has = |bench: &Bench, worker| bench.crew.flows_of(worker);
+    // What is left of the other one is the guest's own affair.
+    assert_eq!((has(&bench, 1), has(&bench, 2), bench.crew.drained), (1, 1, false));
+    // The guest ends as well: it has nothing more to say.
+    let seq = ack.seq + 2000;
+    bench.feed(&Tcp { seq, flags: FIN | ACK, ..ack }.frame(Ip::v4(TCP)));
+    bench.pass(20 * SECOND);
+    assert!(bench.crew.drained);
+    assert_eq!(bench.host.0.borrow().passed_on(80), 2000);
 }
 
 #[test]
