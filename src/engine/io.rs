@@ -52,8 +52,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The part of one of `workers`: memory is divided, flows are counted together. Without a slab a
-    /// worker could send nothing to its guest.
+    /// The part of one of `workers`: memory is divided, flows are counted together. Without a slab
+    /// a worker could send nothing to its guest.
     pub fn share(&self, workers: usize) -> Limits {
         let workers = workers.max(1);
         let slabs = (self.slabs / workers).max(1);

@@ -140,9 +140,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         all.max(self.tcp.len())
     }
 
-    /// Makes sure that a new connection of this worker, which has none between the same ends, can be
-    /// entered: no other worker has one, and there are not as many as there may be of all workers
-    /// together. It is entered next, or [`Worker::release_key`] called.
+    /// Makes sure that a new connection of this worker, which has none between the same ends, can
+    /// be entered: no other worker has one, and there are not as many as there may be of all
+    /// workers together. It is entered next, or [`Worker::release_key`] called.
     pub(super) fn claim_key(&self, key: TcpKey) -> Result<(), Refusal> {
         match &self.team {
             Some(team) if let Some(directory) = team.directory() => {
@@ -168,9 +168,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    /// An initial sequence number as RFC 6528 §3 has it: a keyed hash of the connection, plus a clock.
-    /// The clock ticks every 64 ns, as Linux's does, so that a connection between the same two ends
-    /// soon after the last one begins behind it, and an end in TIME-WAIT takes it at once.
+    /// An initial sequence number as RFC 6528 §3 has it: a keyed hash of the connection, plus a
+    /// clock. The clock ticks every 64 ns, as Linux's does, so that a connection between the same
+    /// two ends soon after the last one begins behind it, and an end in TIME-WAIT takes it at once.
     pub(super) fn initial_sequence(&self, now: Instant, key: &TcpKey) -> Seq {
         // Truncation is the point: sequence numbers are 32 bits.
         Seq((self.hash.hash_one(key) as u32).wrapping_add((now.as_nanos() / 64) as u32))

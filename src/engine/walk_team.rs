@@ -1,11 +1,14 @@
 //! How a worker comes to a [`team`](super::team), and what its lead decides: who is at work.
 //!
 //! ```text
-//!   lead    Grow ─▶ Order::Start ─▶ started ─▶ Join                Shrink ─▶ Retire      Retired ─▶ shrink
-//!   worker                                    Join ─▶ Order::Attach          Retire ─▶ gives back ─▶ Order::Detach
+//!   lead    Grow ─▶ Order::Start ─▶ started       Shrink                        shrinks
+//!                                      │ Join        │ Retire                      ▲ Retired
+//!   worker                             ▼             ▼                             │
+//!                     Order::Attach ◀──┘             gives back ─▶ Order::Detach ──┘
 //! ```
-//! A worker is told to do a thing by the loop around it, which reads mail and clocks for it; what it
-//! wants of that loop are [`Order`]s. Only the last of those at work retires, one at a time.
+//! A worker knows neither threads nor queues: [`Order`]s tell the loop around it what to do with
+//! them, and that loop tells the worker what came of it. Only the last of those at work retires,
+//! one at a time.
 
 use std::io;
 use std::time::Duration;
@@ -35,8 +38,8 @@ const LIGHT_REVIEWS: u32 = 2;
 /// What the loop around a worker has to do for the team: it knows queues and threads.
 #[derive(Debug)]
 pub enum Order {
-    /// Start the thread of a worker, and tell [`Worker::started`] or [`Worker::not_started`]. From the
-    /// lead only.
+    /// Start the thread of a worker, and tell [`Worker::started`] or [`Worker::not_started`]. From
+    /// the lead only.
     Start(WorkerId),
     /// Attach the worker's own queue, and tell [`Worker::attached`].
     Attach,
@@ -69,8 +72,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.orders.pop_front()
     }
 
-    /// The worker was at work for so long until `now`. To be called once for each turn; gives what to
-    /// do about it.
+    /// The worker was at work for so long until `now`. To be called once for each turn; gives what
+    /// to do about it.
     pub fn worked(&mut self, now: Instant, time: Duration) -> Advice {
         self.give_back();
         self.come_home();
@@ -221,8 +224,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    /// As a worker whose part is over, or that was given flows nevertheless: gives everything back, as
-    /// much in each turn as does not keep others waiting.
+    /// As a worker whose part is over, or that was given flows nevertheless: gives everything back,
+    /// as much in each turn as does not keep others waiting.
     fn give_back(&mut self) {
         let Some(team) = &mut self.team else { return };
         if team.attached || team.settled {
@@ -276,8 +279,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.retire_surplus();
     }
 
-    /// As the lead: when nobody else is at work and all flows are here, the directory is not needed.
-    /// Flows that others gave each other while one of them retired may be on their way for longer.
+    /// As the lead: when nobody else is at work and all flows are here, the directory is not
+    /// needed. Flows that others gave each other while one of them retired may be on their way for
+    /// longer.
     fn come_home(&mut self) {
         let Some(team) = &mut self.team else { return };
         if !team.lead.listed || team.active() > 1 {
@@ -318,8 +322,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.schedule_review(now);
     }
 
-    /// As the lead: the guest's command is over. Flows that are on their way between workers would be
-    /// overlooked, so everybody settles first.
+    /// As the lead: the guest's command is over. Flows that are on their way between workers would
+    /// be overlooked, so everybody settles first.
     pub(super) fn drain_team(&mut self) {
         let Some(team) = &mut self.team else { return self.orders.push_back(Order::Drain) };
         if std::mem::replace(&mut team.settled, true) {

@@ -2,10 +2,10 @@
 //! them.
 //!
 //! Threads run when they like: in each step in another order, some not at all. Frames come by the
-//! queue that `tun_automq_select_queue` would choose, which is the one that the flow was last written
-//! into unless that is forgotten, or by others. Workers follow the advice of their own meters, whose
-//! loads are invented, and advice that nobody gave: so flows change hands, and workers come and go,
-//! at any moment.
+//! queue that `tun_automq_select_queue` would choose, which is the one that the flow was last
+//! written into unless that is forgotten, or by others. Workers follow the advice of their own
+//! meters, whose loads are invented, and advice that nobody gave: so flows change hands, and
+//! workers come and go, at any moment.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -228,8 +228,8 @@ impl Crew {
         self.team.most
     }
 
-    /// A frame from the guest is put into a queue; which one it is follows from `frame` as the guest
-    /// sent it, and `bytes` are what is read there.
+    /// A frame from the guest is put into a queue; which one it is follows from `frame` as the
+    /// guest sent it, and `bytes` are what is read there.
     pub fn deliver(&mut self, now: u64, frame: &[u8], bytes: Vec<u8>) {
         let attached: Vec<usize> = self.attached().collect();
         let flow = flow_of(frame);

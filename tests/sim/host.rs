@@ -186,7 +186,7 @@ impl Host {
         over.chain(live.map(|(_, stream)| stream.seen.clone())).collect()
     }
 
-    /// Bytes that the engine has written to streams of a port, whether the peer has read them or not.
+    /// Bytes that the engine has written to streams of a port, read by the peer or not.
     pub fn passed_on(&self, port: u16) -> u64 {
         let live = self.streams.iter().filter(|(id, _)| self.ports[id] == port);
         let unread: usize = live.map(|(_, stream)| stream.outbox.len()).sum();

@@ -402,17 +402,25 @@ fn routers_are_advertised_by_one_worker() {
 
 #[test]
 fn a_team_that_has_swept_its_timers_still_lets_workers_go() {
-    let mut bench = bench_of(2, 1);
-    bench.crew.steer(Steering::Only(0));
-    for number in 0..5500u16 {
-        let mut ack = connected(&mut bench, 1000 + number);
-        ack.flags = RST;
-        bench.now += SECOND / 100;
-        bench.feed(&ack.frame(Ip::v4(TCP)));
+    let mut bench = bench_of(2, 0);
+    let come_and_go = |bench: &mut Bench, nanos| {
+        let ack = connected(bench, 40_000);
+        bench.now += nanos;
+        bench.turn();
+        bench.feed(&Tcp { flags: RST, ..ack }.frame(Ip::v4(TCP)));
         assert_eq!(bench.flow_count(), 0);
-        // It has work as long as this lasts.
-        bench.crew.set_unrest(number < 5490);
+    };
+    // Beyond the first time-out, so that a timer of hours is left behind.
+    for _ in 0..4050 {
+        come_and_go(&mut bench, 1200 * MILLI);
     }
+    let before = bench.held().timers;
+    advise(&mut bench, 0, Advice::Grow);
+    bench.crew.steer(Steering::Only(0));
+    for _ in 0..100 {
+        come_and_go(&mut bench, 0);
+    }
+    assert!(before > 4000 && bench.held().timers < 1000, "the wheel is not filled anew");
     bench.pass(10 * SECOND);
     assert_eq!(bench.crew.queues(), [0]);
 }

@@ -78,9 +78,9 @@ impl Directory {
         }
     }
 
-    /// A connection changes hands: `send` puts it on its way. Both happen under one lock. So whoever
-    /// finds the new owner finds the connection in that owner's mail; and what the new owner does
-    /// with it, such as pass it on or end it, is entered after this.
+    /// A connection changes hands: `send` puts it on its way. Both happen under one lock. So
+    /// whoever finds the new owner finds the connection in that owner's mail; and what the new
+    /// owner does with it, such as pass it on or end it, is entered after this.
     pub(in crate::engine) fn pass(&self, key: &TcpKey, to: WorkerId, send: impl FnOnce()) {
         let mut shard = self.shard(key);
         send();

@@ -47,8 +47,8 @@ pub(in crate::engine) enum Mail<S: SocketPort> {
         /// The connection.
         accepted: Accepted<S::Stream>,
     },
-    /// Attach the queue: there is work. The ports of the gateway that lead to the host, and all that
-    /// are published or exposed.
+    /// Attach the queue: there is work. The ports of the gateway that lead to the host, and all
+    /// that are published or exposed.
     Join(Box<(Exposures, Vec<ForwardId>)>),
     /// The sender got no queue.
     NoQueue(WorkerId),
@@ -175,4 +175,56 @@ pub(super) fn mailbox<S: SocketPort>() -> io::Result<(Post<S>, Inbox<S>)> {
     let waiting = Arc::default();
     let post = Post { queue: sender, bell: Arc::clone(&bell), waiting: Arc::clone(&waiting) };
     Ok((post, Inbox { queue: receiver, bell, waiting }))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::engine::host::HostSockets;
+
+    /// Sleeps until the bell rings, then reads everything; how many messages there were.
+    fn wait(inbox: &Inbox<HostSockets>) -> usize {
+        let mut fds = [PollFd::new(inbox.bell.wake.as_fd(), PollFlags::POLLIN)];
+        let rung = poll(&mut fds, PollTimeout::from(10_000u16)).unwrap();
+        assert!(rung > 0, "nobody rings");
+        inbox.bell.silence();
+        std::iter::from_fn(|| inbox.next()).count()
+    }
+
+    #[test]
+    fn no_message_waits_for_the_next_one_to_wake_its_reader() {
+        const MESSAGES: usize = 20_000;
+        let (post, inbox) = mailbox::<HostSockets>().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                let post = post.clone();
+                scope.spawn(move || {
+                    for message in 0..MESSAGES {
+                        assert!(post.send(Mail::Busy));
+                        if message % 16 == 0 {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            let mut read = 0;
+            while read < 2 * MESSAGES {
+                read += wait(&inbox);
+            }
+        });
+    }
+
+    #[test]
+    fn packets_that_nobody_reads_are_bounded_and_other_messages_are_not_refused() {
+        let (post, inbox) = mailbox::<HostSockets>().unwrap();
+        let frame = || Mail::Frame(vec![0; 60_000].into());
+        let taken = (0..1000).filter(|_| post.send(frame())).count();
+        assert_eq!((taken, inbox.waiting()), (WAITING / 60_000, taken * 60_000));
+        assert!(post.send(Mail::Retire));
+        assert_eq!((wait(&inbox), inbox.waiting()), (taken + 1, 0));
+        assert!(post.send(frame()));
+    }
 }

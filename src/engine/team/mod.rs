@@ -20,13 +20,14 @@
 //! entry in the directory are one step. So whoever finds the new owner there finds the flow already
 //! in that owner's mail, and packets that are read in between go round once more.
 //!
-//! The lead alone says who is at work. It *calls* a worker once that one's thread runs, and asks the
-//! last to *retire*: that one gives everything back, says so, and sleeps. A worker that gets no queue
-//! says that too, and is retired as any other. When the lead is the only one again and all flows
-//! have come home, the directory is emptied and not used any more.
+//! The lead alone says who is at work. It *calls* a worker once that one's thread runs, and asks
+//! the last to *retire*: that one gives everything back, says so, and sleeps. A worker that gets no
+//! queue says that too, and is retired as any other. When the lead is the only one again and all
+//! flows have come home, the directory is emptied and not used any more.
 //!
-//! What there is to do, and when, is in [`balance`]; how it is done in `walk_across`. The guest can
-//! choose neither worker nor queue, and what it can make workers send each other is bounded.
+//! What there is to do, and when, is in [`balance`]; how it is done in `walk_team` and
+//! `walk_across`. The guest can choose neither worker nor queue, and what it can make workers send
+//! each other is bounded.
 
 pub(super) mod balance;
 mod directory;
@@ -96,8 +97,8 @@ impl Shared {
     }
 }
 
-/// A worker's part in its team. Its descriptor ([`AsFd`]) becomes readable when there is mail, whose
-/// event is one of [`Kind::Mail`](super::token::Kind::Mail).
+/// A worker's part in its team. Its descriptor ([`AsFd`]) becomes readable when there is mail,
+/// whose event is one of [`Kind::Mail`](super::token::Kind::Mail).
 pub struct Member<S: SocketPort> {
     pub(super) id: WorkerId,
     shared: Arc<Shared>,
