@@ -184,6 +184,10 @@ impl SocketPort for Host {
         Ok(())
     }
 
+    fn share(&mut self, _: &()) -> io::Result<()> {
+        Ok(())
+    }
+
     fn take_error(&mut self, _: &()) -> Option<io::Error> {
         None
     }

@@ -270,6 +270,10 @@ impl SocketPort for HostSockets {
         self.register(stream, token)
     }
 
+    fn share(&mut self, stream: &Socket) -> io::Result<Socket> {
+        stream.try_clone()
+    }
+
     fn take_error(&mut self, stream: &Socket) -> Option<io::Error> {
         stream.take_error().unwrap_or_else(Some)
     }

@@ -1,6 +1,7 @@
 //! What all flows of a worker share: both edges, the slab pool, the limits, the counters.
 
 use std::io::IoSlice;
+use std::ops::Range;
 
 use crate::base::{DropCounters, DropReason, Mac};
 use crate::stack::wire::{Addresses, Checksum, Flags, HEADROOM, TcpHeader};
@@ -9,6 +10,7 @@ use super::buffers::Pool;
 use super::ports::{FramePort, SocketPort};
 use super::splice::Pipes;
 use super::tcp_flow::MIN_SEGMENT;
+use super::team::porter::Errand;
 
 /// Bytes and frames over the guest link since the start.
 #[derive(Clone, Debug, Default)]
@@ -98,6 +100,14 @@ pub(super) struct Io<F, S: SocketPort> {
     pub(super) promised: usize,
     pub(super) checksum: Checksum,
     pub(super) gateway_mac: Mac,
+    /// Bytes of the guest that TCP flows have passed on, or keep, since the start.
+    pub(super) passed_on: u64,
+    /// What porters are to do, in order.
+    pub(super) errands: Vec<Errand>,
+    /// Where in memory the frame at hand lies, while it may be given away.
+    pub(super) frame: Option<Range<usize>>,
+    /// Empty buffers of the size of a frame.
+    pub(super) spare_frames: Vec<Vec<u8>>,
 }
 
 impl<F: FramePort, S: SocketPort> Io<F, S> {

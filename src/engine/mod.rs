@@ -39,6 +39,7 @@ pub mod token;
 mod upkeep;
 mod walk_across;
 mod walk_back;
+mod walk_carried;
 mod walk_dns;
 mod walk_icmp;
 mod walk_in;

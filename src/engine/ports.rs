@@ -141,6 +141,13 @@ pub trait SocketPort {
     /// what it is ready for now.
     fn adopt(&mut self, token: Token, stream: &Self::Stream) -> io::Result<()>;
 
+    /// The same connection once more, for a worker that sends for another. It ends when both are
+    /// closed.
+    ///
+    /// # Errors
+    /// Those of `fcntl(2)`.
+    fn share(&mut self, stream: &Self::Stream) -> io::Result<Self::Stream>;
+
     /// The error that is pending on the socket, if there is one.
     fn take_error(&mut self, stream: &Self::Stream) -> Option<io::Error>;
 

@@ -32,9 +32,11 @@ pub enum Kind {
     SplicedTarget = 12,
     /// A client of a UDP socket whose datagrams go on by a socket of its own.
     Relayed = 13,
+    /// A flow of another worker, whose porter this one is.
+    Load = 14,
 }
 
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 15] = [
     Kind::Tap,
     Kind::Commands,
     Kind::Tcp,
@@ -49,6 +51,7 @@ const KINDS: [Kind; 14] = [
     Kind::Spliced,
     Kind::SplicedTarget,
     Kind::Relayed,
+    Kind::Load,
 ];
 
 /// A name that fits epoll's 64 bits. The generation tells a flow from its predecessor in the same

@@ -40,7 +40,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 | Kind::DatagramPort
                 | Kind::Mail
                 | Kind::Spliced
-                | Kind::SplicedTarget => {}
+                | Kind::SplicedTarget
+                | Kind::Load => {}
             }
         }
         self.due = due;

@@ -69,7 +69,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// Reads what the others have sent.
     pub(super) fn read_mail(&mut self, now: Instant) {
         for _ in 0..MAIL_BATCH {
-            let Some(mail) = self.team.as_ref().and_then(|team| team.inbox.next()) else { return };
+            let Some(mail) = self.team.as_ref().and_then(|team| team.inbox.next()) else {
+                return self.send_load();
+            };
             let called = matches!(mail, Mail::Join(_));
             self.on_mail(now, mail);
             if called {
@@ -77,6 +79,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 break;
             }
         }
+        self.send_load();
         if let Some(team) = &self.team {
             team.inbox.bell.ring();
         }
@@ -113,6 +116,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 self.ledger.add_forward(id);
             }
             Mail::Command(command) => self.obey(now, *command),
+            Mail::Hire(owner, flow, stream) => self.take_load(owner, flow, stream),
+            Mail::Carry(flow, parcel) => self.take_parcel(flow, parcel),
+            Mail::LetGo(flow) => self.drop_load(flow),
+            Mail::Delivered(delivery) => self.on_delivery(delivery),
             Mail::Settle => self.settle(),
             Mail::Settled => self.on_settled(),
             Mail::Drained => {
@@ -179,6 +186,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     pub(super) fn give(&mut self, token: Token, to: WorkerId) {
         let Some(team) = self.team.as_ref().filter(|team| !team.settled) else { return };
         let Some(directory) = team.directory() else { return };
+        if self.tcp.get(token).is_some_and(|flow| flow.porter.is_some()) {
+            // It will do without before long, and can be given then.
+            return;
+        }
         let Some((key, mut flow)) = self.tcp.remove(token) else { return };
         flow.leave(&mut self.io);
         directory.pass(&key, to, || {

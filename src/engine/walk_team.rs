@@ -77,7 +77,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     pub fn worked(&mut self, now: Instant, time: Duration) -> Advice {
         self.give_back();
         self.come_home();
-        self.team.as_mut().map_or(Advice::Nothing, |team| team.worked(now, time))
+        let passed_on = self.io.passed_on;
+        self.team.as_mut().map_or(Advice::Nothing, |team| team.worked(now, time, passed_on))
     }
 
     /// Does what is advised, as far as the team allows.
@@ -103,6 +104,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                     self.retire_last();
                 }
             }
+            Advice::Hire => self.hire_porter(),
+            Advice::Dismiss => self.let_porter_go(),
         }
     }
 
@@ -119,9 +122,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let Some(team) = &mut self.team else { return };
         let Some(next) = team.next().filter(|_| !team.settled) else { return };
         if next.index() < team.lead.started {
-            self.call(now, next);
-        } else if !team.lead.starting {
-            team.lead.starting = true;
+            return self.call(now, next);
+        }
+        team.lead.calling = true;
+        if !std::mem::replace(&mut team.lead.starting, true) {
             self.orders.push_back(Order::Start(next));
         }
     }
@@ -132,7 +136,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let Some(team) = self.team.as_mut().filter(|team| !team.settled) else { return };
         team.lead.starting = false;
         team.lead.started = worker.index() + 1;
-        if team.next() == Some(worker) {
+        if std::mem::take(&mut team.lead.calling) && team.next() == Some(worker) {
             self.call(now, worker);
         }
         if self.team.as_ref().is_some_and(|team| team.active() < team.lead.least) {
@@ -143,12 +147,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// As the lead: the thread of `worker` cannot be started. Nobody has been told of it.
     pub fn not_started(&mut self, worker: WorkerId) {
         let Some(team) = &mut self.team else { return };
-        team.lead.starting = false;
+        (team.lead.starting, team.lead.calling) = (false, false);
         team.have_at_most(worker.index());
     }
 
     /// As the lead: from here on `worker` takes part.
     fn call(&mut self, now: Instant, worker: WorkerId) {
+        self.let_porter_go();
         let Some(team) = &mut self.team else { return };
         team.set_active(worker.index() + 1);
         team.meter.rest();
@@ -325,6 +330,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// As the lead: the guest's command is over. Flows that are on their way between workers would
     /// be overlooked, so everybody settles first.
     pub(super) fn drain_team(&mut self) {
+        self.let_porter_go();
         let Some(team) = &mut self.team else { return self.orders.push_back(Order::Drain) };
         if std::mem::replace(&mut team.settled, true) {
             return;

@@ -34,6 +34,7 @@ use super::ports::{Event, FramePort, Readiness, SocketPort};
 use super::published::{DatagramPort, Listener, Session, SessionKey};
 use super::splice::{End, Pipes, RelayKey, Relayed, Spliced};
 use super::tcp_flow::{TcpFlow, TcpKey};
+use super::team::porter::Load;
 use super::team::quota::Quota;
 use super::team::{Directory, Member};
 use super::token::{Kind, Token};
@@ -59,7 +60,7 @@ const ACK_DELAY: Duration = Duration::from_millis(1);
 const MAX_PUBLISHED: usize = 2 * 65_536;
 
 /// Longest frame that a TAP delivers: virtio-net and Ethernet headers and 64 KiB of IP packet.
-const FRAME_LEN: usize = VNET_HEADER_LEN + ETHERNET_HEADER_LEN + 4 + 65_536;
+pub(super) const FRAME_LEN: usize = VNET_HEADER_LEN + ETHERNET_HEADER_LEN + 4 + 65_536;
 
 /// What a worker needs to know of its link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +158,8 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) team: Option<Member<S>>,
     /// What the loop around has to do for the team.
     pub(super) orders: VecDeque<Order>,
+    /// What this worker, as a porter, has of another's flow.
+    pub(super) load: Option<Load<S>>,
     /// Limits of a worker without others.
     pub(super) limits: Limits,
     /// Frames may come by the queue.
@@ -197,6 +200,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 promised: 0,
                 checksum: if vnet_header { Checksum::Partial } else { Checksum::Full },
                 gateway_mac: plan.gateway_mac,
+                passed_on: 0,
+                errands: Vec::new(),
+                frame: None,
+                spare_frames: Vec::new(),
             },
             vnet_header,
             uso: uso && vnet_header,
@@ -238,6 +245,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             housekeeping_entry: None,
             team: None,
             orders: VecDeque::new(),
+            load: None,
             limits,
             queue_attached: true,
             plan,
@@ -329,6 +337,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Kind::DatagramPort => {
                     self.on_port_readiness(now, event.token, event.readiness);
                 }
+                Kind::Load => self.on_load_readiness(event.token),
                 Kind::Mail => {
                     if let Some(team) = &self.team {
                         team.inbox.bell.silence();
@@ -355,6 +364,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if !self.ack_list.is_empty() && self.acks_since.is_none() {
             self.acks_since = Some(now);
         }
+        if !self.io.errands.is_empty() {
+            self.send_errands(None);
+        }
         self.trim(now);
         Ok(())
     }
@@ -371,8 +383,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Ok(len) => {
                     self.io.counters.frames_from_guest += 1;
                     self.io.counters.bytes_from_guest += len as u64;
+                    let memory = frame.as_ptr_range();
+                    self.io.frame = Some(memory.start.addr()..memory.end.addr());
                     if let Err(reason) = self.on_frame(now, &frame[..len]) {
                         self.io.drop_frame(reason);
+                    }
+                    self.io.frame = None;
+                    if !self.io.errands.is_empty() {
+                        self.send_errands(Some(&mut frame));
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,

@@ -355,9 +355,11 @@ impl Crew {
     fn any_advice(&mut self) -> Advice {
         let to = self.rng.pick(&self.ids);
         let share = self.rng.range(0, 1000) as u16;
-        match self.rng.range(0, 9) {
+        match self.rng.range(0, 14) {
             0 => Advice::Shrink,
             1..=3 => Advice::Grow,
+            4..=6 => Advice::Hire,
+            7 => Advice::Dismiss,
             _ => Advice::Give { to, share },
         }
     }

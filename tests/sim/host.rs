@@ -86,6 +86,8 @@ pub struct Host {
     pub join_limit: Option<u16>,
     /// How often a stream was adopted by another worker.
     pub adoptions: u64,
+    /// How often another worker was given a handle of a stream.
+    pub shares: u64,
     /// How many sends had several datagrams.
     pub joined_sends: u64,
 }
@@ -150,7 +152,7 @@ impl Host {
                 }
             }
             if edge && !stream.closed {
-                self.pending.extend(stream.event());
+                self.pending.extend(stream.events());
             }
         }
         let over: Vec<u64> =
@@ -196,6 +198,11 @@ impl Host {
     /// Sockets that the engine has not closed.
     pub fn open_sockets(&self) -> usize {
         self.streams.values().filter(|stream| !stream.closed).count() + self.datagrams.len()
+    }
+
+    /// Streams that a second worker has a handle of.
+    pub fn shared(&self) -> usize {
+        self.streams.values().filter(|stream| stream.handles > 1).count()
     }
 
     /// A client from `address` connects to a listener; what it sees is listed under `port`.
@@ -264,7 +271,7 @@ impl Host {
             stream.inbox.clear();
             stream.error = Some(Errno::ECONNRESET);
             stream.seen.end.get_or_insert(End::Reset);
-            self.pending.extend(stream.event());
+            self.pending.extend(stream.events());
         }
     }
 
@@ -322,20 +329,31 @@ const LEAD: usize = 0;
 #[derive(Clone, Default)]
 pub struct HostPort(pub Rc<RefCell<Host>>, pub usize);
 
-/// The engine's handle of one stream; dropping it closes the socket.
+/// One of the engine's handles of a stream; dropping the last closes the socket.
 pub struct Stream {
     id: u64,
     host: HostPort,
+    /// Another handle was there before.
+    is_second: bool,
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         let mut host = self.host.0.borrow_mut();
         let Some(stream) = host.streams.get_mut(&self.id) else { return };
+        stream.handles -= 1;
+        if self.is_second {
+            stream.second = None;
+        } else {
+            stream.watcher = None;
+        }
+        if stream.handles > 0 {
+            return;
+        }
         stream.closed = true;
         stream.outbox_ended = true;
         stream.wake();
-        if !stream.connected || !stream.inbox.is_empty() {
+        if !stream.connected || stream.lingers_not || !stream.inbox.is_empty() {
             // close(2) with unread bytes resets the connection (RFC 1122 §4.2.2.13).
             stream.reset = true;
             stream.seen.end.get_or_insert(End::Reset);
@@ -393,6 +411,9 @@ impl HostPort {
         let stream = StreamState {
             watcher: Some(self.1),
             token,
+            second: None,
+            lingers_not: false,
+            handles: 1,
             connect_at,
             script,
             connected: false,
@@ -411,7 +432,7 @@ impl HostPort {
         };
         host.streams.insert(id, stream);
         host.ports.insert(id, port);
-        Stream { id, host: self.clone() }
+        Stream { id, host: self.clone(), is_second: false }
     }
 }
 
@@ -488,12 +509,28 @@ impl SocketPort for HostPort {
     fn adopt(&mut self, token: Token, stream: &Stream) -> io::Result<()> {
         let host = &mut *self.0.borrow_mut();
         let state = host.streams.get_mut(&stream.id).ok_or(Errno::EBADF)?;
-        assert_eq!(state.watcher.replace(self.1), None, "a stream is watched by one worker");
-        state.token = token;
-        host.adoptions += 1;
-        let event = state.event();
-        host.pending.extend(event);
+        if stream.is_second {
+            assert_eq!(state.second.replace((self.1, token)), None, "one other worker watches");
+        } else {
+            assert_eq!(state.watcher.replace(self.1), None, "a stream is watched by one worker");
+            state.token = token;
+            host.adoptions += 1;
+        }
+        let events = state.events();
+        host.pending.extend(events);
         Ok(())
+    }
+
+    fn share(&mut self, stream: &Stream) -> io::Result<Stream> {
+        let mut host = self.0.borrow_mut();
+        if let Some(errno) = host.exhausted {
+            return Err(errno.into());
+        }
+        let state = host.streams.get_mut(&stream.id).ok_or(Errno::EBADF)?;
+        assert_eq!(state.handles, 1, "one porter at a time");
+        state.handles = 2;
+        host.shares += 1;
+        Ok(Stream { id: stream.id, host: self.clone(), is_second: true })
     }
 
     fn connect_inside(&mut self, token: Token, target: SocketAddr) -> io::Result<Stream> {
@@ -620,16 +657,16 @@ impl SocketPort for HostPort {
         state.wake();
         if state.inbox_ended {
             // Both directions are closed: EPOLLHUP.
-            let event = state.event();
-            host.pending.extend(event);
+            let events = state.events();
+            host.pending.extend(events);
         }
     }
 
     fn reset(&mut self, stream: Stream) {
         let mut host = self.0.borrow_mut();
         if let Some(state) = host.streams.get_mut(&stream.id) {
-            state.reset = true;
-            state.seen.end.get_or_insert(End::Reset);
+            // SO_LINGER: the reset goes out when the last handle is closed.
+            state.lingers_not = true;
         }
     }
 

@@ -26,6 +26,7 @@ mod link;
 mod offload;
 mod operation;
 mod peer;
+mod porters;
 mod reasons;
 mod rng;
 mod splices;

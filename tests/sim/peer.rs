@@ -87,6 +87,12 @@ pub struct StreamState {
     /// The worker that hears of it, by this token.
     pub watcher: Option<usize>,
     pub token: Token,
+    /// Another worker that hears of it by a handle of its own, and by which token.
+    pub second: Option<(usize, Token)>,
+    /// The engine's handles.
+    pub handles: usize,
+    /// It is reset when it is closed.
+    pub lingers_not: bool,
     pub script: Script,
     pub connect_at: u64,
     pub connected: bool,
@@ -99,7 +105,7 @@ pub struct StreamState {
     pub outbox_ended: bool,
     /// The engine was told that there is no room.
     pub wants_room: bool,
-    /// The engine's handle is gone.
+    /// The engine's handles are gone.
     pub closed: bool,
     pub reset: bool,
     /// When the peer acts next; `None` while there is nothing that it could do.
@@ -111,9 +117,12 @@ pub struct StreamState {
 }
 
 impl StreamState {
-    /// What epoll tells, and to which worker.
-    pub fn event(&self) -> Option<(usize, Event)> {
-        Some((self.watcher?, Event { token: self.token, readiness: self.readiness() }))
+    /// What epoll tells, and to which workers.
+    pub fn events(&self) -> impl Iterator<Item = (usize, Event)> + use<> {
+        let readiness = self.readiness();
+        let watchers = [self.watcher.map(|worker| (worker, self.token)), self.second];
+        let told = watchers.into_iter().flatten();
+        told.map(move |(worker, token)| (worker, Event { token, readiness }))
     }
 
     pub fn readiness(&self) -> Readiness {

@@ -20,8 +20,8 @@ use crate::streams::{
 };
 use crate::world::{Setting, World};
 
-const MILLI: u64 = 1_000_000;
-const SECOND: u64 = 1000 * MILLI;
+pub const MILLI: u64 = 1_000_000;
+pub const SECOND: u64 = 1000 * MILLI;
 
 fn rule(guest_port: u16) -> Published {
     let (forward, transport) = (ForwardId(1), Transport::Tcp);
@@ -31,6 +31,7 @@ fn rule(guest_port: u16) -> Published {
 #[test]
 fn flows_that_change_hands_at_any_moment_are_complete_and_in_order() {
     let adoptions = Cell::new(0);
+    let porters = Cell::new(0);
     for_seeds(50, |seed| {
         let mut rng = Rng::new(seed ^ 0x7ea4);
         let mut setting = random_setting(seed, &mut rng);
@@ -67,12 +68,14 @@ fn flows_that_change_hands_at_any_moment_are_complete_and_in_order() {
         complete(&mut world);
         finish(&mut world);
         adoptions.set(adoptions.get() + world.host.0.borrow().adoptions);
+        porters.set(porters.get() + world.host.0.borrow().shares);
     });
+    assert!(porters.get() > 40, "porters came {} times", porters.get());
     assert!(adoptions.get() > 400, "flows changed hands {} times", adoptions.get());
 }
 
 /// A team of at most so many workers, of whom those who are called stay until they are sent away.
-fn quiet(most: usize, steering: Steering) -> Team {
+pub fn quiet(most: usize, steering: Steering) -> Team {
     Team { most, steering, ..Team::NONE }
 }
 
@@ -112,7 +115,7 @@ fn life(inbound: bool, bytes: u64, mut disturb: impl FnMut(u64, &mut World)) -> 
     turn
 }
 
-fn at_port(port: u16) -> Application {
+pub fn at_port(port: u16) -> Application {
     Application::to(format!("192.0.2.7:{port}").parse().unwrap())
 }
 
@@ -151,7 +154,7 @@ fn a_connection_follows_its_packets_there_and_back() {
 
 /// A connected TCP connection from port 40,000, owned by the worker whose queue frames come by, and
 /// the next segment of its guest.
-fn connected(bench: &mut Bench, port: u16) -> Tcp {
+pub fn connected(bench: &mut Bench, port: u16) -> Tcp {
     let ports = (port, 80);
     bench.feed(&Tcp { ports, ..Tcp::new(SYN) }.frame(Ip::v4(TCP)));
     let frames = bench.pass(MILLI);
@@ -175,7 +178,7 @@ fn bench_of(most: usize, called: usize) -> Bench {
     bench
 }
 
-fn advise(bench: &mut Bench, worker: usize, advice: Advice) {
+pub fn advise(bench: &mut Bench, worker: usize, advice: Advice) {
     match worker {
         0 => bench.worker.heed(Instant::from_nanos(bench.now), advice),
         _ => bench.crew.advise(bench.now, worker, advice),
@@ -184,7 +187,7 @@ fn advise(bench: &mut Bench, worker: usize, advice: Advice) {
 }
 
 /// Whether the guest is told that a connection is not there.
-fn is_reset(frames: &[Vec<u8>]) -> bool {
+pub fn is_reset(frames: &[Vec<u8>]) -> bool {
     frames.iter().any(|frame| frame[23] == TCP && frame[47] & RST != 0)
 }
 

@@ -3,6 +3,7 @@
 //! Performs the machine's [`Action`]s and tells it what the socket did. Owns no policy: which
 //! flows exist and when they are looked at is the worker's.
 
+mod carried;
 mod to_guest;
 mod to_host;
 
@@ -18,6 +19,7 @@ use super::io::Io;
 use super::ledger::Account;
 use super::parked::Parked;
 use super::ports::{FramePort, Readiness, SocketPort};
+use super::team::porter::Hired;
 use super::token::Token;
 
 /// Who talks to whom: the key of a TCP flow.
@@ -72,6 +74,8 @@ pub(super) struct TcpFlow<S: SocketPort> {
     pub(super) on_read_list: bool,
     /// Packets in a row that another worker handed over.
     pub(super) strays: u8,
+    /// Who does the sending, if it is another worker.
+    pub(super) porter: Option<Box<Hired>>,
 }
 
 impl<S: SocketPort> TcpFlow<S> {
@@ -105,6 +109,7 @@ impl<S: SocketPort> TcpFlow<S> {
             on_ack_list: false,
             on_read_list: false,
             strays: 0,
+            porter: None,
         }
     }
 
@@ -285,6 +290,7 @@ impl<S: SocketPort> TcpFlow<S> {
     /// Gives every buffer back; the socket, if there still is one, is closed.
     pub(super) fn release<F: FramePort>(mut self, io: &mut Io<F, S>) {
         self.sent.clear(&mut io.pool);
+        self.dismiss(io);
         io.backlog_bytes -= self.backlog.len();
         io.promised -= self.promised as usize;
     }
@@ -342,11 +348,15 @@ impl<S: SocketPort> TcpFlow<S> {
                         io.host.shutdown_write(stream);
                     }
                 }
-                Action::CloseHost => self.stream = None,
+                Action::CloseHost => {
+                    self.dismiss(io);
+                    self.stream = None;
+                }
                 Action::ResetHost => {
                     if let Some(stream) = self.stream.take() {
                         io.host.reset(stream);
                     }
+                    self.dismiss(io);
                 }
                 Action::KeepAlive => {
                     if let Some(stream) = &self.stream {

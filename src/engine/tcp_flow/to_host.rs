@@ -17,9 +17,14 @@ impl<S: SocketPort> TcpFlow<S> {
         actions: &mut Vec<Action>,
     ) {
         self.account.traffic.bytes_to_host += bytes.len() as u64;
+        io.passed_on += bytes.len() as u64;
+        if !bytes.is_empty() && self.backlog.is_empty() && self.carry(bytes, io) {
+            return;
+        }
         let mut taken = 0;
         if self.backlog.is_empty()
             && self.writable
+            && self.porter.is_none()
             && let Some(stream) = &self.stream
         {
             // The guest's kernel has already decided what to hold back (Nagle). The first piece,
@@ -53,7 +58,8 @@ impl<S: SocketPort> TcpFlow<S> {
         io: &mut Io<F, S>,
         actions: &mut Vec<Action>,
     ) {
-        while !self.backlog.is_empty() && self.writable {
+        // What a porter has is in front of it.
+        while !self.backlog.is_empty() && self.writable && self.porter.is_none() {
             let Some(stream) = &self.stream else { return };
             let parts = self.backlog.slices();
             let parts = if parts[1].is_empty() { &parts[..1] } else { &parts[..] };

@@ -8,12 +8,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::WorkerId;
+use super::porter::{Delivery, Parcel};
 use crate::base::Mac;
 use crate::engine::command::Command;
 use crate::engine::exposures::Exposures;
 use crate::engine::ports::{Accepted, SocketPort};
 use crate::engine::published::Published;
 use crate::engine::tcp_flow::TcpFlow;
+use crate::engine::token::Token;
 use crate::gate::forward::ForwardId;
 
 /// Bytes of packets that may wait for a worker. Whoever sends faster than that for longer loses
@@ -21,7 +23,7 @@ use crate::gate::forward::ForwardId;
 const WAITING: usize = 4 << 20;
 
 /// A message to a worker. Packets are bounded by [`WAITING`], flows and clients by the limits on
-/// flows; the others are few.
+/// flows, parcels by [`MAX_PARCELS`](super::porter::MAX_PARCELS); the others are few.
 pub(in crate::engine) enum Mail<S: SocketPort> {
     /// A frame for the services and flows that only the lead has, as it was read.
     Frame(Box<[u8]>),
@@ -62,6 +64,14 @@ pub(in crate::engine) enum Mail<S: SocketPort> {
     Busy,
     /// The control thread's command, passed on by the lead.
     Command(Box<Command>),
+    /// Be the porter of this flow of the sender: its socket once more.
+    Hire(WorkerId, Token, S::Stream),
+    /// Something of that flow to be sent.
+    Carry(Token, Parcel),
+    /// The flow does without from here on, or is over; what is not sent is forgotten.
+    LetGo(Token),
+    /// From the porter: what was sent.
+    Delivered(Delivery),
     /// The program is ending: give no flow away any more.
     Settle,
     /// The sender does not.

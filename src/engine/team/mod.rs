@@ -25,13 +25,16 @@
 //! queue says that too, and is retired as any other. When the lead is the only one again and all
 //! flows have come home, the directory is emptied and not used any more.
 //!
-//! What there is to do, and when, is in [`balance`]; how it is done in `walk_team` and
-//! `walk_across`. The guest can choose neither worker nor queue, and what it can make workers send
+//! One flow alone cannot be shared; the work for an upload can be cut in two ([`porter`]).
+//!
+//! What there is to do, and when, is in [`balance`]; how it is done in `walk_team`, `walk_across`
+//! and `walk_carried`. The guest can choose neither worker nor queue, and what it can make workers send
 //! each other is bounded.
 
 pub(super) mod balance;
 mod directory;
 pub(super) mod mail;
+pub(super) mod porter;
 pub(super) mod quota;
 
 use std::io;
@@ -40,13 +43,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use balance::{Advice, Load, Meter};
+use balance::{Advice, Help, Load, Meter};
 use mail::{Inbox, Mail, Post, mailbox};
 use quota::Quota;
 
 pub(super) use directory::{Directory, Refusal};
 
 use super::ports::SocketPort;
+use super::token::Token;
 use crate::base::Instant;
 
 /// The most workers of one guest.
@@ -59,6 +63,9 @@ pub struct WorkerId(u8);
 impl WorkerId {
     /// The first worker.
     pub const LEAD: WorkerId = WorkerId(0);
+
+    /// The first that is called.
+    pub(super) const SECOND: WorkerId = WorkerId(1);
 
     /// Its place among the members, from 0 on.
     pub fn index(self) -> usize {
@@ -124,6 +131,10 @@ pub(super) struct Lead {
     pub(super) started: usize,
     /// The thread of the next is to be started.
     pub(super) starting: bool,
+    /// It is to be called as soon as its thread runs.
+    pub(super) calling: bool,
+    /// The flow that has a porter.
+    pub(super) hired: Option<Token>,
     /// The most workers there may be; fewer if one could not be started, or got no queue.
     pub(super) most: usize,
     /// Workers that are never let go.
@@ -264,9 +275,11 @@ impl<S: SocketPort> Member<S> {
         WorkerId::at(self.lead.turn)
     }
 
-    /// The worker was at work for so long until `now`. What to do about it.
-    pub(super) fn worked(&mut self, now: Instant, time: Duration) -> Advice {
-        let Some((load, busy)) = self.meter.worked(now, time) else { return Advice::Nothing };
+    /// The worker was at work for so long until `now`, and has passed on so many bytes of the guest
+    /// since the start. What to do about it.
+    pub(super) fn worked(&mut self, now: Instant, time: Duration, passed_on: u64) -> Advice {
+        let worked = self.meter.worked(now, time, passed_on);
+        let Some((load, busy)) = worked else { return Advice::Nothing };
         let me = self.id.index();
         self.shared.loads[me].store(now.as_millis() << 16 | u64::from(load), Ordering::Relaxed);
         // 500 years.
@@ -278,7 +291,18 @@ impl<S: SocketPort> Member<S> {
         let others = others.map(|worker| (worker, self.shared.load(worker, now)));
         // The others cannot know; the lead does.
         let may_grow = !self.is_lead() || self.next().is_some();
-        self.meter.advice(load, others, may_grow)
+        self.meter.advice(load, others, may_grow, self.help())
+    }
+
+    /// Whether a porter can help. To be asked by the lead, who alone has one, and only while nobody
+    /// else is at work: who could be a porter then does nothing.
+    pub(super) fn help(&self) -> Help {
+        let alone = self.is_lead() && self.active() == 1 && !self.settled;
+        match self.lead.hired {
+            Some(_) => Help::Hired,
+            None if alone && self.lead.most > 1 => Help::Possible,
+            None => Help::None,
+        }
     }
 
     /// Time at work of all workers since the start, in nanoseconds.

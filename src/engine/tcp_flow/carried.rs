@@ -1,0 +1,105 @@
+//! From the guest to the host socket by way of a [`porter`](crate::engine::team::porter).
+
+use crate::stack::tcp::Action;
+
+use super::TcpFlow;
+use crate::engine::io::Io;
+use crate::engine::ports::{FramePort, SocketPort};
+use crate::engine::team::WorkerId;
+use crate::engine::team::porter::{Delivery, Errand, Hired, MAX_PARCELS, WHOLE_FRAME, What};
+use crate::engine::token::Token;
+
+impl<S: SocketPort> TcpFlow<S> {
+    /// Whether a porter could send from here on: there is a socket, and nothing waits for it.
+    pub(in crate::engine) fn may_have_porter(&self) -> bool {
+        self.porter.is_none() && self.stream.is_some() && self.backlog.is_empty()
+    }
+
+    /// From here on `porter` sends for this flow, which its worker knows as `flow`.
+    pub(in crate::engine) fn hire(&mut self, porter: WorkerId, flow: Token) {
+        let hired = Hired { porter, flow, carried: 0, parcels: 0, leaving: false };
+        self.porter = Some(Box::new(hired));
+    }
+
+    /// Gives bytes to the porter. Not if there is none, or if it is to go.
+    pub(super) fn carry<F: FramePort>(&mut self, bytes: &[u8], io: &mut Io<F, S>) -> bool {
+        let Some(hired) = self.porter.as_mut().filter(|hired| !hired.leaving) else {
+            return false;
+        };
+        if hired.parcels == MAX_PARCELS {
+            hired.leaving = true;
+            return false;
+        }
+        hired.parcels += 1;
+        hired.carried += bytes.len();
+        io.backlog_bytes += bytes.len();
+        let within = |frame: &std::ops::Range<usize>| {
+            let at = bytes.as_ptr().addr();
+            frame.contains(&at) && at + bytes.len() <= frame.end
+        };
+        let what = match &io.frame {
+            Some(frame) if bytes.len() >= WHOLE_FRAME && within(frame) => {
+                let start = bytes.as_ptr().addr() - frame.start;
+                // The frame is gone with that.
+                io.frame = None;
+                What::Frame(start..start + bytes.len())
+            }
+            _ => What::Bytes(bytes.to_vec()),
+        };
+        io.errands.push(Errand { porter: hired.porter, flow: hired.flow, what });
+        true
+    }
+
+    /// The porter has sent something, or has failed.
+    pub(in crate::engine) fn on_delivery<F: FramePort>(
+        &mut self,
+        delivery: &Delivery,
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(hired) = &mut self.porter else { return };
+        hired.carried -= delivery.taken;
+        hired.parcels -= delivery.buffers.len();
+        io.backlog_bytes -= delivery.taken;
+        if delivery.failed {
+            self.machine.on_host_reset(actions);
+        } else {
+            // Bounded by the window, a u32.
+            self.machine.on_host_took(delivery.taken as u32, actions);
+        }
+        self.perform(&[], io, actions);
+        self.part(io, actions);
+    }
+
+    /// The flow is to do without its porter: as soon as that one has sent what it has.
+    pub(in crate::engine) fn let_porter_go<F: FramePort>(
+        &mut self,
+        io: &mut Io<F, S>,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Some(hired) = &mut self.porter {
+            hired.leaving = true;
+            self.part(io, actions);
+        }
+    }
+
+    /// Sends by itself again, if the porter is to go and has nothing left.
+    fn part<F: FramePort>(&mut self, io: &mut Io<F, S>, actions: &mut Vec<Action>) {
+        if self.porter.as_ref().is_some_and(|hired| hired.leaving && hired.carried == 0) {
+            self.dismiss(io);
+            // If the socket is full, it says so, and tells when it is not.
+            self.writable = true;
+            self.flush_backlog(io, actions);
+            self.perform(&[], io, actions);
+        }
+    }
+
+    /// Does without the porter; what that one has not sent is forgotten.
+    pub(super) fn dismiss<F: FramePort>(&mut self, io: &mut Io<F, S>) {
+        if let Some(hired) = self.porter.take() {
+            io.backlog_bytes -= hired.carried;
+            let Hired { porter, flow, .. } = *hired;
+            io.errands.push(Errand { porter, flow, what: What::LetGo });
+        }
+    }
+}

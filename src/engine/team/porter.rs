@@ -1,0 +1,178 @@
+//! Porters: another worker that does the sending for a flow which keeps its own worker busy alone.
+//!
+//! Work can be shared between flows, not within one: its segments have an order. But what a worker
+//! does for an upload has two halves of about the same weight, each with a copy of every byte: read
+//! the frame from the TAP, and give its payload to the host socket. The *owner* goes on doing the
+//! first and gives each frame, buffer and all, to the *porter*, who does the second:
+//!
+//! ```text
+//!   owner  ─ TAP ─▶ machine ─▶ parcel (the frame, and where its payload lies) ─▶ porter ─▶ socket
+//!          ◀── bytes taken, empty buffers ───────────────────────────────────────
+//! ```
+//! For the machine, bytes that are with the porter are backlog: acknowledged, counted against the
+//! window, and in front of the FIN. A porter holds a descriptor of its own for the same socket, and
+//! knows neither machine nor guest. The owner is the lead, and the porter a worker that has not
+//! been called: as soon as that one is needed for flows of its own, this one does without.
+//!
+//! **Memory.** What the guest has under way is bounded by its window, which says nothing of how many
+//! parcels that makes: a parcel is a whole frame's buffer only if much of it is used, else a copy,
+//! and a flow with more than [`MAX_PARCELS`] of them does without its porter.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, IoSlice};
+use std::ops::Range;
+
+use super::WorkerId;
+use crate::engine::ports::SocketPort;
+use crate::engine::token::{Kind, Token};
+
+/// Parcels of a flow that are under way at most: two windows of full frames, 8 MiB.
+pub(in crate::engine) const MAX_PARCELS: usize = 128;
+
+/// Payload from which a frame is given away whole.
+pub(in crate::engine) const WHOLE_FRAME: usize = 8 << 10;
+
+/// Parcels that are sent with one system call.
+const PARTS: usize = 8;
+
+/// Bytes to be sent, within a buffer that goes back when they are.
+pub(in crate::engine) struct Parcel {
+    pub(in crate::engine) buffer: Vec<u8>,
+    pub(in crate::engine) payload: Range<usize>,
+}
+
+/// Something for a porter to do, as a flow wants it. The worker makes mail of it.
+pub(in crate::engine) struct Errand {
+    /// Who is to do it.
+    pub(in crate::engine) porter: WorkerId,
+    /// For which flow.
+    pub(in crate::engine) flow: Token,
+    pub(in crate::engine) what: What,
+}
+
+/// What a porter is to do.
+pub(in crate::engine) enum What {
+    /// To send this part of the frame at hand.
+    Frame(Range<usize>),
+    /// To send these bytes.
+    Bytes(Vec<u8>),
+    /// To let go of the flow, and forget what is not sent.
+    LetGo,
+}
+
+/// A porter, as its flow sees it.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::engine) struct Hired {
+    pub(in crate::engine) porter: WorkerId,
+    /// The flow's own name.
+    pub(in crate::engine) flow: Token,
+    /// Bytes that are with the porter.
+    pub(in crate::engine) carried: usize,
+    /// In so many parcels.
+    pub(in crate::engine) parcels: usize,
+    /// No more is given: the flow does without as soon as nothing is there any more.
+    pub(in crate::engine) leaving: bool,
+}
+
+/// What a porter has of a flow.
+pub(in crate::engine) struct Load<S: SocketPort> {
+    /// The flow's name with its owner.
+    flow: Token,
+    owner: WorkerId,
+    stream: S::Stream,
+    parcels: VecDeque<Parcel>,
+    writable: bool,
+    failed: bool,
+}
+
+/// What has become of parcels.
+pub(in crate::engine) struct Delivery {
+    /// The flow's name with its owner.
+    pub(in crate::engine) flow: Token,
+    /// Bytes that the socket took.
+    pub(in crate::engine) taken: usize,
+    /// The buffers of the parcels that are sent, for other use.
+    pub(in crate::engine) buffers: Vec<Vec<u8>>,
+    /// The socket failed; nothing more is sent.
+    pub(in crate::engine) failed: bool,
+}
+
+impl<S: SocketPort> Load<S> {
+    /// Nothing is with the porter yet. Its `stream` is `watched`, or nothing will ever be sent.
+    pub(in crate::engine) fn new(
+        owner: WorkerId,
+        flow: Token,
+        stream: S::Stream,
+        watched: bool,
+    ) -> Load<S> {
+        let parcels = VecDeque::new();
+        Load { flow, owner, stream, parcels, writable: true, failed: !watched }
+    }
+
+    /// By which name the porter waits for the socket of `flow`.
+    pub(in crate::engine) fn token(flow: Token) -> Token {
+        Token { kind: Kind::Load, ..flow }
+    }
+
+    /// Whose it is.
+    pub(in crate::engine) fn owner(&self) -> WorkerId {
+        self.owner
+    }
+
+    /// Whether it is part of this flow.
+    pub(in crate::engine) fn is_of(&self, flow: Token) -> bool {
+        self.flow == flow
+    }
+
+    /// The socket takes more, or has failed.
+    pub(in crate::engine) fn on_readiness(&mut self) {
+        self.writable = true;
+    }
+
+    /// Something more to be sent.
+    pub(in crate::engine) fn push(&mut self, parcel: Parcel) {
+        self.parcels.push_back(parcel);
+    }
+
+    /// Sends what the socket takes. `None` if nothing has become of anything.
+    pub(in crate::engine) fn send(&mut self, host: &mut S) -> Option<Delivery> {
+        let mut delivery = Delivery { flow: self.flow, taken: 0, buffers: vec![], failed: false };
+        let had_failed = self.failed && self.parcels.is_empty();
+        while !self.failed && self.writable && !self.parcels.is_empty() {
+            let mut parts = [IoSlice::new(&[]); PARTS];
+            let count = self.parcels.len().min(PARTS);
+            for (part, parcel) in parts.iter_mut().zip(&self.parcels) {
+                *part = IoSlice::new(&parcel.buffer[parcel.payload.clone()]);
+            }
+            let offered: usize = parts[..count].iter().map(|part| part.len()).sum();
+            match host.send(&self.stream, &parts[..count]) {
+                Ok(taken) => {
+                    self.writable = taken == offered;
+                    delivery.taken += taken;
+                    self.consume(taken, &mut delivery.buffers);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.writable = false;
+                    self.failed = error.kind() != ErrorKind::WouldBlock;
+                }
+            }
+        }
+        if self.failed {
+            self.parcels.clear();
+        }
+        delivery.failed = self.failed && !had_failed;
+        (delivery.taken > 0 || delivery.failed).then_some(delivery)
+    }
+
+    fn consume(&mut self, mut len: usize, buffers: &mut Vec<Vec<u8>>) {
+        while let Some(first) = self.parcels.front_mut() {
+            if len < first.payload.len() {
+                first.payload.start += len;
+                return;
+            }
+            len -= first.payload.len();
+            buffers.extend(self.parcels.pop_front().map(|parcel| parcel.buffer));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The walk of bytes that a [`porter`](super::team::porter) carries, on both sides: the owner's, who
+//! hires one and gives it parcels, and the porter's, who sends them.
+//!
+//! ```text
+//!   owner    Hire ─▶ socket once more ──▶ frame ─▶ parcel …              ◀─ delivery ─▶ machine
+//!   porter           watches it           ─▶ sends as many as there are ──┘      until it is let go
+//! ```
+
+use super::ports::{FramePort, SocketPort};
+use super::team::WorkerId;
+use super::team::balance::Help;
+use super::team::mail::Mail;
+use super::team::porter::{Delivery, Load, Parcel, What};
+use super::token::Token;
+use super::walk_team::Order;
+use super::worker::{FRAME_LEN, Worker};
+
+/// Empty buffers that are kept while there is a porter: 2 MiB.
+const SPARE_FRAMES: usize = 32;
+
+impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// As the lead: has another worker send for the flow that most of the latest work was for.
+    pub(super) fn hire_porter(&mut self) {
+        let Some(team) = self.team.as_mut().filter(|team| team.help() == Help::Possible) else {
+            return;
+        };
+        let porter = WorkerId::SECOND;
+        if team.lead.started <= porter.index() {
+            if !std::mem::replace(&mut team.lead.starting, true) {
+                self.orders.push_back(Order::Start(porter));
+            }
+            return;
+        }
+        let Some((token, _)) = team.meter.heaviest() else { return };
+        let Some(flow) = self.tcp.get_mut(token).filter(|flow| flow.may_have_porter()) else {
+            return;
+        };
+        let Some(stream) = flow.stream() else { return };
+        // Without a descriptor to spare it goes on as it is.
+        let Ok(shared) = self.io.host.share(stream) else { return };
+        self.io.host.no_delay(stream);
+        flow.hire(porter, token);
+        team.lead.hired = Some(token);
+        team.meter.rest();
+        team.send(porter, Mail::Hire(team.id, token, shared));
+        tracing::debug!(peer = %flow.key.peer, "a porter");
+    }
+
+    /// As the lead: sees to it that the flow that has a porter does without.
+    pub(super) fn let_porter_go(&mut self) {
+        if let Some(token) = self.team.as_ref().and_then(|team| team.lead.hired) {
+            self.with_tcp(token, |flow, io, actions| flow.let_porter_go(io, actions));
+            self.send_errands(None);
+        }
+    }
+
+    /// Has porters do what flows want of them. An errand with the frame at hand takes `frame`, and
+    /// leaves another buffer in its place.
+    pub(super) fn send_errands(&mut self, mut frame: Option<&mut Vec<u8>>) {
+        let Some(team) = &mut self.team else { return };
+        for errand in self.io.errands.drain(..) {
+            let parcel = match errand.what {
+                What::Frame(payload) => {
+                    // Only while a frame is at hand is there an errand with it.
+                    let Some(frame) = frame.take() else { continue };
+                    let spare = self.io.spare_frames.pop().unwrap_or_else(|| vec![0; FRAME_LEN]);
+                    Parcel { buffer: std::mem::replace(frame, spare), payload }
+                }
+                What::Bytes(buffer) => Parcel { payload: 0..buffer.len(), buffer },
+                What::LetGo => {
+                    team.send(errand.porter, Mail::LetGo(errand.flow));
+                    team.lead.hired = None;
+                    team.meter.rest();
+                    self.io.spare_frames = Vec::new();
+                    continue;
+                }
+            };
+            team.send(errand.porter, Mail::Carry(errand.flow, parcel));
+        }
+    }
+
+    /// As the owner: the porter has sent something.
+    pub(super) fn on_delivery(&mut self, mut delivery: Delivery) {
+        self.with_tcp(delivery.flow, |flow, io, actions| {
+            flow.on_delivery(&delivery, io, actions);
+        });
+        if self.team.as_ref().is_some_and(|team| team.lead.hired.is_some()) {
+            let spare = &mut self.io.spare_frames;
+            let frames = delivery.buffers.extract_if(.., |buffer| buffer.len() == FRAME_LEN);
+            spare.extend(frames.take(SPARE_FRAMES - spare.len().min(SPARE_FRAMES)));
+        }
+        self.send_errands(None);
+    }
+
+    /// As a porter: a flow is to be served.
+    pub(super) fn take_load(&mut self, owner: WorkerId, flow: Token, stream: S::Stream) {
+        let watched = self.io.host.adopt(Load::<S>::token(flow), &stream).is_ok();
+        self.load = Some(Load::new(owner, flow, stream, watched));
+    }
+
+    /// As a porter: something to be sent, when the rest of the mail is read.
+    pub(super) fn take_parcel(&mut self, flow: Token, parcel: Parcel) {
+        if let Some(load) = self.load.as_mut().filter(|load| load.is_of(flow)) {
+            load.push(parcel);
+        }
+    }
+
+    /// As a porter: the flow does without.
+    pub(super) fn drop_load(&mut self, flow: Token) {
+        self.load.take_if(|load| load.is_of(flow));
+    }
+
+    /// As a porter: the socket takes more, or has failed.
+    pub(super) fn on_load_readiness(&mut self, token: Token) {
+        if let Some(load) = &mut self.load {
+            // An event for another flow does no harm: sending tells how things are.
+            debug_assert_eq!(token.kind, super::token::Kind::Load);
+            load.on_readiness();
+        }
+        self.send_load();
+    }
+
+    /// As a porter: sends what there is, as far as the socket takes it.
+    pub(super) fn send_load(&mut self) {
+        let Some(load) = &mut self.load else { return };
+        if let Some(delivery) = load.send(&mut self.io.host)
+            && let Some(team) = &self.team
+        {
+            team.send(load.owner(), Mail::Delivered(delivery));
+        }
+    }
+}
