@@ -11,10 +11,12 @@ for isolation in default rootless; do
     run() { as_lab buildah run "${options[@]}" "$container" -- sh -c "$1"; }
     container_checks "$isolation" run
 done
-as_lab buildah run "$container" -- sleep 3 &
+as_lab buildah run "$container" -- sleep 1000 &
 sleeping=$!
 until_true helper_runs
 check "the helper" runs helper_runs
+# In this PID namespace nobody else sleeps for so long.
+until_true pkill -KILL -f '^sleep 1000'
 wait $sleeping
 check "the helper ends with the command" gone helper_gone
 as_lab buildah rm "$container" > /dev/null
@@ -22,7 +24,7 @@ as_lab buildah rm "$container" > /dev/null
 mkdir -p "$WORK/build"
 cat > "$WORK/build/Containerfile" << 'EOF'
 FROM localhost/lab
-RUN timeout 5 wget -qO /fetched http://203.0.113.10:8080/
+RUN timeout 20 wget -qO /fetched http://203.0.113.10:8080/
 EOF
 chmod -R a+rX "$WORK/build"
 build() {

@@ -29,9 +29,9 @@ finish() {
     exit
 }
 
-# until_true COMMAND...: waits for COMMAND, ten seconds at most.
+# until_true COMMAND...: waits for COMMAND, half a minute at least.
 until_true() {
-    for _ in $(seq 100); do
+    for _ in $(seq 300); do
         "$@" > /dev/null 2>&1 && return
         sleep 0.1
     done
@@ -60,15 +60,19 @@ helper_runs() { [ -n "$(helpers)" ] && echo runs; }
 helper_gone() { until_true test_no_helper && echo gone; }
 test_no_helper() { [ -z "$(helpers)" ]; }
 
-fetch() { curl -s --max-time 5 "$@" || echo "failed: $?"; }
-# udp ADDRESS PORT [PREFIX...]: what comes back for "ping".
+fetch() { curl -s --max-time 20 "$@" || echo "failed: $?"; }
+# udp ADDRESS PORT [PREFIX...]: what comes back for "ping". A datagram that comes before its server
+# is up is nobody's, so it is sent again.
 udp() {
-    local address=$1 port=$2
+    local address=$1 port=$2 answer=
     shift 2
-    echo ping | "$@" socat -t 2 - "UDP4:$address:$port"
+    for _ in 1 2 3 4 5; do
+        answer=$(echo ping | "$@" socat -t 5 - "UDP4:$address:$port,readbytes=5") && break
+    done
+    echo "$answer"
 }
 # until_served URL TEXT: a server is up when it says TEXT.
-served() { [ "$(curl -s --max-time 2 "$1")" = "$2" ]; }
+served() { [ "$(curl -s --max-time 10 "$1")" = "$2" ]; }
 until_served() { until_true served "$1" "$2"; }
 
 sum() { md5sum < /run/outside/big | cut -d' ' -f1; }
@@ -79,9 +83,9 @@ container_checks() {
     local name=$1
     shift
     check "$name: TCP, under the host's address" 'peer=203\.0\.113\.1$' \
-        "$@" 'socat -t 5 - TCP4:203.0.113.10:8081 < /dev/null'
+        "$@" 'socat -t 20 - TCP4:203.0.113.10:8081 < /dev/null'
     check "$name: names" '203\.0\.113\.10' "$@" 'nslookup www.test'
-    check "$name: UDP" '^ping$' "$@" 'echo ping | socat -t 2 - UDP4:203.0.113.10:7001'
+    check "$name: UDP" '^ping$' "$@" 'echo ping | socat -t 20 - UDP4:203.0.113.10:7001,readbytes=5'
     check "$name: 4 MiB" "$(sum)" "$@" 'wget -qO- http://203.0.113.10:8080/big | md5sum'
 }
 

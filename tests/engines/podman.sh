@@ -26,13 +26,13 @@ check "the host's loopback is closed" '^refused$' run "$ask_host"
 check "allow_host_loopback" secret with allow_host_loopback=true localhost/lab sh -c "$ask_host"
 check "mtu" 'mtu 1400' with mtu=1400 localhost/lab ip link show dev tap0
 check "cidr" '10\.9\.8\.100/24.*peer=203\.0\.113\.1' with cidr=10.9.8.0/24 localhost/lab \
-    sh -c 'ip -4 -o address show dev tap0; socat -t 5 - TCP4:203.0.113.10:8081 < /dev/null'
+    sh -c 'ip -4 -o address show dev tap0; socat -t 20 - TCP4:203.0.113.10:8081 < /dev/null'
 check "enable_ipv6" 'peer=.*2001:0*db8:0*77:.*1' with enable_ipv6=true localhost/lab sh -c '
-    for i in $(seq 50); do ip -6 -o address show dev tap0 | grep -q fd00 && break; sleep 0.1; done
-    for i in $(seq 30); do
-        socat -t 5 - "TCP6:[2001:db8:77::10]:8081" < /dev/null 2> /dev/null && break; sleep 0.1
+    for i in $(seq 200); do ip -6 -o address show dev tap0 | grep -q fd00 && break; sleep 0.1; done
+    for i in $(seq 100); do
+        socat -t 20 - "TCP6:[2001:db8:77::10]:8081" < /dev/null 2> /dev/null && break; sleep 0.1
     done'
-ask_peer='socat -t 5 - TCP4:203.0.113.10:8081'
+ask_peer='socat -t 20 - TCP4:203.0.113.10:8081'
 for source in 203.0.113.1 eth0; do
     check "outbound_addr=$source" 'peer=203\.0\.113\.1' \
         with "outbound_addr=$source" localhost/lab sh -c "$ask_peer < /dev/null"
@@ -46,8 +46,8 @@ for handler in rootlesskit slirp4netns; do
     until_served http://127.0.0.1:18080/ $word
     check "$handler: published at the loopback" "^$word$" fetch http://127.0.0.1:18080/
     check "$handler: and nowhere else" '^failed: 7$' outside \
-        bash -c 'curl -s --max-time 5 http://203.0.113.1:18080/ || echo "failed: $?"'
-    check "$handler: published everywhere" "^$word$" outside curl -s -m 5 http://203.0.113.1:18081/
+        bash -c 'curl -s --max-time 20 http://203.0.113.1:18080/ || echo "failed: $?"'
+    check "$handler: published everywhere" "^$word$" outside curl -s -m 20 http://203.0.113.1:18081/
     check "$handler: published UDP" '^ping$' udp 203.0.113.1 18090 outside
     check "$handler: the helper" runs helper_runs
     as_lab podman rm --force --time 0 web > /dev/null
@@ -61,7 +61,7 @@ as_lab podman run --detach --pod pod localhost/lab sh -c "$(serve of-the-pod)" >
 until_served http://127.0.0.1:18082/ of-the-pod
 check "pod: published" '^of-the-pod$' fetch http://127.0.0.1:18082/
 check "pod: containers share the network" '^of-the-pod$' \
-    as_lab podman run --rm --pod pod localhost/lab timeout 5 wget -qO- http://127.0.0.1/
+    as_lab podman run --rm --pod pod localhost/lab timeout 20 wget -qO- http://127.0.0.1/
 as_lab podman pod rm --force --time 0 pod > /dev/null 2>&1
 check "pod: the helper ends" gone helper_gone
 finish

@@ -7,14 +7,14 @@ busybox httpd -p 127.0.0.1:9099 -h /run
 cat > /run/guest.sh << 'EOF'
 #!/bin/sh
 # What is under rootlesskit: says what it reaches, then serves.
-echo "tcp $(socat -t 5 - TCP4:203.0.113.10:8081 < /dev/null 2>&1)"
+echo "tcp $(socat -t 20 - TCP4:203.0.113.10:8081 < /dev/null 2>&1)"
 echo "name $(busybox nslookup www.test 2>&1 | tr '\n' ' ')"
-echo "udp $(echo ping | socat -t 2 - UDP4:203.0.113.10:7001 2>&1)"
-echo "loopback $(curl -s -m 5 http://10.0.2.2:9099/secret || echo refused)"
+echo "udp $(echo ping | socat -t 20 - UDP4:203.0.113.10:7001,readbytes=5 2>&1)"
+echo "loopback $(curl -s -m 20 http://10.0.2.2:9099/secret || echo refused)"
 if [ "$IPV6" = yes ]; then
-    for i in $(seq 50); do ip -6 -o address show dev tap0 | grep -q fd00 && break; sleep 0.1; done
-    for i in $(seq 30); do
-        peer=$(socat -t 5 - 'TCP6:[2001:db8:77::10]:8081' < /dev/null 2> /dev/null) && break
+    for i in $(seq 200); do ip -6 -o address show dev tap0 | grep -q fd00 && break; sleep 0.1; done
+    for i in $(seq 100); do
+        peer=$(socat -t 20 - 'TCP6:[2001:db8:77::10]:8081' < /dev/null 2> /dev/null) && break
         sleep 0.1
     done
     echo "tcp6 $peer"
@@ -36,7 +36,7 @@ session() {
         --state-dir="/run/user/$LAB_UID/kit" "$@" \
         -p 0.0.0.0:18080:80/tcp -p 0.0.0.0:18090:7001/udp /run/guest.sh > $said 2>&1 &
     kit=$!
-    until_true grep -q '^ready' $said || until_true grep -q '^ready' $said || true
+    until_true grep -q '^ready' $said
     until_served http://127.0.0.1:18080/ $word
     check "$name: TCP" 'tcp peer=203\.0\.113\.1' cat $said
     check "$name: names" 'name .*203\.0\.113\.10' cat $said
@@ -44,7 +44,7 @@ session() {
     check "$name: the host's loopback" "loopback $loopback" cat $said
     if [ "${IPV6:-no}" = yes ]; then check "$name: TCP over IPv6" 'tcp6 peer=' cat $said; fi
     check "$name: published, from the host" "^$word$" fetch http://127.0.0.1:18080/
-    check "$name: published, from outside" "^$word$" outside curl -s -m 5 http://203.0.113.1:18080/
+    check "$name: published, from outside" "^$word$" outside curl -s -m 20 http://203.0.113.1:18080/
     check "$name: published UDP" '^ping$' udp 203.0.113.1 18090 outside
     check "$name: the helper" runs helper_runs
     # The guest ends, and rootlesskit has to end its helper.

@@ -80,6 +80,15 @@ out socat UDP4-RECVFROM:7001,bind=203.0.113.10,fork EXEC:cat &
 out dnsmasq --keep-in-foreground --conf-file=/dev/null --no-resolv --no-hosts --user=root \
     --pid-file= --address=/www.test/203.0.113.10 --address=/www.test/2001:db8:77::10 \
     > /run/dnsmasq.log 2>&1 &
+# All are up before anybody asks.
+for place in tcp:8080 tcp:8081 udp:7001 udp:53; do
+    for _ in $(seq 300); do
+        out ss -Hln --"${place%:*}" sport = ":${place#*:}" | grep -q . && continue 2
+        sleep 0.1
+    done
+    echo "sandbox.sh: nobody serves $place" >&2
+    exit 2
+done
 printf 'nameserver 203.0.113.2\n' > /run/resolv.conf
 
 # The devices that engines need.
