@@ -16,7 +16,8 @@ use std::process::Stdio;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{
-    Background, PATIENCE, Ran, bare_namespace, binary, ends, in_namespace_of, scratch, user,
+    Background, PATIENCE, Ran, bare_namespace, binary, ends, free_port, in_namespace_of, scratch,
+    user,
 };
 
 /// The original.
@@ -292,10 +293,6 @@ fn ports_of_the_guests_loopback_lead_to_the_hosts() {
     let ran = in_namespace_of(&target, &format!("bash -c '{script}'"));
     assert_eq!(ran.stdout, "ping", "{ran:?}");
     serving.join().unwrap();
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A server at `place` in the guest, port 8099, that greets its clients.

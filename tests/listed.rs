@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -14,7 +14,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use support::{
-    Background, PATIENCE, Ran, bare_namespace, binary, ends, in_namespace_of, scratch, user,
+    Background, PATIENCE, Ran, bare_namespace, binary, ends, free_port, in_namespace_of, scratch,
+    user,
 };
 
 /// A user's runtime directory, and the programs' names.
@@ -66,7 +67,7 @@ impl Lab {
 
 /// Speaks to the instance `name`, whose guest is behind `target`, in all ways there are.
 fn speak(lab: &Lab, name: &str, target: &Background) {
-    let host = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let host = free_port();
     let added = lab.asks(&["port", "add", name, &format!("127.0.0.1:{host}:80")]);
     assert!(added.contains(&host.to_string()), "{added}");
     assert!(lab.asks(&["port", "list", name]).contains(&host.to_string()));

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use support::{Background, Ran, binary, scratch, tapway, user};
+use support::{Background, Ran, binary, free_port, free_ports, scratch, tapway, user};
 
 /// The guest's servers answer with the port at which they were reached. One process, which ends
 /// with tapway.
@@ -66,10 +66,6 @@ fn rules(shown: &Ran) -> Vec<String> {
     assert_eq!((shown.status, shown.stderr.as_str()), (Some(0), ""), "{shown:?}");
     let lines = shown.stdout.lines().skip(1);
     lines.map(|line| line.trim().to_owned()).collect()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port()
 }
 
 /// What the server behind `port` of the host says; `None` if nobody accepts.
@@ -129,22 +125,10 @@ fn a_port_that_is_taken_is_tried_again_until_it_is_free() {
     lab.guest.until("the port, once it is free", || answer(port).as_deref() == Some("4080"));
 }
 
-/// The first of four ports in a row that nobody has. Other tests, and whoever else tests here, have
-/// theirs.
-fn four_free_ports() -> u16 {
-    loop {
-        let first = free_port();
-        let all = (first..).take(4).map(|port| TcpListener::bind(("::", port)));
-        if all.filter(Result::is_ok).count() == 4 {
-            return first;
-        }
-    }
-}
-
 #[test]
 fn ports_follow_who_listens_and_weak_ones_do_without() {
     let mut lab = lab(&[]);
-    let first = four_free_ports();
+    let first = free_ports(4);
     let spec = format!("{first}-{}:4079-4082,auto", first + 3);
     assert_eq!(lab.pesto(&["-t", &spec]).status, Some(0));
     lab.guest.until("the ports with servers", || {

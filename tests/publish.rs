@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
-use support::{Background, Ran, binary, run, scratch, tapway, user};
+use support::{Background, Ran, binary, free_port, run, scratch, tapway, user};
 
 /// A guest that has started when it gets back to the test, and stays.
 fn guest(options: &[&str]) -> Background {
@@ -22,11 +22,6 @@ fn guest(options: &[&str]) -> Background {
 
 fn connects(address: &str, port: u16) -> bool {
     TcpStream::connect((address.parse::<IpAddr>().unwrap(), port)).is_ok()
-}
-
-/// A port that nobody has just now.
-fn free_port() -> u16 {
-    TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port()
 }
 
 fn refused(options: &[&str]) -> Ran {

@@ -6,7 +6,7 @@ mod support;
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 
-use support::{Ran, binary, scratch, user};
+use support::{Ran, binary, free_port, scratch, user};
 
 /// Starts a helper for a namespace of a name, as engines do; then, some times over, lets the name go
 /// and starts the next one's helper in the same moment. Says how each of them ended its start.
@@ -41,7 +41,7 @@ fn a_helper_takes_over_its_predecessors_ports() {
     let directory = scratch();
     let pasta = directory.path().join("pasta");
     symlink(binary(), &pasta).unwrap();
-    let port = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let mut engine = user("unshare");
     engine.args(["--user", "--map-root-user", "--mount", "--propagation", "private"]);
     engine.args(["sh", "-c", RESTARTS, "engine"]).arg(&pasta).arg(port.to_string());

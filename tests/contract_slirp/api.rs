@@ -1,6 +1,7 @@
 //! What the API answers, to the byte, and what it does not take.
 
-use crate::{Served, free_port, helpers};
+use crate::support::free_port;
+use crate::{Served, helpers};
 
 #[test]
 fn the_api_answers_to_the_byte() {

@@ -21,8 +21,8 @@ use std::sync::OnceLock;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use support::{
-    Background, PATIENCE, Ran, as_root, bare_namespace, binary, ends, in_namespace_of, scratch,
-    user,
+    Background, PATIENCE, Ran, as_root, bare_namespace, binary, ends, free_port, in_namespace_of,
+    scratch, user,
 };
 
 /// A program that is called slirp4netns.
@@ -288,10 +288,6 @@ fn an_interface_that_is_there_is_used_as_it_is() {
         let second = helper.run(&[&served.target.pid().to_string(), "tap0"]);
         assert_eq!(second.status, Some(1), "{helper:?}: {second:?}");
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 // --- life and death ---

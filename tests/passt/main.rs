@@ -11,7 +11,6 @@ mod machine;
 mod qemu;
 mod stream;
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use support::{Background, PATIENCE, binary, scratch, user};
@@ -45,11 +44,6 @@ impl Passt {
     fn socket(&self) -> &Path {
         &self.socket
     }
-}
-
-/// A port that nobody has just now.
-fn free_port() -> u16 {
-    TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port()
 }
 
 /// [`PATIENCE`] as a time.

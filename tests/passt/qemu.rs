@@ -11,8 +11,8 @@ use std::thread::spawn;
 
 use tapway::sys::clock;
 
-use crate::support::{Background, scratch, user};
-use crate::{free_port, passt, patience};
+use crate::support::{Background, free_port, scratch, user};
+use crate::{passt, patience};
 
 /// How long the machine may take from its start to its end: four to eight seconds where nothing
 /// else runs.

@@ -13,8 +13,8 @@ use nix::unistd::Pid;
 use smoltcp::socket::tcp::State;
 
 use crate::machine::{Machine, Wire};
-use crate::support::{Background, PATIENCE, Ran, binary, ends, scratch, user};
-use crate::{ADDRESSES, free_port, passt, patience};
+use crate::support::{Background, PATIENCE, Ran, binary, ends, free_port, scratch, user};
+use crate::{ADDRESSES, passt, patience};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 

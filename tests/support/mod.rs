@@ -7,12 +7,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -27,6 +29,34 @@ pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 
 /// Milliseconds that nothing here may take, however loaded the machine is.
 pub(crate) const PATIENCE: u16 = 20_000;
+
+/// A port that nobody has, and nobody else gets from here.
+pub(crate) fn free_port() -> u16 {
+    free_ports(1)
+}
+
+/// The first of `count` ports in a row that nobody has at any address, by TCP or UDP.
+///
+/// They are above those that the kernel picks for whoever asks for any port (`ip_local_port_range`),
+/// so that they stay free until they are used; those of one test program are all different, and
+/// programs that run side by side begin at different places.
+pub(crate) fn free_ports(count: u16) -> u16 {
+    const FIRST: u16 = 61_000;
+    const RANGE: u16 = 4_500;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let is_free = |port: u16| {
+        TcpListener::bind(("::", port)).is_ok() && UdpSocket::bind(("::", port)).is_ok()
+    };
+    let begin = u16::try_from(std::process::id() % u32::from(RANGE)).unwrap();
+    for _ in 0..RANGE {
+        let at = begin.wrapping_add(NEXT.fetch_add(count, Ordering::Relaxed)) % RANGE;
+        let first = FIRST + at;
+        if (first..first + count).all(is_free) {
+            return first;
+        }
+    }
+    panic!("no port from {FIRST} on is free");
+}
 
 /// Whether the tests themselves are run by root.
 pub(crate) fn as_root() -> bool {
