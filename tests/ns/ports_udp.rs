@@ -149,20 +149,22 @@ fn iperf3_measures_both_directions_of_a_published_port() {
     server.wait_until_heard(&lab, 1);
     for client in ["192.0.2.1 -u", "192.0.2.1 -u -R", "2001:db8::1 -u", "2001:db8::1 -u -R"] {
         // The server is busy for a moment after each test.
-        let json = lab.sh_in(
-            &lab.outside,
-            &format!(
-                "for i in $(seq 50); do iperf3 -J -t 1 -b 20M -l 1200 -c {client} >{0} && break
-                sleep 0.1; done; cat {0}",
-                lab.directory.path().join("iperf.json").display()
-            ),
+        let script = format!(
+            "for i in $(seq 50); do iperf3 -J -k 2000 -b 20M -l 1200 -c {client} >{0} && break
+            sleep 0.1; done; cat {0}",
+            lab.directory.path().join("iperf.json").display()
         );
-        let report: serde_json::Value = serde_json::from_str(&json).unwrap();
-        let sum = &report["end"]["sum"];
-        let packets = sum["packets"].as_u64().unwrap_or_else(|| panic!("{client}: {json}"));
-        let lost = sum["lost_packets"].as_f64().unwrap();
-        // A machine that stands still for a moment may lose a burst.
-        assert!(packets > 1500 && lost < packets as f64 * 0.2, "{client}: {sum}");
+        let mut sum = serde_json::Value::Null;
+        // A machine that stands still for a moment may lose a burst, but not each time.
+        let arrive = (0..5).any(|_| {
+            let json = lab.sh_in(&lab.outside, &script);
+            let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+            sum = report["end"]["sum"].clone();
+            let packets = sum["packets"].as_u64().unwrap_or_else(|| panic!("{client}: {json}"));
+            let lost = sum["lost_packets"].as_f64().unwrap();
+            packets > 1500 && lost < packets as f64 * 0.2
+        });
+        assert!(arrive, "{client}: {sum}");
     }
 }
 
