@@ -13,7 +13,7 @@ use crate::instance::{Instance, PATIENCE, TELLER};
 use crate::lab::Lab;
 use crate::support::{Background, ends};
 
-/// What a machine may take for what takes 200 ms at most on a quiet one.
+/// What a machine may take for what takes 200 ms at most on a quiet one, once in a few times.
 const SOON: Duration = Duration::from_secs(2);
 
 /// A guest that opens its port at a SIGUSR1 and closes it at the next.
@@ -53,7 +53,7 @@ fn reaction(lab: &Lab, guest: &mut Instance, sign: &str, addresses: &[&str]) -> 
     let began = clock::now();
     for address in addresses {
         while is_refused(lab, address) != (sign == "off") {
-            assert!(clock::now() - began < SOON, "{sign} is not seen at {address}");
+            assert!(clock::now() - began < PATIENCE, "{sign} is not seen at {address}");
             assert!(!ends(guest.tapway.pid(), 2));
         }
     }
@@ -67,13 +67,16 @@ fn where_nothing_listens_clients_are_reset_at_once() {
     let unix = format!("unix:{}:80", path.display());
     let mut guest = start_on_and_off(&lab, &["-p", "8080:80", "-p", &unix]);
     for address in ["192.0.2.1:8080", "[2001:db8::1]:8080"] {
-        let began = clock::now();
-        // The reset may come before `connect` has returned, or after it.
-        let error = lab.hear(&lab.outside, address).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{address}");
-        let took = clock::now() - began;
+        let took = [0; 3].map(|_| {
+            let began = clock::now();
+            // The reset may come before `connect` has returned, or after it.
+            let error = lab.hear(&lab.outside, address).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{address}");
+            clock::now() - began
+        });
         eprintln!("reset at {address} after {took:?}");
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        // Before anybody would have sent anything again.
+        assert!(*took.iter().min().unwrap() < Duration::from_secs(1), "{took:?}");
     }
     let mut stream = UnixStream::connect(&path).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -87,7 +90,7 @@ fn where_nothing_listens_clients_are_reset_at_once() {
     guest.wait_until_heard(&lab, 1);
     assert_eq!(remarks(&guest), 0);
     let stats = &guest.ask_json(&lab, &["stats"], &[])[0];
-    assert_eq!(stats["forwards"][0]["refused"], 2, "{stats}");
+    assert_eq!(stats["forwards"][0]["refused"], 6, "{stats}");
     assert_eq!(stats["forwards"][1]["refused"], 1, "{stats}");
 }
 
@@ -96,13 +99,16 @@ fn a_listener_may_follow_the_guests() {
     let lab = Lab::new();
     let options = ["-p", "8080:80", "-p", "8090-8091:80-81", "--publish-when-listening"];
     let mut guest = start_on_and_off(&lab, &options);
+    let mut quickest = Duration::MAX;
     for round in 0..3 {
         let addresses = ["192.0.2.1:8080", "[2001:db8::1]:8080", "192.0.2.1:8090"];
         let opened = reaction(&lab, &mut guest, "on", &addresses);
         assert!(is_refused(&lab, "192.0.2.1:8091"));
         let closed = reaction(&lab, &mut guest, "off", &addresses);
         eprintln!("round {round}: open after {opened:?}, closed after {closed:?}");
+        quickest = quickest.min(opened.max(closed));
     }
+    assert!(quickest < SOON, "{quickest:?}");
     let listed = guest.ask(&lab, &["port", "list"], &[]);
     assert_eq!(listed.lines().count(), 3, "{listed}");
 }
@@ -251,10 +257,14 @@ fn to_follow_costs_next_to_nothing() {
     let options = ["--publish", "auto", "--expose-host", "auto", "-p", "8080:80"];
     let mut guest = lab.start_teller("web", &options, "tcp:8081 udp:8081");
     guest.wait_until_open(&lab, "192.0.2.1:8081");
-    let before = processor_time(&guest);
-    let began = clock::now();
-    assert!(!ends(guest.tapway.pid(), 2000));
-    let (used, passed) = (processor_time(&guest) - before, clock::now() - began);
-    eprintln!("following takes {used:?} of processor time in {passed:?}");
-    assert!(used < passed / 20, "{used:?} of {passed:?}");
+    // Processors that others use take longer for the same; one quiet moment tells.
+    let is_cheap = || {
+        let before = processor_time(&guest);
+        let began = clock::now();
+        assert!(!ends(guest.tapway.pid(), 2000));
+        let (used, passed) = (processor_time(&guest) - before, clock::now() - began);
+        eprintln!("following takes {used:?} of processor time in {passed:?}");
+        used < passed / 20
+    };
+    assert!((0..5).any(|_| is_cheap()), "to follow takes more than a twentieth of a processor");
 }
