@@ -98,7 +98,7 @@ impl Drop for Terminal {
         // As when a window is closed: the shell hangs up its jobs and goes.
         self.keyboard = None;
         let pid = Pid::from_raw(self.shell.id().try_into().unwrap());
-        if !ends(pid, 2000) {
+        if !ends(pid, PATIENCE) {
             let _ = self.shell.kill();
         }
         let _ = self.shell.wait();
@@ -114,7 +114,7 @@ fn ctrl_c_reaches_the_command_once() {
     let mut terminal = Terminal::new();
     terminal.enter(
         "$TAPWAY run -- bash -c 'trap \"n=\\$((n+1))\" INT; echo go; \
-         for i in 1 2 3 4; do sleep 0.2; done; echo got=$n; exit 9'",
+         until [ \"$n\" ]; do sleep 0.1; done; sleep 0.5; echo got=$n; exit 9'",
     );
     terminal.shows("go\r\n");
     terminal.keys(CTRL_C);
