@@ -289,7 +289,7 @@ fn ports_of_the_guests_loopback_lead_to_the_hosts() {
         client.read_exact(&mut word).unwrap();
         client.write_all(&word).unwrap();
     });
-    let script = "exec 3<>/dev/tcp/127.0.0.1/7; printf ping >&3; timeout 20 cat <&3";
+    let script = "exec 3<>/dev/tcp/127.0.0.1/7; printf ping >&3; timeout 60 cat <&3";
     let ran = in_namespace_of(&target, &format!("bash -c '{script}'"));
     assert_eq!(ran.stdout, "ping", "{ran:?}");
     serving.join().unwrap();

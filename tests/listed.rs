@@ -72,13 +72,13 @@ fn speak(lab: &Lab, name: &str, target: &Background) {
     assert!(added.contains(&host.to_string()), "{added}");
     assert!(lab.asks(&["port", "list", name]).contains(&host.to_string()));
     // It holds the connection until its client lets go.
-    let server = "timeout 20 busybox nc -l -p 80 -e sh -c 'echo heard; cat'";
+    let server = "timeout 60 busybox nc -l -p 80 -e sh -c 'echo heard; cat'";
     std::thread::scope(|scope| {
         let served = scope.spawn(|| in_namespace_of(target, server));
         // The server needs a moment.
         let held = (0..PATIENCE / 20).find_map(|_| {
             let mut stream = TcpStream::connect(("127.0.0.1", host)).unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
             let mut heard = [0; 6];
             let told = stream.read_exact(&mut heard);
             (told.is_ok() && heard == *b"heard\n").then_some(stream)

@@ -92,7 +92,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// All that listens in the guest, asked for again once the last of its sockets does: the tables are
 /// read one after the other, and the guest binds its sockets meanwhile.
 fn once_it_listens(diag: &mut Diag) -> Result<Vec<(Table, Listening)>, Box<dyn Error>> {
-    let deadline = clock::now() + Duration::from_secs(20);
+    let deadline = clock::now() + Duration::from_secs(60);
     while clock::now() < deadline {
         if listening(diag)?.iter().any(|(_, socket)| socket.port == 8080) {
             return listening(diag);

@@ -21,7 +21,7 @@ use crate::support::{NOBODY_SPECIAL, Ran};
 /// What socat gets for `request` from the socket at `path`.
 fn socat(lab: &Lab, path: &Path, request: &[u8]) -> String {
     let mut program = lab.as_user(&[]);
-    program.args(["socat", "-t", "20", "-", &format!("UNIX-CONNECT:{}", path.display())]);
+    program.args(["socat", "-t", "60", "-", &format!("UNIX-CONNECT:{}", path.display())]);
     program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut program = program.spawn().unwrap();
     // A server that has heard enough may be gone before the end.
@@ -257,7 +257,7 @@ fn the_socket_is_for_its_user_alone() {
             .unwrap()
             .into()
     };
-    let ask = "echo '{\"execute\":\"info\"}' | socat -t 20 - UNIX-CONNECT:$1";
+    let ask = "echo '{\"execute\":\"info\"}' | socat -t 60 - UNIX-CONNECT:$1";
     let ran = stranger(ask);
     assert!(ran.stdout.is_empty() && ran.stderr.contains("Permission denied"), "{ran:?}");
     // Modes may be changed by mistake; the kernel's word on who asks remains.

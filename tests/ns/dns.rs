@@ -50,7 +50,7 @@ fn a_dead_first_resolver_is_passed_over_and_changes_are_followed() {
     let lab = with_server();
     lab.write("resolv.conf", "nameserver 192.0.2.77\nnameserver 192.0.2.2\noptions timeout:1\n");
     let script = "dig +short +time=9 +tries=1 web.lab.test; echo ready; read -r go || true
-                  for i in $(seq 100); do grep -q ndots:3 /etc/resolv.conf && break
+                  for i in $(seq 600); do grep -q ndots:3 /etc/resolv.conf && break
                   sleep 0.1; done; grep -E '^search|ndots' /etc/resolv.conf
                   dig +short +time=9 web.lab.test";
     let mut command = lab.tapway(&["run", "--", "bash", "-c", script]);

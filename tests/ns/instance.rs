@@ -16,7 +16,7 @@ use crate::lab::Lab;
 use crate::support::{Background, Ran, binary, user};
 
 /// How long anything may take that takes milliseconds on a quiet machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server for the guest: says at each of its ports which one it is and who asks, as in
 /// `80 192.0.2.2 45678`. Arguments are `tcp:PORT`, `udp:PORT`, or with an address of the guest
@@ -169,7 +169,7 @@ impl Instance {
 kind, host, port = sys.argv[1:]
 style = socket.SOCK_STREAM if kind == 'tcp' else socket.SOCK_DGRAM
 family, style, proto, _, address = socket.getaddrinfo(host, port, type=style)[0]
-s = socket.socket(family, style, proto); s.settimeout(20); s.connect(address)
+s = socket.socket(family, style, proto); s.settimeout(60); s.connect(address)
 if kind == 'udp': s.send(b'?')
 print(s.recv(100).decode(), end='')";
         let mut command = self.inside_command("python3");

@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use crate::support::{NOBODY_SPECIAL, PATH, Ran, as_root, binary, scratch};
 
 /// Seconds that one guest may take, however loaded the machine is.
-const PATIENCE: &str = "120";
+const PATIENCE: &str = "300";
 
 pub(crate) struct Lab {
     pub(crate) host: String,
@@ -157,7 +157,7 @@ impl Lab {
         program.arg("-c").arg(format!("exec {command}"));
         program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.programs.push(program.spawn().unwrap());
-        let wait = format!("for i in $(seq 200); do {probe} && exit 0; sleep 0.05; done; exit 1");
+        let wait = format!("for i in $(seq 1000); do {probe} && exit 0; sleep 0.05; done; exit 1");
         let up = self.enter(&self.outside, "bash").args(["-c", &wait]).output().unwrap();
         assert!(up.status.success(), "{command} does not come up: {up:?}");
     }

@@ -18,7 +18,7 @@ def content(size, number): return bytes((number * 7 + at * 13 + at // 256) & 255
 def train(size, count, last): return [content(size, n) for n in range(count)] + ([content(last, 99)] if last else [])
 TRAINS = (1400, 20, 17), (1400, 2, 1), (100, 60, 100), (1200, 40, 0), (1, 9, 0)
 def open(kind):
-    s = socket.socket(kind, socket.SOCK_DGRAM); s.settimeout(20)
+    s = socket.socket(kind, socket.SOCK_DGRAM); s.settimeout(60)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20); return s
 def send(s, size, pieces, *to):
     s.sendmsg([b''.join(pieces)], [(UDP, UDP_SEGMENT, struct.pack('=H', size))], 0, *to)

@@ -24,7 +24,7 @@ fn clients(lab: &Lab, port: u16) -> Vec<(&str, String, &'static str)> {
 
 /// A page of the guest's server, by curl.
 fn page(lab: &Lab, namespace: &str, options: &str, url: &str) -> String {
-    lab.sh_in(namespace, &format!("curl -gsS -m 20 {options} '{url}'"))
+    lab.sh_in(namespace, &format!("curl -gsS -m 60 {options} '{url}'"))
 }
 
 /// What a file of the lab holds when it has `lines` lines.
@@ -200,12 +200,12 @@ fn unix_sockets_stand_at_either_end() {
     let expose_too = format!("91:unix:{}", behind.display());
     let options = ["-p", &*publish, "-p", &expose, "--expose-host", &expose_too];
     let teller = lab.start_teller("web", &options, "tcp:80");
-    let ask = format!("socat -t 20 - UNIX-CONNECT:{} </dev/null", front.display());
+    let ask = format!("socat -t 60 - UNIX-CONNECT:{} </dev/null", front.display());
     let told = lab.sh_in(&lab.outside, &ask);
     assert!(told.starts_with(&format!("80 {GATEWAY} ")), "{told}");
     for port in [90, 91] {
         for gateway in ["TCP:10.0.2.2", "TCP6:[fd74:6170:7761:79::2]"] {
-            let ran = teller.inside(&format!("echo hello | socat -t 20 - {gateway}:{port}"));
+            let ran = teller.inside(&format!("echo hello | socat -t 60 - {gateway}:{port}"));
             assert_eq!(ran.stdout, "behind got hello\n", "{ran:?}");
         }
     }

@@ -18,7 +18,7 @@ fn one_mapping_serves_all_peers_and_keeps_the_port() {
     let out = lab.python(
         &[],
         "import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(20); s.bind(('', 45678))
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(60); s.bind(('', 45678))
 s.sendto(b'1', ('192.0.2.2', 7001)); s.sendto(b'2', ('192.0.2.2', 7002))
 print(sorted(s.recvfrom(10) for _ in 'ab'))",
     );
@@ -43,7 +43,7 @@ fn a_peer_that_was_not_addressed_is_filtered() {
     let out = lab.python(
         &[],
         "import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(20)
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(60)
 s.sendto(b'1', ('192.0.2.2', 7001)); print(s.recv(100))
 s.settimeout(0.3)
 try: print(s.recv(100))
@@ -68,7 +68,7 @@ fn datagrams_of_every_size_and_bursts_return_whole() {
         &[],
         "import os, socket
 for kind, host in (socket.AF_INET, '192.0.2.2'), (socket.AF_INET6, '2001:db8::2'):
-    s = socket.socket(kind, socket.SOCK_DGRAM); s.settimeout(20); s.connect((host, 7001))
+    s = socket.socket(kind, socket.SOCK_DGRAM); s.settimeout(60); s.connect((host, 7001))
     s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     for size in 0, 1, 1400, 1472, 1473, 3000, 60000, 65000:
         sent = os.urandom(size); s.send(sent); assert s.recv(65536) == sent, size
@@ -88,7 +88,7 @@ fn a_closed_port_refuses() {
         "import socket
 for kind, host in ((socket.AF_INET, '192.0.2.2'), (socket.AF_INET6, '2001:db8::2'),
                    (socket.AF_INET, '10.0.2.2')):
-    s = socket.socket(kind, socket.SOCK_DGRAM); s.settimeout(10); s.connect((host, 99)); s.send(b'x')
+    s = socket.socket(kind, socket.SOCK_DGRAM); s.settimeout(60); s.connect((host, 99)); s.send(b'x')
     try: s.recv(10)
     except ConnectionRefusedError: print('refused')",
     );

@@ -24,7 +24,7 @@ pub(crate) const HOST6: &str = "2001:db8::1";
 /// Under which a guest sees its host.
 pub(crate) const MAPPED: &str = "169.254.1.2";
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A host, a guest, and pasta between them.
 pub(crate) struct Lab {

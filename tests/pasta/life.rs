@@ -109,7 +109,7 @@ fn a_namespace_by_path_ends_it_with_its_name() {
     // It stays through the unmount, for longer than any timer of a second, and goes with the name.
     let script = format!(
         "{start}; P=$(cat {}); umount -l $N; sleep 1.5; kill -0 $P; rm $N
-        for i in $(seq 200); do kill -0 $P 2>/dev/null || exit 0; sleep 0.1; done
+        for i in $(seq 600); do kill -0 $P 2>/dev/null || exit 0; sleep 0.1; done
         kill -KILL $P; exit 9",
         pid_file.display()
     );

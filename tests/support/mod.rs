@@ -28,7 +28,7 @@ pub(crate) const NOBODY_SPECIAL: u32 = 54_321;
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Milliseconds that nothing here may take, however loaded the machine is.
-pub(crate) const PATIENCE: u16 = 20_000;
+pub(crate) const PATIENCE: u16 = 60_000;
 
 /// A port that nobody has, and nobody else gets from here.
 pub(crate) fn free_port() -> u16 {
