@@ -17,12 +17,13 @@ use super::{Holder, ListenError, Opened, Opener};
 use crate::gate::forward::Forward;
 use crate::sys::{clock, process};
 
-/// How long a predecessor may take. One that keeps its ports delays the refusal by so much.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a predecessor may take, on a machine that gives it no processor for a while. One that
+/// keeps its ports delays the refusal by so much.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The same for a process that cannot be seen: another user's most likely, or one that is ending
 /// and has no descriptors any more, although its sockets are still to be closed.
-const PATIENCE_UNSEEN: Duration = Duration::from_millis(100);
+const PATIENCE_UNSEEN: Duration = Duration::from_millis(300);
 
 /// Milliseconds between two attempts.
 const STEP: u16 = 5;
