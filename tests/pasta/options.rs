@@ -32,9 +32,10 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::process::Stdio;
 
 use crate::lab::{HOST4, Lab, PATIENCE, Transport, receipt, serve_tcp, serve_udp, tcp, user_in};
-use crate::support::Ran;
+use crate::support::{Background, Ran};
 
 const NO_PORTS: [&str; 8] = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"];
 
@@ -146,14 +147,21 @@ fn a_daemon_speaks_to_the_systems_log() {
 #[test]
 fn statistics_come_when_something_has_happened() {
     let lab = Lab::new();
-    let script = format!("sleep 1.5; echo x >/dev/udp/{HOST4}/9; sleep 1.5");
+    let log = lab.directory.path().join("statistics");
+    // The guest is there until the second line, which tells of its datagram.
+    let script = format!(
+        "sleep 1.5; echo x >/dev/udp/{HOST4}/9
+        for i in $(seq 600); do [ $(wc -l <{}) -gt 1 ] && break; sleep 0.1; done; sleep 1.5",
+        log.display()
+    );
     let mut command = user_in(lab.namespace(), &lab.pasta());
     command.args(NO_PORTS).args(["-f", "--stats", "1", "--config-net", "-4", "-M"]);
     command.args(["9a:55:9a:55:9a:55", "--", "bash", "-c", &script]);
-    let ran: Ran = command.output().unwrap().into();
-    let mut lines = ran.stderr.lines();
-    assert!(lines.next().is_some_and(|line| line.starts_with("frames in/out")), "{ran:?}");
-    assert!((1..=3).contains(&lines.count()), "{ran:?}");
+    assert!(command.stderr(fs::File::create(&log).unwrap()).status().unwrap().success());
+    let said = fs::read_to_string(&log).unwrap();
+    let mut lines = said.lines();
+    assert!(lines.next().is_some_and(|line| line.starts_with("frames in/out")), "{said}");
+    assert!((1..=3).contains(&lines.count()), "{said}");
     let mut command = user_in(lab.namespace(), &lab.pasta());
     let ran: Ran = command.args(["--stats", "1", "-f", "true"]).output().unwrap().into();
     assert_eq!(ran.status, Some(1), "{ran:?}");
@@ -166,7 +174,10 @@ fn a_capture_holds_the_frames_of_the_guests_link() {
     let capture = lab.directory.path().join("pcap");
     let mut command = user_in(lab.namespace(), &lab.pasta());
     command.args(NO_PORTS).args(["--config-net", "-q", "-M", "9a:55:9a:55:9a:55", "-p"]);
-    command.arg(&capture).args(["--", "bash", "-c", "echo x >/dev/udp/192.0.2.9/4000"]);
+    // The guest is there until somebody has asked for the address, by ARP.
+    let script = "echo x >/dev/udp/192.0.2.9/4000
+        for i in $(seq 600); do grep -qaP '\\xc0\\x00\\x02\\x09' $0 && exit; sleep 0.1; done";
+    command.arg(&capture).args(["--", "bash", "-c", script]).arg(&capture);
     let ran: Ran = command.output().unwrap().into();
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
     assert_eq!(fs::metadata(&capture).unwrap().permissions().mode() & 0o777, 0o600);
@@ -189,15 +200,6 @@ fn flows_leave_by_the_interface_of_their_family() {
         route add default via 203.0.113.2 dev eth2 metric 500
         -6 route add default via 2001:db8:7::2 dev eth2 metric 5000",
     );
-    let dump = |options: &[&str]| {
-        let script = "for a in 198.51.100.9 2001:db8:99::9; do echo x >/dev/udp/$a/4000; done
-            sleep 0.5";
-        let mut command = user_in(lab.namespace(), &lab.pasta());
-        command.args(NO_PORTS).args(["--config-net", "-q", "-i", "eth0"]).args(options);
-        command.args(["--", "bash", "-c", script]);
-        let ran: Ran = command.output().unwrap().into();
-        assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "{options:?}: {ran:?}");
-    };
     // Whom the host asks for on an interface tells what it has wanted to send there.
     let asked = |interface: &str, family: &str| {
         let namespace = lab.namespace();
@@ -205,7 +207,16 @@ fn flows_leave_by_the_interface_of_their_family() {
         let output = std::process::Command::new("sh").args(["-c", &list]).output().unwrap();
         !output.stdout.is_empty()
     };
-    dump(&["--outbound-if4", "eth2", "--outbound-if6", "eth0"]);
-    assert!(asked("eth2", "-4") && !asked("eth0", "-4"));
-    assert!(asked("eth0", "-6") && !asked("eth2", "-6"));
+    let script = "for a in 198.51.100.9 2001:db8:99::9; do echo x >/dev/udp/$a/4000; done; read";
+    let mut command = user_in(lab.namespace(), &lab.pasta());
+    command.args(NO_PORTS).args(["--config-net", "-q", "-i", "eth0"]);
+    command.args(["--outbound-if4", "eth2", "--outbound-if6", "eth0"]);
+    command.args(["--", "bash", "-c", script]).stdin(Stdio::piped());
+    let mut pasta = Background::start(&mut command);
+    pasta.until("both have left", || asked("eth2", "-4") && asked("eth0", "-6"));
+    assert!(!asked("eth0", "-4") && !asked("eth2", "-6"));
+    pasta.close_stdin();
+    let ran = pasta.end();
+    // The end of the input is no line.
+    assert_eq!((ran.status, ran.stderr.as_str()), (Some(1), ""), "{ran:?}");
 }
