@@ -17,7 +17,7 @@ needs=(
     gcc:gcc ip:iproute2 nft:nftables newuidmap:uidmap setpriv:util-linux curl:curl dig:dnsutils
     ping:iputils-ping tracepath:iputils-tracepath traceroute:traceroute mtr:mtr-tiny socat:socat
     iperf3:iperf3 nginx:nginx-light python3:python3 dnsmasq:dnsmasq-base busybox:busybox-static
-    tcpdump:tcpdump openssl:openssl rdisc6:ndisc6
+    tcpdump:tcpdump openssl:openssl rdisc6:ndisc6 pgrep:procps
     # the engines of tests/engines, and the helpers that tapway stands in for
     podman:podman crun:crun buildah:buildah rootlesskit:rootlesskit dockerd:docker.io
     slirp4netns:slirp4netns pasta:passt
@@ -33,10 +33,12 @@ install_packages() {
     [ ${#missing[@]} -eq 0 ] && return
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
         echo "== installing: ${missing[*]}"
-        apt-get update -qq
+        # A machine that has just started may be busy with packages of its own.
+        local patient=(-qq -o Acquire::Retries=5 -o DPkg::Lock::Timeout=300)
+        apt-get "${patient[@]}" update
         # Services stay stopped: engines are started by their tests, in sandboxes.
-        RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-            "${missing[@]}" >/dev/null
+        RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get "${patient[@]}" install -y \
+            --no-install-recommends "${missing[@]}" >/dev/null
     else
         echo "missing packages (Debian names): ${missing[*]}" >&2
         echo "install them, or run this script as root on Debian" >&2

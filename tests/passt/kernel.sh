@@ -10,8 +10,9 @@ package() {
     apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p'
 }
 cd "$work"
-{ [ -n "$(package)" ] && apt-get download -qq "$(package)"; } ||
-    { apt-get update -qq && apt-get download -qq "$(package)"; }
+download() { apt-get -qq -o Acquire::Retries=5 download "$(package)"; }
+{ [ -n "$(package)" ] && download; } ||
+    { apt-get -qq -o Acquire::Retries=5 update && download; }
 dpkg-deb -x ./linux-image-*.deb .
 mkdir modules
 for module in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci \
