@@ -92,7 +92,9 @@ fn argv_has_the_exit_status_and_the_words_of_the_contract() {
     let (_directory, ours) = ours();
     let original = Path::new(ORIGINAL);
     if !original.exists() {
-        eprintln!("{ORIGINAL} is not installed: the table is not proved against the original");
+        support::loudly(&format!(
+            "{ORIGINAL} is not installed: the table is not proved against the original"
+        ));
     }
     for &(programs, arguments, status, stdout, stderr) in table {
         let mut tried = vec![ours.as_path()];

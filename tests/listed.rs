@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -168,9 +168,8 @@ fn pasta_is_listed_and_says_nothing_of_it() {
 #[test]
 fn where_there_is_no_runtime_directory_nothing_is_made() {
     let lab = Lab::new();
-    let mut terminal = std::io::stderr();
     if std::path::Path::new(&format!("/run/user/{}", support::uid())).exists() {
-        let _ = writeln!(terminal, "NOT TESTED: this user has a runtime directory");
+        support::loudly("NOT TESTED: this user has a runtime directory");
         return;
     }
     let target = bare_namespace();

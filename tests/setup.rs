@@ -86,7 +86,7 @@ fn user_with_subids() -> Option<String> {
 #[test]
 fn subordinate_ids_become_the_other_users_inside() {
     let Some(name) = user_with_subids().filter(|_| as_root()) else {
-        eprintln!("SKIPPED: needs root and a user in /etc/subuid and /etc/subgid");
+        support::loudly("SKIPPED: needs root and a user in /etc/subuid and /etc/subgid");
         return;
     };
     let as_user = |arguments: &[&str]| {
@@ -114,7 +114,7 @@ fn subordinate_ids_become_the_other_users_inside() {
 #[test]
 fn root_can_use_it_too() {
     if !as_root() {
-        eprintln!("SKIPPED: needs root");
+        support::loudly("SKIPPED: needs root");
         return;
     }
     let directory = scratch();
@@ -305,7 +305,7 @@ fn tapway_ends_when_the_command_is_killed() {
 #[test]
 fn nothing_that_can_be_given_up_is_kept() {
     if !as_root() {
-        eprintln!("SKIPPED: only root can look into an undumpable process");
+        support::loudly("SKIPPED: only root can look into an undumpable process");
         return;
     }
     let target = bare_namespace();
@@ -490,7 +490,7 @@ fn namespace_files_of_processes_end_with_the_process() {
 #[test]
 fn a_named_namespace_ends_with_its_name() {
     if !as_root() {
-        eprintln!("SKIPPED: `ip netns add` needs root");
+        support::loudly("SKIPPED: `ip netns add` needs root");
         return;
     }
     let name = format!("setup-test-{}", std::process::id());
@@ -548,7 +548,7 @@ fn a_missing_device_is_named_with_its_remedy() {
 #[test]
 fn a_closed_device_is_named_with_its_remedy() {
     if !as_root() {
-        eprintln!("SKIPPED: only root can close a device to its user");
+        support::loudly("SKIPPED: only root can close a device to its user");
         return;
     }
     let script = format!(

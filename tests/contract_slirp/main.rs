@@ -48,7 +48,9 @@ fn helpers() -> &'static [Helper] {
                 let version = Some((numbers.next().unwrap(), numbers.next().unwrap()));
                 helpers.push(Helper { version, ..original });
             }
-            None => eprintln!("NOT PROVED: slirp4netns is not installed; only tapway is tested"),
+            None => {
+                support::loudly("NOT PROVED: slirp4netns is not installed; only tapway is tested")
+            }
         }
         helpers
     })
@@ -334,7 +336,7 @@ fn the_sandbox_leaves_etc_and_run_and_low_ports() {
             names.sort();
             assert_eq!(names, ["etc", "run"], "{helper:?}");
         } else {
-            eprintln!("NOT TESTED: only root sees what the sandbox leaves");
+            crate::support::loudly("NOT TESTED: only root sees what the sandbox leaves");
         }
     }
 }

@@ -14,12 +14,11 @@
 mod support;
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use support::{NOBODY_SPECIAL, as_root, binary};
+use support::{NOBODY_SPECIAL, as_root, binary, loudly};
 
 /// Seconds that a scenario may take, however loaded the machine is.
 const PATIENCE: &str = "240";
@@ -30,12 +29,6 @@ fn work() -> tempfile::TempDir {
     let work = tempfile::Builder::new().prefix("tapway-engine-").tempdir_in("/var/tmp").unwrap();
     fs::set_permissions(work.path(), fs::Permissions::from_mode(0o755)).unwrap();
     work
-}
-
-/// Writes past the test harness, which keeps the output of tests that pass.
-fn loudly(text: &str) {
-    // Without a terminal there is nobody to tell.
-    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Whether the programs that a scenario needs are there. If not, whoever asked for engines is told.

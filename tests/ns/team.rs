@@ -66,7 +66,7 @@ fn what_is_listed_and_counted_is_that_of_all_workers() {
 fn workers_come_with_load_and_go_without() {
     let mut lab = Lab::new();
     if std::thread::available_parallelism().unwrap().get() < 4 {
-        eprintln!("SKIPPED: with less than four processors there is one worker");
+        crate::support::loudly("SKIPPED: with less than four processors there is one worker");
         return;
     }
     lab.serve("iperf3 -s", "ss -Hltn sport = :5201 | grep -q .");

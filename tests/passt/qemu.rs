@@ -11,7 +11,7 @@ use std::thread::spawn;
 
 use tapway::sys::clock;
 
-use crate::support::{Background, free_port, scratch, user};
+use crate::support::{Background, free_port, loudly, scratch, user};
 use crate::{passt, patience};
 
 /// How long the machine may take from its start to its end: four to eight seconds where nothing
@@ -29,8 +29,7 @@ fn has_programs() -> bool {
     if missing.is_empty() {
         return true;
     }
-    // Past the harness, which keeps the output of tests that pass.
-    let _ = writeln!(std::io::stderr(), "NOT RUN: a machine of QEMU: there is no {missing:?} here");
+    loudly(&format!("NOT RUN: a machine of QEMU: there is no {missing:?} here"));
     let optional = std::env::var_os("TAPWAY_ENGINES_OPTIONAL").is_some();
     assert!(optional, "a machine needs {missing:?}: see contrib/check.sh");
     false

@@ -6,7 +6,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -29,6 +29,13 @@ pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 
 /// Milliseconds that nothing here may take, however loaded the machine is.
 pub(crate) const PATIENCE: u16 = 60_000;
+
+/// Writes a line past the test harness, which keeps the output of tests that pass: what was not
+/// tested, and why.
+pub(crate) fn loudly(text: &str) {
+    // Without a terminal there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
 
 /// A port that nobody has, and nobody else gets from here.
 pub(crate) fn free_port() -> u16 {
