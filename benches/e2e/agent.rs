@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tapway::sys::clock;
 
 use crate::base::{Failure, output_of, pause};
+use crate::crowd;
 use crate::datagrams::{self, Plan};
 use crate::quic;
 use crate::wan::{load, stage};
@@ -30,6 +31,10 @@ pub fn run(args: &[String]) -> Result<String, Failure> {
             connect(address(server)?, number(count)?, number(seconds)?)
         }
         ["publish", socket, first, last] => publish(socket, number(first)?, number(last)?),
+        ["crowd-serve"] => crowd::serve(),
+        ["crowd", server] => crowd::client(
+            server.parse().map_err(|e| Failure::because(format_args!("{server}"), e))?,
+        ),
         ["datagrams", port] => datagrams::serve(number(port)?),
         ["datagrams", server, plan @ ..] => datagrams::client(address(server)?, Plan::parse(plan)?),
         ["flood", end] => load::flood(end),

@@ -20,7 +20,7 @@ const PANELS: [&str; 16] = [
     "latency",
     "start",
     "idle/rss",
-    "conns/rss",
+    "conns-10k/rss",
     "tcp-up-1500/cpu",
     "tcp-down-1500/cpu",
     "published-up",

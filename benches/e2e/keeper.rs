@@ -38,9 +38,9 @@ const ACCOUNT: &str = "tapway-bench";
 /// One run at a time: two would measure each other.
 const LOCK: &str = "/run/tapway-bench.lock";
 
-/// Descriptors that a process may open, where the machine lets us choose: three for each of
-/// 20,000 published ports, whatever a helper needs them for.
-const DESCRIPTORS: u64 = 65_536;
+/// Descriptors that a process may open, where the machine lets us choose: what 100,000 connections
+/// need, and more than three for each of 20,000 published ports, whatever a helper needs them for.
+const DESCRIPTORS: u64 = 131_072;
 
 /// Descriptors without which 10,000 connections cannot be: one each in client, helper and server.
 const LEAST_DESCRIPTORS: u64 = 10_200;

@@ -48,6 +48,7 @@ mod agent;
 mod base;
 mod chart;
 mod contenders;
+mod crowd;
 mod datagrams;
 mod engines;
 mod keeper;
@@ -82,8 +83,8 @@ use crate::workloads::{Figure, MTU, Outcome, SMALL_MTU, Workload};
 #[command(name = "e2e")]
 struct Options {
     /// Workloads to run, by the beginning of their ids: tcp, tcp-up-1500, tcp4, udp (udp-gso,
-    /// udp-1400, udp-small), quic, http-keepalive, http-close, latency, idle, conns, start, published
-    /// (published-up, published-down, published-rate, published-ports), publish-add; podman,
+    /// udp-1400, udp-small), quic, http-keepalive, http-close, latency, idle, conns (conns-10k,
+    /// conns-100k), start, published (published-up, published-down, published-rate, published-ports), publish-add; podman,
     /// rootlesskit, podman5 (each with -up, -down, -rate, -rate-engine, -start); wan-quick, or wan
     /// for all of its 90 cells.
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
@@ -251,6 +252,7 @@ impl Run<'_> {
             let on_these = |w: &Workload| match w {
                 Workload::Tcp { mtu: of, .. } => *of == mtu,
                 Workload::Connections
+                | Workload::Crowd
                 | Workload::Start
                 | Workload::PublishedPorts
                 | Workload::Engine(..) => false,
@@ -263,9 +265,11 @@ impl Run<'_> {
         let services = Setting::Plain(MTU, Published::Services);
         self.on_fresh_guests(round, services, published.collect());
         // Alone, since it fills and grows what the other workloads would then start from.
-        let connections = chosen.iter().copied().filter(|w| *w == Workload::Connections);
-        let nothing = Setting::Plain(MTU, Published::Nothing);
-        self.on_fresh_guests(round, nothing, connections.collect());
+        for alone in [Workload::Connections, Workload::Crowd] {
+            let these = chosen.iter().copied().filter(|w| *w == alone);
+            let nothing = Setting::Plain(MTU, Published::Nothing);
+            self.on_fresh_guests(round, nothing, these.collect());
+        }
         if chosen.contains(&Workload::Start) {
             self.one_by_one(round, Workload::Start);
         }
@@ -361,8 +365,13 @@ impl Run<'_> {
             }
             for guest in guests.iter_mut().filter(|g| workload.suits(g.contender)) {
                 let contender = guest.contender;
-                let outcome = workloads::measure(&self.lab, guest, workload, self.options.seconds);
-                let figures = outcome.map(|Outcome { figures, dropped }| {
+                let (lab, programs) = (&self.lab, &self.programs);
+                let seconds = self.options.seconds;
+                let outcome = workloads::measure(lab, programs, guest, workload, seconds);
+                let figures = outcome.map(|Outcome { figures, dropped, lacking }| {
+                    if let Some(why) = lacking {
+                        self.tell_missing(round, workload, contender, why);
+                    }
                     if dropped > 0 {
                         let (workload, frames) = (workload.id(), dropped);
                         self.results.dropped.push(Dropped { contender, workload, round, frames });
@@ -391,10 +400,20 @@ impl Run<'_> {
                     self.results.add(&row, contender, value);
                 }
             }
-            Err(Failure(why)) => {
-                eprintln!("round {round}  {id:<16} {name:<12} no figure: {why}");
-                self.results.missing.push(Missing { contender, workload: id, round, why });
-            }
+            Err(why) => self.tell_missing(round, workload, contender, why),
         }
+    }
+
+    /// Keeps why a cell, or a part of it, gave nothing.
+    fn tell_missing(
+        &mut self,
+        round: u32,
+        workload: Workload,
+        contender: Contender,
+        Failure(why): Failure,
+    ) {
+        let (workload, name) = (workload.id(), contender.name());
+        eprintln!("round {round}  {workload:<16} {name:<12} no figure: {why}");
+        self.results.missing.push(Missing { contender, workload, round, why });
     }
 }

@@ -56,7 +56,7 @@ const fn row(
 }
 
 /// All rows, in the order of the table. "up" is guest → server, "down" server → guest.
-pub const ROWS: [Row; 79] = {
+pub const ROWS: [Row; 85] = {
     use Better::{Less, More};
     [
         row("tcp-up-65520", "TCP up, 1 stream, MTU 65520", "Gbit/s", More, 2),
@@ -94,9 +94,15 @@ pub const ROWS: [Row; 79] = {
         row("idle/rss", "resident, idle", "MB", Less, 2),
         row("idle/anon", "  of it anonymous", "MB", Less, 2),
         row("idle/wakeups", "wake-ups, idle", "per s", Less, 2),
-        row("conns/rss", "resident, 10,000 idle connections", "MB", Less, 1),
-        row("conns/cpu", "CPU, 10,000 idle connections", "% core", Less, 1),
-        row("conns/wakeups", "wake-ups, 10,000 idle connections", "per s", Less, 2),
+        row("conns-10k/rss", "resident, 10,000 idle connections", "MB", Less, 1),
+        row("conns-10k/cpu", "CPU, 10,000 idle connections", "% core", Less, 1),
+        row("conns-10k/wakeups", "wake-ups, 10,000 idle connections", "per s", Less, 2),
+        row("conns-100k/rss", "resident, 100,000 idle connections", "MB", Less, 1),
+        row("conns-100k/cpu", "CPU, 100,000 idle connections", "% core", Less, 1),
+        row("conns-100k/wakeups", "wake-ups, 100,000 idle connections", "per s", Less, 2),
+        row("conns-100k/rate-100", "new connections, 100 others open", "conn/s", More, 0),
+        row("conns-100k/rate-10k", "new connections, 10,000 others open", "conn/s", More, 0),
+        row("conns-100k/rate-100k", "new connections, 100,000 others open", "conn/s", More, 0),
         row("start", "start to first instruction", "ms", Less, 1),
         row("start/total", "start to end of the command", "ms", Less, 1),
         row("published-up", "published TCP up, 1 stream", "Gbit/s", More, 2),
@@ -372,11 +378,12 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
     }
 
     for (id, limit) in [
-        ("conns/rss", 40.0),
-        ("conns/cpu", 0.0),
-        ("idle/rss", 6.0),
+        ("conns-10k/rss", 40.0),
+        ("conns-10k/cpu", 0.0),
+        ("conns-100k/rss", 150.0),
+        ("idle/rss", 5.0),
         ("idle/wakeups", 0.0),
-        ("start", 15.0),
+        ("start", 8.0),
         ("publish-add", 2.0),
         ("published-ports", 1000.0),
     ] {
@@ -391,6 +398,7 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
             met: value.map(|v| v <= limit),
         });
     }
+    list.push(crowd_rate(results));
     list.extend(results.wan.criterion());
     let seen = results.seen.get(&Contender::Tapway);
     list.push(Criterion {
@@ -417,6 +425,20 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
         met: measured_tapway.then_some(drops == 0),
     });
     list
+}
+
+/// The part of the rate of new connections that is left when 100,000 are open.
+const LEFT: f64 = 0.8;
+
+fn crowd_rate(results: &Results) -> Criterion {
+    let rate = |open| results.median_of(&format!("conns-100k/rate-{open}"), Contender::Tapway);
+    let left = rate("100k").zip(rate("100")).map(|(many, few)| many / few);
+    Criterion {
+        what: "new connections, 100,000 others open".into(),
+        required: format!("≥ {LEFT} × with 100 open"),
+        measured: left.map_or("not measured".into(), |left| format!("{left:.2} ×")),
+        met: left.map(|left| left >= LEFT),
+    }
 }
 
 /// The whole report as text.

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::base::{Failure, Process, Usage, output_of, pause, read_line};
 use crate::contenders::{Contender, Guest, Programs, run_args};
+use crate::crowd;
 use crate::engines::{Engine, Load, Ports};
 use crate::lab::{Lab, Namespace, SERVER};
 use crate::published::{self, Published};
@@ -68,6 +69,8 @@ pub enum Workload {
     PingPong,
     /// 10,000 connections that are open and silent.
     Connections,
+    /// As many as 100,000, and others that come and go.
+    Crowd,
     /// From the start of the helper to the first instruction of the command inside.
     Start,
     /// iperf3 with one stream between a client outside and a published port.
@@ -84,7 +87,7 @@ pub enum Workload {
 
 impl Workload {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Workload; 39] = [
+    pub const ALL: [Workload; 40] = [
         Workload::PublishedPorts,
         Workload::Idle,
         Workload::Tcp { way: Way::Up, streams: 1, mtu: MTU },
@@ -109,6 +112,7 @@ impl Workload {
         Workload::PublishedRate,
         Workload::PublishAdd,
         Workload::Connections,
+        Workload::Crowd,
         Workload::Start,
         Workload::Engine(Engine::Podman, Load::Up),
         Workload::Engine(Engine::Podman, Load::Down),
@@ -148,7 +152,8 @@ impl Workload {
             Self::ConnectionEach => "http-close".into(),
             Self::PingPong => "latency".into(),
             Self::Idle => "idle".into(),
-            Self::Connections => "conns".into(),
+            Self::Connections => "conns-10k".into(),
+            Self::Crowd => "conns-100k".into(),
             Self::Start => "start".into(),
             Self::Published { way } => format!("published-{}", way.name()),
             Self::PublishedRate => "published-rate".into(),
@@ -160,13 +165,19 @@ impl Workload {
 
     /// Whether one round is enough: it informs, or it hardly varies and takes long.
     pub fn once(self) -> bool {
-        matches!(self, Self::Connections | Self::Tcp { streams: 4, .. } | Self::PublishedPorts)
+        let is_bulk = matches!(self, Self::Tcp { streams: 4, .. });
+        is_bulk || matches!(self, Self::Connections | Self::Crowd | Self::PublishedPorts)
     }
 
     /// Whether `contender` can do it: where the kernel does the work there is no helper to watch.
     pub fn suits(self, contender: Contender) -> bool {
         match self {
             Self::Idle | Self::Connections => contender.is_rootless(),
+            // What slirp4netns does for a packet grows with its connections, and the bridge would
+            // measure connection tracking; direct is what the kernel itself takes.
+            Self::Crowd => {
+                matches!(contender, Contender::Direct | Contender::Pasta | Contender::Tapway)
+            }
             // slirp4netns and the bridge have no way to run a command; direct is the floor.
             Self::Start => !matches!(contender, Contender::Bridge | Contender::Slirp4netns),
             // pasta is told all its ports at the start; what the kernel does, `nft` is told.
@@ -192,12 +203,14 @@ pub type Figure = (String, f64);
 
 /// What one cell gave.
 #[derive(Debug, Default)]
-struct Cell {
-    figures: Vec<Figure>,
+pub struct Cell {
+    pub figures: Vec<Figure>,
     /// Payload that must have crossed the guest's device towards the server, in bytes.
-    sent: u64,
+    pub sent: u64,
     /// The same towards the guest.
-    received: u64,
+    pub received: u64,
+    /// Why some figures of the cell could not be had.
+    pub lacking: Option<Failure>,
 }
 
 /// A cell that was measured.
@@ -206,6 +219,8 @@ pub struct Outcome {
     pub figures: Vec<Figure>,
     /// Frames that the device dropped meanwhile.
     pub dropped: u64,
+    /// Why some figures of the cell could not be had.
+    pub lacking: Option<Failure>,
 }
 
 /// Runs `workload` through `guest` for `seconds`.
@@ -215,6 +230,7 @@ pub struct Outcome {
 /// of something else, and the cell fails.
 pub fn measure(
     lab: &Lab,
+    programs: &Programs,
     guest: &mut Guest,
     workload: Workload,
     seconds: u32,
@@ -241,6 +257,7 @@ pub fn measure(
         }
         Workload::PingPong => ping_pong(lab, guest, seconds),
         Workload::Connections => connections(lab, guest, seconds),
+        Workload::Crowd => crowd::cell(lab, programs, guest, seconds),
         Workload::Idle
         | Workload::Start
         | Workload::PublishedPorts
@@ -288,7 +305,7 @@ pub fn measure(
     // fast that is; what did not fit is not counted.
     let overrun = matches!(workload, Workload::Udp { .. } | Workload::Quic { .. });
     let dropped = if overrun { 0 } else { moved.dropped() };
-    Ok(Outcome { figures: cell.figures, dropped })
+    Ok(Outcome { figures: cell.figures, dropped, lacking: cell.lacking })
 }
 
 /// More bytes than any helper can carry in less than one tick of processor time.
@@ -323,7 +340,7 @@ impl<'a> Ends<'a> {
     fn cell(&self, figures: Vec<Figure>, to_server: u64, to_client: u64) -> Cell {
         let (sent, received) =
             if self.inward { (to_client, to_server) } else { (to_server, to_client) };
-        Cell { figures, sent, received }
+        Cell { figures, sent, received, lacking: None }
     }
 }
 
@@ -464,7 +481,7 @@ fn ping_pong(lab: &Lab, guest: &Guest, seconds: u32) -> Result<Cell, Failure> {
     };
     let bytes = messages * BYTES;
     let figures = vec![(String::new(), average), ("/p99".into(), p99)];
-    Ok(Cell { figures, sent: bytes, received: bytes })
+    Ok(Cell { figures, sent: bytes, received: bytes, lacking: None })
 }
 
 /// Opens the connections one after the other, lets them be silent, and proves them open afterwards.
@@ -494,22 +511,27 @@ fn connections(lab: &Lab, guest: &Guest, seconds: u32) -> Result<Cell, Failure> 
         let _ = stderr.read_to_string(&mut why);
         return Err(Failure(why.trim().trim_start_matches("e2e: ").to_owned()));
     }
-    settle(lab, std::slice::from_ref(&guest));
-    let interval = watch(&[guest], seconds);
+    let figures = while_idle(lab, guest, seconds);
     writeln!(stdin, "go").map_err(|e| Failure::because("ask the client", e))?;
     let alive = read_line(&mut answers)?;
     if alive != count {
         return Err(Failure(format!("only {alive} of {count} idle connections stayed open")));
     }
-    let figures = interval.into_iter().flat_map(|(_, interval)| {
+    // One byte of greeting for each.
+    Ok(Cell { figures, received: IDLE_CONNECTIONS as u64, ..Cell::default() })
+}
+
+/// What the helper holds and uses while its connections are silent; nothing without a helper.
+pub fn while_idle(lab: &Lab, guest: &Guest, seconds: u32) -> Vec<Figure> {
+    settle(lab, &[guest]);
+    let figures = watch(&[guest], seconds).into_iter().flat_map(|(_, interval)| {
         [
             ("/rss".into(), interval.resident_mb),
             ("/cpu".into(), interval.cpu_percent),
             ("/wakeups".into(), interval.wakeups_per_second),
         ]
     });
-    // One byte of greeting for each.
-    Ok(Cell { figures: figures.collect(), sent: 0, received: IDLE_CONNECTIONS as u64 })
+    figures.collect()
 }
 
 /// Measures all helpers at once while nothing happens; they hardly disturb each other.

@@ -73,8 +73,8 @@ fn two_numbers(report: &str) -> Result<[u64; 2], Failure> {
 fn one_way(way: Way, value: f64, bytes: u64) -> Cell {
     let figures = vec![(String::new(), value)];
     match way {
-        Way::Up => Cell { figures, sent: bytes, received: 0 },
-        Way::Down => Cell { figures, sent: 0, received: bytes },
+        Way::Up => Cell { figures, sent: bytes, ..Cell::default() },
+        Way::Down => Cell { figures, received: bytes, ..Cell::default() },
     }
 }
 
