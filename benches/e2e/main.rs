@@ -48,6 +48,7 @@ mod agent;
 mod base;
 mod chart;
 mod contenders;
+mod criteria;
 mod crowd;
 mod datagrams;
 mod engines;
@@ -69,12 +70,13 @@ use clap::Parser;
 
 use crate::base::Failure;
 use crate::contenders::{Contender, Guest, Programs};
+use crate::criteria::criteria;
 use crate::engines::{Engine, Engines, Load, Ports};
 use crate::keeper::{Entered, Premises};
 use crate::lab::Lab;
 use crate::machine::Machine;
 use crate::published::Published;
-use crate::report::{Dropped, Missing, Results, criteria};
+use crate::report::{Dropped, Missing, Results};
 use crate::wan::Extent;
 use crate::workloads::{Figure, MTU, Outcome, SMALL_MTU, Workload};
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::contenders::Contender;
-use crate::report::{Criterion, median};
+use crate::criteria::Criterion;
+use crate::report::median;
 use crate::workloads::Way;
 
 /// Round trips of the warm-up: slow start from ten segments is past 14 MB then, more than any
