@@ -6,7 +6,6 @@
 use std::net::IpAddr;
 
 use crate::contenders::Contender;
-use crate::engines::Engine;
 use crate::lab::SERVER;
 use crate::report::{Better, ROWS, Results, Row};
 
@@ -24,89 +23,142 @@ pub struct Criterion {
 /// helper against itself differ by up to this factor.
 const NOT_SLOWER: f64 = 1.05;
 
+/// What a figure of tapway is measured against, in the same run.
+#[derive(Debug, Clone, Copy)]
+enum Against {
+    One(Contender),
+    /// The better of the rootless peers.
+    Peer,
+    /// The better of those peers whose published ports keep the client's address.
+    KeepingPeer,
+}
+
+use Against::{KeepingPeer, One, Peer};
+use Better::{Less, More};
+
+const DIRECT: Against = One(Contender::Direct);
+const BRIDGE: Against = One(Contender::Bridge);
+const SLIRP: Against = One(Contender::Slirp4netns);
+
+/// Ratios: the row, at least or at most, how much, of whose figure. A row that a run does not know
+/// is left out.
+const FACTORS: [(&str, Better, f64, Against); 47] = [
+    ("tcp-up-65520", More, 0.8, BRIDGE),
+    ("tcp-up-65520", More, 3.0, SLIRP),
+    ("tcp-down-65520", More, 0.8, BRIDGE),
+    ("tcp-down-65520", More, 3.0, SLIRP),
+    ("tcp-up-1500", More, 0.8, BRIDGE),
+    ("tcp-up-1500", More, 6.0, Peer),
+    ("tcp-down-1500", More, 0.8, BRIDGE),
+    ("tcp-down-1500", More, 6.0, Peer),
+    ("tcp4-up-65520", More, 1.0, BRIDGE),
+    ("tcp4-up-65520", More, 2.5, Peer),
+    ("tcp4-down-65520", More, 1.0, BRIDGE),
+    ("tcp4-down-65520", More, 2.5, Peer),
+    ("tcp-up-65520/cpu", Less, 0.5, Peer),
+    ("tcp-down-65520/cpu", Less, 0.5, Peer),
+    ("tcp-up-1500/cpu", Less, 0.5, Peer),
+    ("tcp-down-1500/cpu", Less, 0.5, Peer),
+    ("udp-gso-up", More, 3.0, Peer),
+    ("udp-gso-down", More, 3.0, Peer),
+    ("udp-1400-up", More, 1.5, Peer),
+    ("udp-1400-down", More, 1.5, Peer),
+    ("udp-small-up", More, 1.5, Peer),
+    ("udp-small-down", More, 1.5, Peer),
+    ("quic-up", More, 0.7, DIRECT),
+    ("quic-down", More, 0.7, DIRECT),
+    ("http-keepalive", More, 0.95, BRIDGE),
+    ("http-keepalive/p99", Less, 1.3, BRIDGE),
+    ("http-close", More, 0.7, BRIDGE),
+    ("http-close", More, 2.0, Peer),
+    ("latency", Less, 1.3, BRIDGE),
+    ("latency-udp", Less, 1.3, BRIDGE),
+    ("published-up", More, 0.9, BRIDGE),
+    ("published-up", More, 1.0, Peer),
+    ("published-up", More, 1.5, KeepingPeer),
+    ("published-down", More, 0.9, BRIDGE),
+    ("published-down", More, 1.0, Peer),
+    ("published-down", More, 1.5, KeepingPeer),
+    ("published-rate", More, 2.0, Peer),
+    ("podman-up", More, 3.0, SLIRP),
+    ("podman-down", More, 3.0, SLIRP),
+    ("podman-rate", More, 2.0, SLIRP),
+    ("podman-start", Less, NOT_SLOWER, SLIRP),
+    ("rootlesskit-up", More, 3.0, SLIRP),
+    ("rootlesskit-down", More, 3.0, SLIRP),
+    ("rootlesskit-rate", More, 2.0, SLIRP),
+    ("rootlesskit-start", Less, NOT_SLOWER, SLIRP),
+    ("podman5-rate", More, 2.0, One(Contender::Pasta)),
+    ("podman5-start", Less, NOT_SLOWER, One(Contender::Pasta)),
+];
+
+/// Limits: the row, and the most that it may be in the row's unit.
+const LIMITS: [(&str, f64); 8] = [
+    ("conns-10k/rss", 40.0),
+    ("conns-10k/cpu", 0.0),
+    ("conns-100k/rss", 150.0),
+    ("idle/rss", 5.0),
+    ("idle/wakeups", 0.0),
+    ("start", 8.0),
+    ("publish-add", 2.0),
+    ("published-ports", 1000.0),
+];
+
+impl Against {
+    fn name(self) -> &'static str {
+        match self {
+            One(contender) => contender.name(),
+            Peer => "the better peer",
+            KeepingPeer => "the better peer that keeps the address",
+        }
+    }
+
+    fn figure(self, results: &Results, row: &Row) -> Option<f64> {
+        match self {
+            One(contender) => results.median_of(row.id, contender),
+            Peer => results.best_peer(row),
+            KeepingPeer => results.best_keeping_peer(row),
+        }
+    }
+}
+
+fn factor(
+    results: &Results,
+    row: &Row,
+    (sign, limit, against): (Better, f64, Against),
+) -> Criterion {
+    let ratio = results.ratio(row, against.figure(results, row));
+    let mark = if sign == More { "≥" } else { "≤" };
+    Criterion {
+        what: row.name(),
+        required: format!("{mark} {limit} × {}", against.name()),
+        measured: ratio.map_or(NOT_MEASURED.into(), |r| format!("{r:.2} ×")),
+        met: ratio.map(|r| if sign == More { r >= limit } else { r <= limit }),
+    }
+}
+
+fn limit(results: &Results, row: &Row, limit: f64) -> Criterion {
+    let value = results.median_of(row.id, Contender::Tapway);
+    Criterion {
+        what: row.name(),
+        required: format!("≤ {limit} {}", row.unit),
+        measured: value.map_or(NOT_MEASURED.into(), |v| format!("{} {}", row.figure(v), row.unit)),
+        met: value.map(|v| v <= limit),
+    }
+}
+
+const NOT_MEASURED: &str = "not measured";
+
 /// The promises of the project about speed and memory, judged by `results`.
 pub fn criteria(results: &Results) -> Vec<Criterion> {
     let of = |id: &str, contender| results.median_of(id, contender);
     let find = |id: &str| ROWS.iter().find(|row| row.id == id);
     let mut list = Vec::new();
-    let mut factor = |id: &str, sign: Better, limit: f64, over: &str, other: Option<f64>| {
-        let Some(row) = find(id) else { return };
-        let ratio = results.ratio(row, other);
-        list.push(Criterion {
-            what: row.label.to_owned(),
-            required: format!("{} {limit} × {over}", if sign == Better::More { "≥" } else { "≤" }),
-            measured: ratio.map_or("not measured".into(), |r| format!("{r:.2} ×")),
-            met: ratio.map(|r| if sign == Better::More { r >= limit } else { r <= limit }),
-        });
-    };
-    for mtu in ["65520", "1500"] {
-        for way in ["up", "down"] {
-            let id = format!("tcp-{way}-{mtu}");
-            if mtu == "65520" {
-                let slirp = of(&id, Contender::Slirp4netns);
-                factor(&id, Better::More, 3.0, "slirp4netns", slirp);
-            } else {
-                let peer = find(&id).and_then(|row| results.best_peer(row));
-                factor(&id, Better::More, 6.0, "the better peer", peer);
-            }
-            factor(&id, Better::More, 0.6, "bridge", of(&id, Contender::Bridge));
-        }
+    for (id, sign, much, against) in FACTORS {
+        list.extend(find(id).map(|row| factor(results, row, (sign, much, against))));
     }
-    for (kind, limit) in [("gso", 3.0), ("1400", 1.5), ("small", 1.5)] {
-        for way in ["up", "down"] {
-            let id = format!("udp-{kind}-{way}");
-            let peer = find(&id).and_then(|row| results.best_peer(row));
-            factor(&id, Better::More, limit, "the better peer", peer);
-        }
-    }
-    for id in ["quic-up", "quic-down"] {
-        factor(id, Better::More, 0.7, "direct", of(id, Contender::Direct));
-    }
-    let bridge = |id: &str| of(id, Contender::Bridge);
-    factor("http-keepalive", Better::More, 0.85, "bridge", bridge("http-keepalive"));
-    let peer = find("http-close").and_then(|row| results.best_peer(row));
-    factor("http-close", Better::More, 2.0, "the better peer", peer);
-    factor("latency", Better::Less, 1.6, "bridge", bridge("latency"));
-    for id in ["published-up", "published-down"] {
-        factor(id, Better::More, 0.6, "bridge", bridge(id));
-        let peer = find(id).and_then(|row| results.best_keeping_peer(row));
-        factor(id, Better::More, 1.5, "the better peer that keeps the address", peer);
-    }
-    let peer = find("published-rate").and_then(|row| results.best_peer(row));
-    factor("published-rate", Better::More, 2.0, "the better peer", peer);
-    for engine in Engine::ALL {
-        let (name, peer) = (engine.name(), engine.peer());
-        let mut promise = |load: &str, sign, limit| {
-            let id = format!("{name}-{load}");
-            factor(&id, sign, limit, peer.name(), of(&id, peer));
-        };
-        if peer == Contender::Slirp4netns {
-            promise("up", Better::More, 3.0);
-            promise("down", Better::More, 3.0);
-        }
-        promise("rate", Better::More, 2.0);
-        promise("start", Better::Less, NOT_SLOWER);
-    }
-
-    for (id, limit) in [
-        ("conns-10k/rss", 40.0),
-        ("conns-10k/cpu", 0.0),
-        ("conns-100k/rss", 150.0),
-        ("idle/rss", 5.0),
-        ("idle/wakeups", 0.0),
-        ("start", 8.0),
-        ("publish-add", 2.0),
-        ("published-ports", 1000.0),
-    ] {
-        let Some(row) = find(id) else { continue };
-        let value = of(id, Contender::Tapway);
-        list.push(Criterion {
-            what: row.label.to_owned(),
-            required: format!("≤ {limit} {}", row.unit),
-            measured: value
-                .map_or("not measured".into(), |v| format!("{} {}", row.figure(v), row.unit)),
-            met: value.map(|v| v <= limit),
-        });
+    for (id, most) in LIMITS {
+        list.extend(find(id).map(|row| limit(results, row, most)));
     }
     list.push(crowd_rate(results));
     list.extend(results.wan.criterion());
@@ -114,7 +166,7 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
     list.push(Criterion {
         what: "client of a published port, seen in the guest".into(),
         required: SERVER.to_string(),
-        measured: seen.map_or("not measured".into(), IpAddr::to_string),
+        measured: seen.map_or(NOT_MEASURED.into(), IpAddr::to_string),
         met: results.keeps_address(Contender::Tapway),
     });
     // Starting commands and opening ports move nothing that could be dropped.
@@ -131,7 +183,7 @@ pub fn criteria(results: &Results) -> Vec<Criterion> {
     list.push(Criterion {
         what: "frames dropped on the TAP".into(),
         required: "0".into(),
-        measured: if measured_tapway { drops.to_string() } else { "not measured".into() },
+        measured: if measured_tapway { drops.to_string() } else { NOT_MEASURED.into() },
         met: measured_tapway.then_some(drops == 0),
     });
     list
@@ -146,7 +198,7 @@ fn crowd_rate(results: &Results) -> Criterion {
     Criterion {
         what: "new connections, 100,000 others open".into(),
         required: format!("≥ {LEFT} × with 100 open"),
-        measured: left.map_or("not measured".into(), |left| format!("{left:.2} ×")),
+        measured: left.map_or(NOT_MEASURED.into(), |left| format!("{left:.2} ×")),
         met: left.map(|left| left >= LEFT),
     }
 }

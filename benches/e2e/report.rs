@@ -37,6 +37,17 @@ impl Row {
         format!("{value:.digits$}", digits = self.digits)
     }
 
+    /// What it is about, outside the table: there, a row that begins with spaces belongs to one
+    /// above it.
+    pub fn name(&self) -> String {
+        let owner = self.id.split('/').next().unwrap_or_default();
+        let owner = ROWS.iter().find(|row| row.id.split('/').next() == Some(owner));
+        match (self.label.strip_prefix("  "), owner) {
+            (Some(own), Some(owner)) => format!("{}: {own}", owner.label),
+            _ => self.label.to_owned(),
+        }
+    }
+
     /// Whether it is about traffic from clients to a published port.
     fn has_clients(&self) -> bool {
         ["published-up", "published-down", "published-rate"]
