@@ -86,7 +86,7 @@ impl Lab {
             &WHOAMI_PORT.to_string(),
         ]))?;
         let lab = Lab { dir, account, agent, ext, hosts: lab_hosts, _whoami: whoami };
-        wait_listening(&lab.ext, WHOAMI_PORT)?;
+        wait_listening(&lab.ext, Transport::Tcp, WHOAMI_PORT)?;
         Ok(lab)
     }
 
@@ -99,9 +99,22 @@ impl Lab {
         port: u16,
         log: &str,
     ) -> Result<Process, Failure> {
+        self.serve_over(Transport::Tcp, net, program, args, port, log)
+    }
+
+    /// The same with a port of either transport.
+    pub fn serve_over(
+        &self,
+        over: Transport,
+        net: &Namespace,
+        program: &str,
+        args: &[&str],
+        port: u16,
+        log: &str,
+    ) -> Result<Process, Failure> {
         let mut command = self.as_user(net, Path::new(program));
         let mut server = Process::start(self.logged(command.args(args), log)?)?;
-        wait_listening(net, port).map_err(|e| match server.ended() {
+        wait_listening(net, over, port).map_err(|e| match server.ended() {
             Some(status) => Failure(format!("{program} ended with {status}{}", self.tail(log))),
             None => e,
         })?;
@@ -175,11 +188,18 @@ impl Host {
     }
 }
 
-fn wait_listening(net: &Namespace, port: u16) -> Result<(), Failure> {
-    if wait_until(Duration::from_secs(5), || net.listening().contains(&port)) {
+fn wait_listening(net: &Namespace, over: Transport, port: u16) -> Result<(), Failure> {
+    if wait_until(Duration::from_secs(5), || net.listening_over(over).contains(&port)) {
         return Ok(());
     }
     Err(Failure(format!("no server on port {port} within 5 s")))
+}
+
+/// Where a port number belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    Tcp,
+    Udp,
 }
 
 /// A network namespace.
@@ -244,17 +264,26 @@ impl Namespace {
         Ok(text.trim().to_owned())
     }
 
-    /// The TCP ports that are listened on, by proc_net_tcp(5): the client's view would cost the
-    /// server a connection, and some servers here serve only one.
+    /// The TCP ports that are listened on.
     pub fn listening(&self) -> BTreeSet<u16> {
-        const LISTEN: &str = "0A";
+        self.listening_over(Transport::Tcp)
+    }
+
+    /// The ports that are listened on, by proc_net_tcp(5): the client's view would cost the
+    /// server a connection, and some servers here serve only one.
+    fn listening_over(&self, over: Transport) -> BTreeSet<u16> {
+        // States of linux/tcp_states.h: a UDP socket that has no peer is as one that is closed.
+        let (tables, state) = match over {
+            Transport::Tcp => (["tcp", "tcp6"], "0A"),
+            Transport::Udp => (["udp", "udp6"], "07"),
+        };
         let port = |line: &str| {
             let fields: Vec<&str> = line.split_whitespace().collect();
             let (_, port) = fields.get(1)?.rsplit_once(':')?;
-            (fields.get(3) == Some(&LISTEN)).then(|| u16::from_str_radix(port, 16).ok())?
+            (fields.get(3) == Some(&state)).then(|| u16::from_str_radix(port, 16).ok())?
         };
         let mut ports = BTreeSet::new();
-        for table in ["tcp", "tcp6"] {
+        for table in tables {
             let path = format!("/proc/{}/net/{table}", self.pid());
             let text = fs::read_to_string(path).unwrap_or_default();
             ports.extend(text.lines().filter_map(port));

@@ -67,7 +67,7 @@ const fn row(
 }
 
 /// All rows, in the order of the table. "up" is guest → server, "down" server → guest.
-pub const ROWS: [Row; 85] = {
+pub const ROWS: [Row; 93] = {
     use Better::{Less, More};
     [
         row("tcp-up-65520", "TCP up, 1 stream, MTU 65520", "Gbit/s", More, 2),
@@ -102,6 +102,14 @@ pub const ROWS: [Row; 85] = {
         row("http-close/p99", "  its 99th percentile", "ms", Less, 2),
         row("latency", "TCP ping-pong 64 B, one way, mean", "µs", Less, 1),
         row("latency/p99", "  its 99th percentile", "µs", Less, 1),
+        row("latency-udp", "UDP ping-pong 64 B, one way, mean", "µs", Less, 1),
+        row("latency-udp/p99", "  its 99th percentile", "µs", Less, 1),
+        row("latency-busy", "TCP ping-pong beside a stream, median", "µs", Less, 1),
+        row("latency-busy/p99", "  its 99th percentile", "µs", Less, 1),
+        row("latency-busy/stream", "  the stream meanwhile", "Gbit/s", More, 2),
+        row("latency-udp-busy", "UDP ping-pong beside a stream, median", "µs", Less, 1),
+        row("latency-udp-busy/p99", "  its 99th percentile", "µs", Less, 1),
+        row("latency-udp-busy/stream", "  the stream meanwhile", "Gbit/s", More, 2),
         row("idle/rss", "resident, idle", "MB", Less, 2),
         row("idle/anon", "  of it anonymous", "MB", Less, 2),
         row("idle/wakeups", "wake-ups, idle", "per s", Less, 2),

@@ -4,6 +4,7 @@
 //! sockperf), so that anyone can repeat a cell by hand. Servers are started for the cell: a
 //! client that had to be ended early cannot leave one behind that refuses the next.
 
+mod ping;
 mod udp;
 
 use std::fs;
@@ -19,7 +20,7 @@ use crate::base::{Failure, Process, Usage, output_of, pause, read_line};
 use crate::contenders::{Contender, Guest, Programs, run_args};
 use crate::crowd;
 use crate::engines::{Engine, Load, Ports};
-use crate::lab::{Lab, Namespace, SERVER};
+use crate::lab::{Lab, Namespace, SERVER, Transport};
 use crate::published::{self, Published};
 use crate::report::median;
 
@@ -65,8 +66,8 @@ pub enum Workload {
     KeepAlive,
     /// wrk on 32 connections at a time, a new one for each request.
     ConnectionEach,
-    /// sockperf ping-pong with 64 bytes.
-    PingPong,
+    /// sockperf ping-pong with 64 bytes, alone or beside one stream from the guest.
+    PingPong { over: Transport, beside_stream: bool },
     /// 10,000 connections that are open and silent.
     Connections,
     /// As many as 100,000, and others that come and go.
@@ -87,7 +88,7 @@ pub enum Workload {
 
 impl Workload {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Workload; 40] = [
+    pub const ALL: [Workload; 43] = [
         Workload::PublishedPorts,
         Workload::Idle,
         Workload::Tcp { way: Way::Up, streams: 1, mtu: MTU },
@@ -104,7 +105,10 @@ impl Workload {
         Workload::Quic { way: Way::Down },
         Workload::KeepAlive,
         Workload::ConnectionEach,
-        Workload::PingPong,
+        Workload::PingPong { over: Transport::Tcp, beside_stream: false },
+        Workload::PingPong { over: Transport::Udp, beside_stream: false },
+        Workload::PingPong { over: Transport::Tcp, beside_stream: true },
+        Workload::PingPong { over: Transport::Udp, beside_stream: true },
         Workload::Tcp { way: Way::Up, streams: 1, mtu: SMALL_MTU },
         Workload::Tcp { way: Way::Down, streams: 1, mtu: SMALL_MTU },
         Workload::Published { way: Way::Up },
@@ -150,7 +154,10 @@ impl Workload {
             Self::Quic { way } => format!("quic-{}", way.name()),
             Self::KeepAlive => "http-keepalive".into(),
             Self::ConnectionEach => "http-close".into(),
-            Self::PingPong => "latency".into(),
+            Self::PingPong { over, beside_stream } => {
+                let over = if over == Transport::Udp { "-udp" } else { "" };
+                format!("latency{over}{}", if beside_stream { "-busy" } else { "" })
+            }
             Self::Idle => "idle".into(),
             Self::Connections => "conns-10k".into(),
             Self::Crowd => "conns-100k".into(),
@@ -255,7 +262,10 @@ pub fn measure(
         Workload::PublishAdd => {
             published::add(lab, guest).map(|figures| Cell { figures, ..Cell::default() })
         }
-        Workload::PingPong => ping_pong(lab, guest, seconds),
+        Workload::PingPong { over, beside_stream: false } => ping::alone(lab, guest, over, seconds),
+        Workload::PingPong { over, beside_stream: true } => {
+            ping::beside_stream(lab, guest, over, seconds)
+        }
         Workload::Connections => connections(lab, guest, seconds),
         Workload::Crowd => crowd::cell(lab, programs, guest, seconds),
         Workload::Idle
@@ -456,32 +466,6 @@ fn milliseconds(text: &str) -> Option<f64> {
         _ => return None,
     };
     Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * factor)
-}
-
-/// sockperf's figures are half of a round trip, in microseconds.
-fn ping_pong(lab: &Lab, guest: &Guest, seconds: u32) -> Result<Cell, Failure> {
-    const BYTES: u64 = 64;
-    let (ip, time, bytes) = (SERVER.to_string(), seconds.to_string(), BYTES.to_string());
-    let options = ["server", "--tcp", "-i", &ip, "-p", "11111"];
-    let _server = lab.serve(&lab.ext, "sockperf", &options, 11111, "sockperf.log")?;
-    let report = client(
-        lab,
-        guest.net(lab),
-        seconds,
-        &["sockperf", "ping-pong", "--tcp", "-i", &ip, "-p", "11111", "-t", &time, "-m", &bytes],
-    )?;
-    let number = |label: &str| after(&report, label).and_then(|w| w.parse::<f64>().ok());
-    let average = after(&report, "avg-latency=").or(after(&report, "avg-lat="));
-    let average = average.and_then(|w| w.parse::<f64>().ok());
-    let p99 = number("percentile 99.000 =");
-    let messages = after(&report, "ReceivedMessages=")
-        .and_then(|w| w.trim_end_matches([';', ']']).parse::<u64>().ok());
-    let (Some(average), Some(p99), Some(messages)) = (average, p99, messages) else {
-        return Err(Failure::because("sockperf's report", report.trim()));
-    };
-    let bytes = messages * BYTES;
-    let figures = vec![(String::new(), average), ("/p99".into(), p99)];
-    Ok(Cell { figures, sent: bytes, received: bytes, lacking: None })
 }
 
 /// Opens the connections one after the other, lets them be silent, and proves them open afterwards.
