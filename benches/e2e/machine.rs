@@ -17,6 +17,8 @@ pub struct Machine {
     /// Name and value, in the order of the report.
     facts: Vec<(&'static str, String)>,
     programs: Value,
+    /// Name and version of each program, short.
+    versions: Vec<String>,
 }
 
 impl Machine {
@@ -33,7 +35,11 @@ impl Machine {
         ];
         facts.extend(engines.facts.iter().cloned());
         let mut list = serde_json::Map::new();
+        let mut versions = Vec::new();
         for (contender, program) in &programs.0 {
+            // Of a package the version is the last word; of what says its own, too.
+            let last = program.version.split_whitespace().last().unwrap_or("of no version");
+            versions.push(format!("{} {last}", contender.name()));
             let path = program.path.display().to_string();
             let text = format!("{path}: {} (sha256 {}…)", program.version, program.digest);
             facts.push((contender.name(), text));
@@ -41,7 +47,7 @@ impl Machine {
                 json!({ "path": path, "version": program.version, "sha256": program.digest });
             list.insert(contender.name().to_owned(), entry);
         }
-        Machine { facts, programs: Value::Object(list) }
+        Machine { facts, programs: Value::Object(list), versions }
     }
 
     /// One fact per line.
@@ -52,12 +58,18 @@ impl Machine {
         })
     }
 
-    /// In one line, for the foot of the chart.
-    pub fn line(&self) -> String {
+    /// The machine and the settings, and what was compared, in a line each.
+    pub fn lines(&self) -> [String; 2] {
         let of = |name: &str| {
             self.facts.iter().find(|(n, _)| *n == name).map_or("", |(_, value)| value.as_str())
         };
-        format!("Linux {}, {}; {}", of("kernel"), of("processor"), of("settings"))
+        let (kernel, control) = (of("kernel"), of("congestion control"));
+        let machine = format!(
+            "{}, Linux {kernel}; congestion control: {control}; {}.",
+            of("processor"),
+            of("settings")
+        );
+        [machine, self.versions.join(", ") + "."]
     }
 
     /// All facts and the programs.
@@ -89,6 +101,9 @@ fn congestion_control(lab: &Lab) -> String {
     let [server, host, guest] =
         [of(Some(&lab.ext)), of(lab.hosts.first().map(|h| &h.net)), of(guest.as_ref())]
             .map(|name| name.unwrap_or_else(|| "unknown".into()));
+    if server == host && host == guest {
+        return server;
+    }
     format!("server {server}, host {host}, guest {guest}")
 }
 

@@ -52,6 +52,7 @@ mod criteria;
 mod crowd;
 mod datagrams;
 mod engines;
+mod figures;
 mod keeper;
 mod lab;
 mod machine;
@@ -67,6 +68,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tapway::sys::clock;
 
 use crate::base::Failure;
 use crate::contenders::{Contender, Guest, Programs};
@@ -97,8 +99,7 @@ struct Options {
     /// A root directory of Debian 13 with podman 5, crun and passt: measures them as well.
     #[arg(long, value_name = "DIRECTORY")]
     podman5: Option<PathBuf>,
-    /// How often everything is repeated (four streams, idle connections and 20,000
-    /// published ports run once).
+    /// How often everything is repeated (idle connections and 20,000 published ports run once).
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// How long each cell is measured.
@@ -116,6 +117,9 @@ struct Options {
     /// Writes all samples, medians, ratios and verdicts here.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Writes the table for the README here: between its two marks, if the file has them.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
     /// Draws the bar chart here.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -194,19 +198,24 @@ fn run(options: &Options, premises: Premises) -> Result<u8, Failure> {
     let settings = format!("{} rounds of {} s", options.rounds, options.seconds);
     let machine = Machine::look(&lab, &programs, &engines, settings);
     let mut run = Run { engines, lab, programs, options, chosen, results: Results::default() };
+    let wan = wan.map(|extent| wan::Choice {
+        extent,
+        rounds: options.rounds,
+        congestion: options.wan_congestion.as_deref(),
+        rate: (options.wan_rate > 0).then_some(options.wan_rate),
+        peer: options.wan_peer.filter(|peer| run.programs.allow(*peer)),
+    });
+    let expected = run.expected() + wan.as_ref().map_or(0.0, wan::Choice::expected);
+    eprintln!("e2e: this will take about {:.0} minutes", (expected / 60.0).ceil());
+    let start = clock::now();
     for round in 1..=options.rounds {
         run.round(round);
     }
-    if let Some(extent) = wan {
-        let choice = wan::Choice {
-            extent,
-            rounds: options.rounds,
-            congestion: options.wan_congestion.as_deref(),
-            rate: (options.wan_rate > 0).then_some(options.wan_rate),
-            peer: options.wan_peer.filter(|peer| run.programs.allow(*peer)),
-        };
+    if let Some(choice) = wan {
         wan::run(&run.lab, &run.programs, choice, &mut run.results);
     }
+    let took = clock::now().since(start).as_secs();
+    eprintln!("e2e: this took {} min {} s", took / 60, took % 60);
     let results = run.results;
 
     println(&report::text(&machine, &results));
@@ -217,6 +226,9 @@ fn run(options: &Options, premises: Premises) -> Result<u8, Failure> {
     };
     write(&options.json, format!("{:#}\n", report::json(&machine, &results)))?;
     write(&options.svg, chart::svg(&machine, &results))?;
+    if let Some(file) = &options.markdown {
+        figures::write(file, &machine, &results)?;
+    }
     let failed = results.missing.iter().any(|m| m.contender == Contender::Tapway);
     let unmet = failed || criteria(&results).iter().any(|c| c.met == Some(false));
     Ok(u8::from(options.check && unmet))
@@ -242,6 +254,23 @@ struct Run<'o> {
 }
 
 impl Run<'_> {
+    /// About how many seconds all rounds take.
+    fn expected(&self) -> f64 {
+        /// What it takes to set guests up, in a round.
+        const SET_UP: f64 = 8.0;
+        let Options { rounds, seconds, .. } = *self.options;
+        let cells = |w: &Workload| {
+            let times = if w.once() { 1 } else { rounds };
+            let is_possible =
+                w.engine().is_none_or(|engine| self.engines.found().contains(&engine));
+            let suits = self.contenders().iter().filter(|(_, c)| w.suits(*c)).count();
+            // All who are idle are watched at once.
+            let turns = if *w == Workload::Idle { 1 } else { suits };
+            if is_possible { f64::from(times) * turns as f64 * w.expected(seconds) } else { 0.0 }
+        };
+        self.chosen.iter().map(cells).sum::<f64>() + f64::from(rounds) * SET_UP
+    }
+
     /// Every chosen workload through every contender once.
     fn round(&mut self, round: u32) {
         let chosen: Vec<Workload> =

@@ -37,14 +37,22 @@ impl Row {
         format!("{value:.digits$}", digits = self.digits)
     }
 
-    /// What it is about, outside the table: there, a row that begins with spaces belongs to one
-    /// above it.
-    pub fn name(&self) -> String {
-        let owner = self.id.split('/').next().unwrap_or_default();
-        let owner = ROWS.iter().find(|row| row.id.split('/').next() == Some(owner));
+    /// What it is about, and what of that: in the table, a row that begins with spaces belongs to
+    /// one above it.
+    pub fn parts(&self) -> (&'static str, Option<&'static str>) {
+        let owner_of = |id: &'static str| id.split('/').next();
+        let owner = ROWS.iter().find(|row| owner_of(row.id) == owner_of(self.id));
         match (self.label.strip_prefix("  "), owner) {
-            (Some(own), Some(owner)) => format!("{}: {own}", owner.label),
-            _ => self.label.to_owned(),
+            (Some(own), Some(owner)) => (owner.label, Some(own)),
+            _ => (self.label, None),
+        }
+    }
+
+    /// What it is about, outside the table.
+    pub fn name(&self) -> String {
+        match self.parts() {
+            (label, None) => label.to_owned(),
+            (owner, Some(own)) => format!("{owner}: {own}"),
         }
     }
 
@@ -291,7 +299,7 @@ impl Results {
     }
 
     /// tapway over bridge, over slirp4netns at MTU 65520 (bulk rows only), over the best peer.
-    fn ratios(&self, row: &Row) -> [Option<f64>; 3] {
+    pub fn ratios(&self, row: &Row) -> [Option<f64>; 3] {
         let wide = row.id.replace("-1500", "-65520");
         let is_bulk = row.id.starts_with("tcp") && row.better == Better::More;
         let slirp = is_bulk.then(|| self.median_of(&wide, Contender::Slirp4netns)).flatten();

@@ -170,10 +170,9 @@ impl Workload {
         }
     }
 
-    /// Whether one round is enough: it informs, or it hardly varies and takes long.
+    /// Whether one round is enough: it hardly varies and takes long.
     pub fn once(self) -> bool {
-        let is_bulk = matches!(self, Self::Tcp { streams: 4, .. });
-        is_bulk || matches!(self, Self::Connections | Self::Crowd | Self::PublishedPorts)
+        matches!(self, Self::Connections | Self::Crowd | Self::PublishedPorts)
     }
 
     /// Whether `contender` can do it: where the kernel does the work there is no helper to watch.
@@ -197,6 +196,23 @@ impl Workload {
             }
             _ => true,
         }
+    }
+
+    /// About how many seconds one cell takes, of which `seconds` are measured; for whoever waits.
+    pub fn expected(self, seconds: u32) -> f64 {
+        let beside = match self {
+            Self::Connections | Self::Crowd => 12.0,
+            Self::PublishedPorts | Self::Engine(_, Load::Start) => 8.0,
+            Self::PingPong { beside_stream: true, .. } => 3.0,
+            Self::PingPong { .. } | Self::Start => 1.8,
+            _ => 0.8,
+        };
+        let measured = match self {
+            Self::Start | Self::PublishAdd | Self::Engine(_, Load::Start) => 0,
+            Self::Crowd => 4 * seconds,
+            _ => seconds,
+        };
+        beside + f64::from(measured)
     }
 
     /// Whether it needs guests whose servers are reached from outside.

@@ -116,6 +116,18 @@ pub struct Choice<'o> {
     pub peer: Option<Contender>,
 }
 
+impl Choice<'_> {
+    /// About how many seconds they take.
+    pub fn expected(&self) -> f64 {
+        /// What a cell takes beside its own times: programs that start and end.
+        const BESIDE: f64 = 0.5;
+        let of = |path: &Path| (path.warm_up() + path.time()).as_secs_f64() + BESIDE;
+        let turns = Who::all(self.extent.mtus(), self.peer).len() as f64;
+        let round = turns * self.extent.paths().iter().map(of).sum::<f64>();
+        f64::from(self.rounds) * round
+    }
+}
+
 /// Runs the cells on the last host of the lab and keeps what they give in `results`.
 pub fn run(lab: &Lab, programs: &Programs, choice: Choice<'_>, results: &mut Results) {
     let everything = |why: Failure, results: &mut Results| {
