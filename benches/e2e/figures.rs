@@ -46,7 +46,7 @@ impl Group {
                 begin => end.starts_with(begin),
             };
             let is_ours = self.begin.iter().any(|begin| owner.starts_with(begin));
-            is_ours && self.ends.iter().any(|begin| is_shown(begin))
+            is_ours && self.ends.iter().any(is_shown)
         })
     }
 }
