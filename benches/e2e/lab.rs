@@ -67,6 +67,10 @@ impl Host {
     pub const UPLINK: &str = "up0";
 }
 
+/// Ports at which servers listen: a client's connection that waits out its time (TIME-WAIT) at one
+/// of them would keep a server from it.
+const SERVERS: &str = "5201,5301,7000-7999,8080,11111";
+
 impl Lab {
     /// Builds the lab with `hosts` hosts.
     pub fn build(premises: Premises, hosts: usize) -> Result<Lab, Failure> {
@@ -76,6 +80,7 @@ impl Lab {
         ext.ip(&format!("address add {SERVER}/32 dev lo"))?;
         // A connection per request uses a port per request; a full range of them on each side.
         ext.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
+        ext.sysctl("net.ipv4.ip_local_reserved_ports", SERVERS)?;
         let mut lab_hosts = Vec::new();
         for n in 1..=hosts {
             lab_hosts.push(Host::build(&agent, &ext, n)?);
@@ -182,6 +187,7 @@ impl Host {
         net.ip(&format!("route add default via 10.77.{n}.1"))?;
         net.ip(&format!("-6 route add default via fd77:{n}::1"))?;
         net.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
+        net.sysctl("net.ipv4.ip_local_reserved_ports", SERVERS)?;
         // As engines recommend for rootless use; the helpers may answer ping with it.
         net.sysctl("net.ipv4.ping_group_range", "0 2147483647")?;
         Ok(Host { net, address })

@@ -52,7 +52,14 @@ impl Row {
     pub fn name(&self) -> String {
         match self.parts() {
             (label, None) => label.to_owned(),
-            (owner, Some(own)) => format!("{owner}: {own}"),
+            (owner, Some(own)) => {
+                // What follows the last comma of some labels says which of their figures it is.
+                let owner = [", mean", ", median"]
+                    .iter()
+                    .find_map(|end| owner.strip_suffix(end))
+                    .unwrap_or(owner);
+                format!("{owner}, {}", own.trim_start_matches("its "))
+            }
         }
     }
 
