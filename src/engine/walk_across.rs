@@ -117,6 +117,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
             Mail::Command(command) => self.obey(now, *command),
             Mail::Hire(owner, flow, stream) => self.take_load(owner, flow, stream),
+            Mail::Ready(flow, ready) => self.on_ready(flow, ready),
             Mail::Carry(flow, parcel) => self.take_parcel(flow, parcel),
             Mail::LetGo(flow) => self.drop_load(flow),
             Mail::Delivered(delivery) => self.on_delivery(delivery),

@@ -39,11 +39,22 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         // Without a descriptor to spare it goes on as it is.
         let Ok(shared) = self.io.host.share(stream) else { return };
         self.io.host.no_delay(stream);
-        flow.hire(porter, token);
         team.lead.hired = Some(token);
         team.meter.rest();
         team.send(porter, Mail::Hire(team.id, token, shared));
-        tracing::debug!(peer = %flow.key.peer, "a porter");
+    }
+
+    /// As the owner: the porter is `ready`, or has no use of the socket.
+    pub(super) fn on_ready(&mut self, token: Token, ready: bool) {
+        let Some(team) = &mut self.team else { return };
+        let flow = self.tcp.get_mut(token).filter(|flow| ready && flow.may_have_porter());
+        if let Some(flow) = flow.filter(|_| team.active() == 1 && !team.settled) {
+            flow.hire(WorkerId::SECOND, token);
+            tracing::debug!(peer = %flow.key.peer, "a porter");
+        } else {
+            team.lead.hired = None;
+            team.send(WorkerId::SECOND, Mail::LetGo(token));
+        }
     }
 
     /// As the lead: sees to it that the flow that has a porter does without.
@@ -94,8 +105,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// As a porter: a flow is to be served.
     pub(super) fn take_load(&mut self, owner: WorkerId, flow: Token, stream: S::Stream) {
-        let watched = self.io.host.adopt(Load::<S>::token(flow), &stream).is_ok();
-        self.load = Some(Load::new(owner, flow, stream, watched));
+        self.load = Load::new(owner, flow, stream, &mut self.io.host).ok();
+        if let Some(team) = &self.team {
+            team.send(owner, Mail::Ready(flow, self.load.is_some()));
+        }
     }
 
     /// As a porter: something to be sent, when the rest of the mail is read.
@@ -107,7 +120,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// As a porter: the flow does without.
     pub(super) fn drop_load(&mut self, flow: Token) {
-        self.load.take_if(|load| load.is_of(flow));
+        if let Some(load) = self.load.take_if(|load| load.is_of(flow)) {
+            load.close(&mut self.io.host);
+        }
     }
 
     /// As a porter: the socket takes more, or has failed.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::sys::signal::Signal;
@@ -96,4 +96,46 @@ fn workers_come_with_load_and_go_without() {
     call_and_answer(&mut late);
     assert_eq!(stats(&lab, &guest)["drops"]["hand_over"], 0);
     assert_eq!(guest.tapway.errors(), "");
+}
+
+#[test]
+fn an_upload_that_has_a_porter_arrives_as_it_was_sent() {
+    let lab = Lab::new();
+    if std::thread::available_parallelism().unwrap().get() < 4 {
+        crate::support::loudly("SKIPPED: with less than four processors there is no porter");
+        return;
+    }
+    // Of no length that a buffer has, so that nothing can be in another's place unseen.
+    let pattern: Vec<u8> = (0..40_000_003u64).map(|at| (at * at >> 13) as u8).collect();
+    let file = lab.write("pattern", "");
+    std::fs::write(&file, &pattern).unwrap();
+    let listener = lab.within(&lab.outside, || TcpListener::bind("192.0.2.2:7000").unwrap());
+    let mut guest = echo(&lab, "web", &["--log-level", "debug"]);
+    let times = 50;
+    let send = format!(
+        "for i in $(seq {times}); do cat {}; done | socat -b 1048576 -u - TCP:192.0.2.2:7000",
+        file.display()
+    );
+    let mut sender = guest.inside_command("sh");
+    let mut sender = Background::start(sender.args(["-c", &send]));
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut piece = vec![0; 4 << 20];
+    let mut received = 0;
+    loop {
+        let count = stream.read(&mut piece).unwrap();
+        if count == 0 {
+            break;
+        }
+        let mut rest = &piece[..count];
+        while !rest.is_empty() {
+            let at = received % pattern.len();
+            let len = rest.len().min(pattern.len() - at);
+            assert!(rest[..len] == pattern[at..at + len], "other bytes from {received} on");
+            received += len;
+            rest = &rest[len..];
+        }
+    }
+    assert_eq!(received, times * pattern.len(), "{}", sender.errors());
+    assert!(guest.tapway.errors().contains("a porter"), "{}", guest.tapway.errors());
 }

@@ -342,12 +342,9 @@ impl Drop for Stream {
         let mut host = self.host.0.borrow_mut();
         let Some(stream) = host.streams.get_mut(&self.id) else { return };
         stream.handles -= 1;
-        if self.is_second {
-            stream.second = None;
-        } else {
-            stream.watcher = None;
-        }
         if stream.handles > 0 {
+            // epoll goes on watching what is open somewhere.
+            assert!(!self.is_second || stream.second.is_none(), "what is closed is forgotten");
             return;
         }
         stream.closed = true;
@@ -500,6 +497,10 @@ impl SocketPort for HostPort {
     fn forget(&mut self, stream: &Stream) {
         let host = &mut *self.0.borrow_mut();
         let Some(state) = host.streams.get_mut(&stream.id) else { return };
+        if stream.is_second {
+            let second = state.second.take().expect("who forgets a stream watches it");
+            return host.pending.retain(|(whose, event)| (*whose, event.token) != second);
+        }
         assert_eq!(state.watcher.take(), Some(self.1), "who forgets a stream watches it");
         // What epoll has already given out, it has given out; see `Crew`.
         let (me, old) = (self.1, state.token);

@@ -69,6 +69,7 @@ fn hired(script: Script) -> (Bench, Tcp) {
     send(&mut bench, &mut ack, 1000);
     advise(&mut bench, 0, Advice::Hire);
     advise(&mut bench, 0, Advice::Hire);
+    bench.pass(MILLI);
     assert_eq!(bench.host.0.borrow().shared(), 1);
     bench.crew.pause(1, true);
     (bench, ack)
@@ -149,6 +150,24 @@ fn a_server_that_resets_while_a_porter_sends_resets_the_guest() {
     assert!(is_reset(&bench.pass(SECOND)));
     assert_eq!((bench.flow_count(), bench.held().backlog_bytes), (0, 0));
     assert_eq!(bench.host.0.borrow().open_sockets(), 0);
+}
+
+#[test]
+fn a_flow_may_have_one_porter_after_another() {
+    let (mut bench, mut ack) = hired(Script { waits_for_end: true, ..Script::default() });
+    bench.crew.pause(1, false);
+    for round in 1..=3 {
+        assert_eq!(bench.host.0.borrow().shares, round);
+        bench.crew.pause(1, true);
+        send(&mut bench, &mut ack, 100);
+        assert_eq!(passed_on(&bench), 900 + 100 * round);
+        bench.crew.pause(1, false);
+        advise(&mut bench, 0, Advice::Dismiss);
+        bench.pass(MILLI);
+        assert_eq!((passed_on(&bench), bench.host.0.borrow().shared()), (1000 + 100 * round, 0));
+        advise(&mut bench, 0, Advice::Hire);
+        bench.pass(MILLI);
+    }
 }
 
 #[test]

@@ -66,6 +66,8 @@ pub(in crate::engine) enum Mail<S: SocketPort> {
     Command(Box<Command>),
     /// Be the porter of this flow of the sender: its socket once more.
     Hire(WorkerId, Token, S::Stream),
+    /// The receiver can be that, or not.
+    Ready(Token, bool),
     /// Something of that flow to be sent.
     Carry(Token, Parcel),
     /// The flow does without from here on, or is over; what is not sent is forgotten.

@@ -19,7 +19,7 @@
 //! and a flow with more than [`MAX_PARCELS`] of them does without its porter.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, IoSlice};
+use std::io::{self, ErrorKind, IoSlice};
 use std::ops::Range;
 
 use super::WorkerId;
@@ -98,19 +98,29 @@ pub(in crate::engine) struct Delivery {
 }
 
 impl<S: SocketPort> Load<S> {
-    /// Nothing is with the porter yet. Its `stream` is `watched`, or nothing will ever be sent.
+    /// Nothing is with the porter yet.
+    ///
+    /// # Errors
+    /// The host edge cannot watch the socket.
     pub(in crate::engine) fn new(
         owner: WorkerId,
         flow: Token,
         stream: S::Stream,
-        watched: bool,
-    ) -> Load<S> {
+        host: &mut S,
+    ) -> io::Result<Load<S>> {
+        host.adopt(Load::<S>::token(flow), &stream)?;
         let parcels = VecDeque::new();
-        Load { flow, owner, stream, parcels, writable: true, failed: !watched }
+        Ok(Load { flow, owner, stream, parcels, writable: true, failed: false })
+    }
+
+    /// Closes the socket. It has to be forgotten first: as long as its owner has it open, epoll
+    /// does not.
+    pub(in crate::engine) fn close(self, host: &mut S) {
+        host.forget(&self.stream);
     }
 
     /// By which name the porter waits for the socket of `flow`.
-    pub(in crate::engine) fn token(flow: Token) -> Token {
+    fn token(flow: Token) -> Token {
         Token { kind: Kind::Load, ..flow }
     }
 
@@ -137,7 +147,7 @@ impl<S: SocketPort> Load<S> {
     /// Sends what the socket takes. `None` if nothing has become of anything.
     pub(in crate::engine) fn send(&mut self, host: &mut S) -> Option<Delivery> {
         let mut delivery = Delivery { flow: self.flow, taken: 0, buffers: vec![], failed: false };
-        let had_failed = self.failed && self.parcels.is_empty();
+        let had_failed = self.failed;
         while !self.failed && self.writable && !self.parcels.is_empty() {
             let mut parts = [IoSlice::new(&[]); PARTS];
             let count = self.parcels.len().min(PARTS);
