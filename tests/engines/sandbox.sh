@@ -146,25 +146,23 @@ mkdir "$new/sys/fs/cgroup/$CGROUP/leaf"
 echo $$ > "$new/sys/fs/cgroup/$CGROUP/leaf/cgroup.procs"
 chown -R "$LAB_UID" "$new/sys/fs/cgroup/$CGROUP"
 
-# The user: root's files plus one line.
-mkdir -p $new/run/etc
-own_file() {
-    { grep -v '^lab:' "$new/etc/$1" || true; printf '%s\n' "$2"; } > "$new/run/etc/$1"
-    [ -e "$new/etc/$1" ] || : > "$new/etc/$1"
-    mount --bind "$new/run/etc/$1" "$new/etc/$1"
+# The user: root's files plus one line. All of /etc is a copy, since a mount over a single file goes
+# when the machine replaces that file, as whatever adds a user does.
+mkdir $new/run/etc
+cp -a $new/etc/. $new/run/etc/
+mount --bind $new/run/etc $new/etc
+own_line() {
+    sed -i '/^lab:/d' "$new/etc/$1"
+    printf '%s\n' "$2" >> "$new/etc/$1"
 }
-own_file passwd "lab:x:$LAB_UID:$LAB_UID::$WORK/home:/bin/sh"
-own_file group "lab:x:$LAB_UID:"
-own_file subuid "lab:200000:65536"
-own_file subgid "lab:200000:65536"
-# The file behind a link may be below /run, which is empty now.
-if [ -L $new/etc/resolv.conf ]; then
-    target=$(readlink -m $new/etc/resolv.conf)
-    mkdir -p "$(dirname "$target")"
-    : > "$target"
-fi
-[ -e $new/etc/resolv.conf ] || : > $new/etc/resolv.conf
-mount --bind $new/run/resolv.conf $new/etc/resolv.conf
+touch $new/etc/subuid $new/etc/subgid
+own_line passwd "lab:x:$LAB_UID:$LAB_UID::$WORK/home:/bin/sh"
+own_line group "lab:x:$LAB_UID:"
+own_line subuid "lab:200000:65536"
+own_line subgid "lab:200000:65536"
+# It may be a link to below /run, which is empty now.
+rm -f $new/etc/resolv.conf
+cp $new/run/resolv.conf $new/etc/resolv.conf
 
 if [ -n "$new" ]; then
     cd $new

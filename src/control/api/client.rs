@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens: the file is stale, or there is none.
+    /// Nobody listens: the file is stale, there is none, or the instance ended before it answered.
     #[error("no instance listens at {}", .0.display())]
     Absent(PathBuf),
     /// The connection failed.
@@ -170,7 +170,17 @@ impl<'a> Client<'a> {
         let path = || self.directory.socket(self.name);
         let strange = |source| ClientError::Strange { path: path(), source };
         let question = serde_json::to_vec(&Question { execute, arguments }).map_err(strange)?;
-        let answer = self.exchange(&question)?;
+        let answer = self.exchange(&question);
+        let hung_up = match &answer {
+            Ok(answer) => answer.is_empty(),
+            Err(ClientError::Io { source, .. }) => source.kind() == io::ErrorKind::ConnectionReset,
+            Err(_) => false,
+        };
+        // One that has ended since it was found is no longer there; others have their reasons.
+        if hung_up && !self.is_up() {
+            return Err(ClientError::Absent(path()));
+        }
+        let answer = answer?;
         match serde_json::from_slice(&answer).map_err(strange)? {
             Answer::Return(value) => Ok(value),
             Answer::Error(description) => Err(Failure::from(description).into()),

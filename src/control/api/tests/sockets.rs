@@ -218,6 +218,28 @@ fn the_client_understands_the_server() {
     assert!(matches!(absent, Err(ClientError::Absent(_))), "{absent:?}");
 }
 
+#[test]
+fn one_that_ends_before_it_answers_is_absent() {
+    let instance = Instance::start();
+    let directory = places(&instance.scratch).existing().remove(0);
+    for unread in [false, true] {
+        let path = super::super::socket::address(&directory, "ending");
+        let listener = UnixListener::bind(&path).unwrap();
+        let ending = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            drop(listener);
+            // What is left unread makes the end a reset.
+            if !unread {
+                stream.read_to_end(&mut vec![]).unwrap();
+            }
+        });
+        let answer = Client::new(&directory, "ending").info();
+        assert!(matches!(answer, Err(ClientError::Absent(_))), "{unread}: {answer:?}");
+        ending.join().unwrap();
+        directory.remove("ending").unwrap();
+    }
+}
+
 fn socat(instance: &Instance) -> Command {
     let mut socat = Command::new("socat");
     socat.args(["-t10", "-", &format!("UNIX-CONNECT:{}", instance.path.display())]);
