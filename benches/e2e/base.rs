@@ -225,6 +225,8 @@ impl Stat {
 pub struct Processors {
     /// Wanted by this machine, and given to another by the hypervisor.
     stolen: u64,
+    /// Nothing to do, or nothing but to wait for a disk.
+    idle: u64,
     total: u64,
 }
 
@@ -236,8 +238,15 @@ impl Processors {
         let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
         let words = text.lines().next().unwrap_or("").split_whitespace().skip(1);
         let ticks: Vec<u64> = words.take(FIELDS).filter_map(|word| word.parse().ok()).collect();
-        let stolen = ticks.get(FIELDS - 1).copied().unwrap_or(0);
-        Processors { stolen, total: ticks.iter().sum() }
+        let field = |number: usize| ticks.get(number).copied().unwrap_or(0);
+        let (stolen, idle) = (field(FIELDS - 1), field(3) + field(4));
+        Processors { stolen, idle, total: ticks.iter().sum() }
+    }
+
+    /// The share of time in which anything ran, or would have, since `before`.
+    pub fn busy_since(self, before: Processors) -> f64 {
+        let total = self.total.saturating_sub(before.total).max(1);
+        1.0 - self.idle.saturating_sub(before.idle) as f64 / total as f64
     }
 
     /// The share of time that was stolen since `before`.

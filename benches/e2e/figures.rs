@@ -94,6 +94,9 @@ fn markdown(machine: &Machine, results: &Results) -> String {
         let cells: Vec<String> = contenders.iter().map(figure).chain(ratios).collect();
         let _ = writeln!(out, "| {}, {} | {} |", row.name(), row.unit, cells.join(" | "));
     }
+    if contenders.iter().any(|c| results.keeps_address(*c) == Some(false)) {
+        let _ = writeln!(out, "\n\\* The address of a published port's client is lost.");
+    }
     let judged = criteria(results);
     let known = judged.iter().filter(|c| c.met.is_some()).count();
     let short: Vec<_> = judged.iter().filter(|c| c.met == Some(false)).collect();

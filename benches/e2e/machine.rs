@@ -3,13 +3,23 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::base::{ENTERED, output_of};
+use crate::base::{ENTERED, Processors, output_of, pause};
 use crate::contenders::Programs;
 use crate::engines::Engines;
 use crate::lab::{Lab, Namespace};
+
+/// The fact that says how busy the machine was before the run.
+const BUSY: &str = "busy before";
+
+/// How long that is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A share of the processors' time that nobody notices in the figures.
+const LITTLE: f64 = 0.05;
 
 /// The machine, the programs and the settings of a run.
 #[derive(Debug)]
@@ -19,16 +29,21 @@ pub struct Machine {
     programs: Value,
     /// Name and version of each program, short.
     versions: Vec<String>,
+    /// Share of the processors' time that others took before the run.
+    busy: f64,
 }
 
 impl Machine {
     /// Asks the machine and the lab.
     pub fn look(lab: &Lab, programs: &Programs, engines: &Engines, settings: String) -> Machine {
+        let before = Processors::now();
+        pause(LOOK);
+        let busy = Processors::now().busy_since(before);
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let mut facts = vec![
             ("kernel", first_line("/proc/sys/kernel/osrelease")),
             ("processor", format!("{}, {cores} cores", processor())),
-            ("load at start", first_line("/proc/loadavg")),
+            (BUSY, format!("{:.0} % of the processors had other work", 100.0 * busy)),
             ("congestion control", congestion_control(lab)),
             ("settings", settings),
             ("tools", tools()),
@@ -47,7 +62,7 @@ impl Machine {
                 json!({ "path": path, "version": program.version, "sha256": program.digest });
             list.insert(contender.name().to_owned(), entry);
         }
-        Machine { facts, programs: Value::Object(list), versions }
+        Machine { facts, programs: Value::Object(list), versions, busy }
     }
 
     /// One fact per line.
@@ -64,8 +79,13 @@ impl Machine {
             self.facts.iter().find(|(n, _)| *n == name).map_or("", |(_, value)| value.as_str())
         };
         let (kernel, control) = (of("kernel"), of("congestion control"));
+        // Who competes with busy ends for the last free core loses more than who does not.
+        let busy = match self.busy > LITTLE {
+            true => format!(", {} before the run", of(BUSY)),
+            false => String::new(),
+        };
         let machine = format!(
-            "{}, Linux {kernel}; congestion control: {control}; {}.",
+            "{}, Linux {kernel}{busy}; congestion control: {control}; {}.",
             of("processor"),
             of("settings")
         );

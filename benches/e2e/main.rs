@@ -38,6 +38,11 @@
 //! table without a WAN tells. `--wan-rate 0` takes the limit away; with little delay the ratios are
 //! then those of processor time.
 //!
+//! Where the two ends keep a core each busy (QUIC above all, of which neither end loses a datagram in
+//! these cells), a helper needs a third. On a machine that has other work at the same time, it gets
+//! less of it than it needs, and the ratio to "direct" is lower without a cause in the helper: the
+//! report says how busy the machine was before the run.
+//!
 //! # Engines
 //!
 //! The rows of podman and rootlesskit are of containers that these start, the helper being all
@@ -199,7 +204,8 @@ fn run(options: &Options, premises: Premises) -> Result<u8, Failure> {
         .filter(|engine| chosen.iter().any(|w| w.engine() == Some(*engine)))
         .collect();
     let engines = Engines::find(&lab, &programs, &wanted_engines, options.podman5.as_deref());
-    let settings = format!("{} rounds of {} s", options.rounds, options.seconds);
+    let rounds = if options.rounds == 1 { "round" } else { "rounds" };
+    let settings = format!("{} {rounds} of {} s", options.rounds, options.seconds);
     let machine = Machine::look(&lab, &programs, &engines, settings);
     let mut run = Run { engines, lab, programs, options, chosen, results: Results::default() };
     let wan = wan.map(|extent| wan::Choice {
