@@ -106,7 +106,7 @@ fn an_upload_that_has_a_porter_arrives_as_it_was_sent() {
         return;
     }
     // Of no length that a buffer has, so that nothing can be in another's place unseen.
-    let pattern: Vec<u8> = (0..40_000_003u64).map(|at| (at * at >> 13) as u8).collect();
+    let pattern: Vec<u8> = (0..40_000_003u64).map(|at| ((at * at) >> 13) as u8).collect();
     let file = lab.write("pattern", "");
     std::fs::write(&file, &pattern).unwrap();
     let listener = lab.within(&lab.outside, || TcpListener::bind("192.0.2.2:7000").unwrap());
