@@ -25,9 +25,15 @@ pub struct Wheel<T> {
     elapsed: u64,
     levels: [Level<T>; LEVELS],
     len: usize,
+    /// Slots emptied and entries put into one, so far.
+    #[cfg(test)]
+    work: usize,
 }
 
 impl<T: Copy> Wheel<T> {
+    /// Bytes that an entry takes.
+    pub const ENTRY_BYTES: usize = size_of::<(u64, T)>();
+
     /// An empty wheel that starts at `now`.
     pub fn new(now: Instant) -> Self {
         let level = || Level { occupied: 0, slots: std::array::from_fn(|_| Vec::new()) };
@@ -35,6 +41,8 @@ impl<T: Copy> Wheel<T> {
             elapsed: now.as_nanos() >> TICK_SHIFT,
             levels: std::array::from_fn(|_| level()),
             len: 0,
+            #[cfg(test)]
+            work: 0,
         }
     }
 
@@ -65,6 +73,7 @@ impl<T: Copy> Wheel<T> {
     }
 
     fn place(&mut self, tick: u64, value: T) {
+        self.count_work();
         // The level is that of the highest bit in which the tick differs from now.
         let differing = (tick ^ self.elapsed) | (SLOTS as u64 - 1);
         let level = (63 - differing.leading_zeros()) / SLOT_BITS;
@@ -113,6 +122,7 @@ impl<T: Copy> Wheel<T> {
             if start > now {
                 break;
             }
+            self.count_work();
             self.elapsed = start;
             self.levels[level].occupied &= !(1 << slot);
             let mut entries = std::mem::take(&mut self.levels[level].slots[slot]);
@@ -130,6 +140,13 @@ impl<T: Copy> Wheel<T> {
             }
         }
         self.elapsed = self.elapsed.max(now);
+    }
+
+    fn count_work(&mut self) {
+        #[cfg(test)]
+        {
+            self.work += 1;
+        }
     }
 }
 
@@ -188,6 +205,48 @@ mod tests {
             assert!(steps <= 2 * LEVELS);
         }
         assert_eq!(fired, [9]);
+    }
+
+    #[test]
+    fn work_does_not_depend_on_how_many_entries_there_are() {
+        let mut now = Instant::from_millis(77);
+        let work = [100, 100_000].map(|entries| {
+            let mut wheel = Wheel::new(now);
+            // As keep-alives: they have hours, and begin within seconds of each other.
+            for entry in 0..entries {
+                wheel.insert(now + Duration::from_secs(7200) + Duration::from_micros(entry), 0);
+            }
+            let (before, mut due) = (wheel.work, vec![]);
+            // As retransmissions, pushed back or not, and a look at the clock each millisecond.
+            for _ in 0..10_000 {
+                now = now + Duration::from_millis(1);
+                wheel.insert(now + Duration::from_millis(200), 1);
+                wheel.expire(now, &mut due);
+                wheel.next();
+            }
+            assert!(due.iter().all(|&value| value == 1) && due.len() > 9_000);
+            wheel.work - before
+        });
+        assert!(work[1] <= work[0] + LEVELS, "{work:?}");
+        // An entry and its slot, at each of two levels.
+        assert!(work[0] <= 4 * 10_000, "{work:?}");
+    }
+
+    #[test]
+    fn an_entry_moves_once_a_level_at_most() {
+        const ENTRIES: u64 = 100_000;
+        let start = Instant::from_millis(123_456);
+        let mut wheel = Wheel::new(start);
+        for entry in 0..ENTRIES {
+            wheel.insert(start + Duration::from_millis(entry * 72), 0);
+        }
+        let mut fired = vec![];
+        while let Some(next) = wheel.next() {
+            wheel.expire(next, &mut fired);
+        }
+        assert_eq!(fired.len() as u64, ENTRIES);
+        // To begin with and when its slot is emptied, that is; two hours are four levels.
+        assert!(wheel.work as u64 <= 2 * 4 * ENTRIES, "{}", wheel.work);
     }
 
     proptest::proptest! {
