@@ -29,7 +29,7 @@ const SIZES: [u32; 2] = [1_000, 100_000];
 fn key(number: u32) -> TcpKey {
     let guest = SocketAddr::from(([10, 0, 2, 100], 1024 + (number % 60_000) as u16));
     let peer = SocketAddr::from((Ipv4Addr::from(0xc000_0200 + number / 60_000), 443));
-    TcpKey { guest, peer }
+    TcpKey::new(guest, peer)
 }
 
 fn table(size: u32) -> FlowTable<TcpKey, u32> {

@@ -301,34 +301,36 @@ impl RetransmitQueue {
     }
 }
 
-/// Bytes from the guest that the host socket has not taken yet, oldest first.
+/// Bytes from the guest that the host socket has not taken yet, oldest first. Most flows never have
+/// any, so it is little where there is none.
 #[derive(Default)]
-pub(super) struct Backlog(VecDeque<u8>);
+pub(super) struct Backlog(Option<Box<VecDeque<u8>>>);
 
 impl Backlog {
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len() == 0
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.0.as_ref().map_or(0, |bytes| bytes.len())
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        self.0.extend(bytes);
+        self.0.get_or_insert_default().extend(bytes);
     }
 
     /// All bytes, in at most two pieces.
     pub(super) fn slices(&self) -> [IoSlice<'_>; 2] {
-        let (first, second) = self.0.as_slices();
+        let (first, second) = self.0.as_ref().map_or((&[][..], &[][..]), |bytes| bytes.as_slices());
         [IoSlice::new(first), IoSlice::new(second)]
     }
 
     /// Drops the oldest `len` bytes; an empty backlog holds no memory.
     pub(super) fn consume(&mut self, len: usize) {
-        self.0.drain(..len.min(self.0.len()));
-        if self.0.is_empty() {
-            self.0 = VecDeque::new();
+        let Some(bytes) = &mut self.0 else { return };
+        bytes.drain(..len.min(bytes.len()));
+        if bytes.is_empty() {
+            self.0 = None;
         }
     }
 }
@@ -420,6 +422,6 @@ mod tests {
         let text: Vec<u8> = backlog.slices().iter().flat_map(|s| s.to_vec()).collect();
         assert_eq!(text, b"lo world");
         backlog.consume(99);
-        assert!(backlog.is_empty());
+        assert!(backlog.is_empty() && backlog.0.is_none());
     }
 }

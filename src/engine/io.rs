@@ -30,7 +30,7 @@ pub struct Counters {
 /// How much a guest may make a worker hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// TCP connections.
+    /// TCP connections. An idle one takes less than [`FLOW_BYTES`], tables and timers included.
     pub tcp_flows: usize,
     /// UDP mappings.
     pub udp_flows: usize,
@@ -53,7 +53,25 @@ pub struct Limits {
     pub slabs: usize,
 }
 
+/// The most that an idle TCP connection makes a worker hold, in bytes; the descriptor and what the
+/// kernel keeps for it come on top.
+pub const FLOW_BYTES: usize = 576;
+
 impl Limits {
+    /// The limits that so many descriptors allow: a flow without one cannot be.
+    ///
+    /// A fifth is kept for UDP, echo and relays.
+    pub fn with_descriptors(self, descriptors: usize) -> Limits {
+        let tcp_flows = descriptors - descriptors / 6 - descriptors / 24;
+        Limits {
+            tcp_flows: self.tcp_flows.min(tcp_flows).max(64),
+            relayed: self.relayed.min(descriptors / 24).max(16),
+            udp_flows: self.udp_flows.min(descriptors / 8).max(16),
+            echo_flows: self.echo_flows.min(descriptors / 24).max(4),
+            ..self
+        }
+    }
+
     /// The part of one of `workers`: memory is divided, flows are counted together. Without a slab
     /// a worker could send nothing to its guest.
     pub fn share(&self, workers: usize) -> Limits {
@@ -72,7 +90,8 @@ impl Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            tcp_flows: 65_536,
+            // 100,000 of either side's, with the quarter that is the guest's own; 90 MB at most.
+            tcp_flows: 160 << 10,
             udp_flows: 8_192,
             echo_flows: 256,
             relayed: 2_048,

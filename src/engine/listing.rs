@@ -24,7 +24,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
         };
         for (token, key, flow) in self.tcp.iter() {
-            offer(FlowTransport::Tcp, key.guest, key.peer, &flow.account, token);
+            offer(FlowTransport::Tcp, key.guest(), key.peer(), &flow.account, token);
         }
         for (token, key, session) in self.sessions.iter() {
             offer(FlowTransport::Udp, key.guest, key.client, &session.account, token);
@@ -68,10 +68,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             host_peer: peer,
             rtt_us,
             retransmits,
-            retransmits_to_guest: Some(
-                u32::try_from(flow.machine.retransmits()).unwrap_or(u32::MAX),
-            ),
-            ..blank(now, FlowTransport::Tcp, flow.key.guest, flow.key.peer, &flow.account)
+            retransmits_to_guest: Some(flow.machine.retransmits()),
+            ..blank(now, FlowTransport::Tcp, flow.key.guest(), flow.key.peer(), &flow.account)
         })
     }
 

@@ -56,7 +56,7 @@ mod worker;
 pub use command::{Command, Reply};
 pub use datagram_flow::{MappingKey, Route};
 pub use flow_table::FlowTable;
-pub use io::{Counters, Limits};
+pub use io::{Counters, FLOW_BYTES, Limits};
 pub use published::{Led, LedId, Published, Withdrawal};
 pub use tcp_flow::TcpKey;
 pub use team::balance::Advice;

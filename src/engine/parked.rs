@@ -3,37 +3,40 @@
 use std::collections::VecDeque;
 
 /// The bytes behind the next one that is expected, gaps filled with zeros. The machine knows which
-/// of them are real, and keeps them inside the window that was offered.
+/// of them are real, and keeps them inside the window that was offered. Few flows ever have any, so
+/// it is little where there is none.
 #[derive(Default)]
-pub(super) struct Parked(VecDeque<u8>);
+pub(super) struct Parked(Option<Box<VecDeque<u8>>>);
 
 impl Parked {
     /// Keeps `bytes`, the first of which is `offset` bytes behind the next one expected.
     pub(super) fn put(&mut self, offset: usize, bytes: &[u8]) {
         let end = offset + bytes.len();
-        if self.0.len() < end {
-            self.0.resize(end, 0);
+        let parked = self.0.get_or_insert_default();
+        if parked.len() < end {
+            parked.resize(end, 0);
         }
-        for (slot, &byte) in self.0.range_mut(offset..end).zip(bytes) {
+        for (slot, &byte) in parked.range_mut(offset..end).zip(bytes) {
             *slot = byte;
         }
     }
 
     /// The next `len` bytes arrived otherwise.
     pub(super) fn skip(&mut self, len: usize) {
-        self.0.drain(..len.min(self.0.len()));
+        if let Some(parked) = &mut self.0 {
+            parked.drain(..len.min(parked.len()));
+        }
     }
 
     /// The next `len` bytes are no longer beyond a gap.
     pub(super) fn take(&mut self, len: usize) -> Vec<u8> {
-        self.0.drain(..len.min(self.0.len())).collect()
+        let Some(parked) = &mut self.0 else { return Vec::new() };
+        parked.drain(..len.min(parked.len())).collect()
     }
 
     /// Forgets everything and holds no memory.
     pub(super) fn clear(&mut self) {
-        if self.0.capacity() > 0 {
-            self.0 = VecDeque::new();
-        }
+        self.0 = None;
     }
 }
 
@@ -54,6 +57,6 @@ mod tests {
         parked.skip(5);
         assert_eq!(parked.take(1), b"");
         parked.clear();
-        assert_eq!(parked.0.capacity(), 0);
+        assert!(parked.0.is_none());
     }
 }

@@ -50,7 +50,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let flow = self.tcp.get_mut(token).filter(|flow| ready && flow.may_have_porter());
         if let Some(flow) = flow.filter(|_| team.active() == 1 && !team.settled) {
             flow.hire(WorkerId::SECOND, token);
-            tracing::debug!(peer = %flow.key.peer, "a porter");
+            tracing::debug!(peer = %flow.key.peer(), "a porter");
         } else {
             team.lead.hired = None;
             team.send(WorkerId::SECOND, Mail::LetGo(token));

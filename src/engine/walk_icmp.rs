@@ -41,7 +41,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             return self.on_path_mtu(now, source_mac, packet, &news);
         }
         if let Some(TcpUnreachable { peer, guest, seq }) = tcp_unreachable(packet.payload, ipv6) {
-            let key = TcpKey { guest, peer };
+            let key = TcpKey::new(guest, peer);
             let Some(token) = self.tcp.find(&key) else {
                 return self.on_icmp_of_no_flow(source_mac, packet, &key);
             };
@@ -146,7 +146,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let unknown = Err(DropReason::UnhandledIcmp);
         match news.protocol {
             protocol::TCP => {
-                let key = TcpKey { guest: news.guest, peer: news.peer };
+                let key = TcpKey::new(news.guest, news.peer);
                 let Some(token) = self.tcp.find(&key) else {
                     return self.on_icmp_of_no_flow(source_mac, packet, &key);
                 };

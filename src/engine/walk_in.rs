@@ -283,9 +283,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.io.drop_frame(DropReason::FlowLimit);
             return self.io.host.reset(stream);
         };
-        let known = guest_mac.or_else(|| self.services.mac_of(key.guest.ip()));
+        let known = guest_mac.or_else(|| self.services.mac_of(key.guest().ip()));
         let guest_mac = known.unwrap_or(self.plan.guest_mac);
-        let mut options = self.tcp_options[usize::from(key.guest.is_ipv6())];
+        let mut options = self.tcp_options[usize::from(key.is_ipv6())];
         // Our SYN offers a window before the flow is asked what memory allows.
         options.first_window = options.first_window.min(self.io.receive_limit());
         let forward = Some(rule.forward);
@@ -308,7 +308,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         (0..PORT_ATTEMPTS)
             .map(|attempt| {
                 let port = self.client_port(client, guest, attempt);
-                TcpKey { guest, peer: SocketAddr::new(ends.client, port) }
+                TcpKey::new(guest, SocketAddr::new(ends.client, port))
             })
             .find(|key| self.tcp.find(key).is_none() && self.claim_key(*key).is_ok())
     }

@@ -36,10 +36,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     ) -> Result<(), DropReason> {
         let (segment, header_len) = Segment::parse(packet.payload)?;
         let payload = &packet.payload[header_len..];
-        let key = TcpKey {
-            guest: SocketAddr::new(packet.source, segment.source_port),
-            peer: SocketAddr::new(packet.target, segment.target_port),
-        };
+        let key = TcpKey::new(
+            SocketAddr::new(packet.source, segment.source_port),
+            SocketAddr::new(packet.target, segment.target_port),
+        );
         if let Some(token) = self.tcp.find(&key) {
             let superseded =
                 self.tcp.get(token).is_some_and(|flow| flow.machine.superseded_by(&segment));
@@ -85,20 +85,21 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
         }
         let token = self.tcp.next_token();
+        let port = key.peer().port();
         let mut forward = None;
         let stream = match destination {
             Destination::Host(address) => {
-                let target = SocketAddr::new(address, key.peer.port());
+                let target = SocketAddr::new(address, port);
                 let marks = Marks { tos: packet.tos & !3, hop_limit: packet.hop_limit };
                 self.io.host.connect(token, target, marks)
             }
-            Destination::Dns if key.peer.port() == DNS_PORT => self.io.host.connect_dns(token),
-            Destination::Dns => match self.secure_resolver(key.peer) {
+            Destination::Dns if port == DNS_PORT => self.io.host.connect_dns(token),
+            Destination::Dns => match self.secure_resolver(key.peer()) {
                 Some(resolver) => self.io.host.connect(token, resolver, Marks::DEFAULT),
                 None => Err(Errno::ECONNREFUSED.into()),
             },
             Destination::Gateway => {
-                let service = self.exposures.find(Transport::Tcp, key.peer.ip(), key.peer.port());
+                let service = self.exposures.find(Transport::Tcp, key.peer().ip(), port);
                 forward = service.as_ref().map(|(id, _)| *id);
                 match service.map(|(_, service)| service) {
                     Some(Service::Address(target)) => {
@@ -123,7 +124,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 return Ok(());
             }
         };
-        let mut options = self.tcp_options[usize::from(key.guest.is_ipv6())];
+        let mut options = self.tcp_options[usize::from(key.is_ipv6())];
         if was_forwarded(packet.hop_limit) {
             options.frame_limit = options.resend_limit;
         }
@@ -191,7 +192,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             .filter(|report| matches!(report.origin, Origin::Icmp | Origin::Icmp6));
         let reset = refused && report.is_none();
         self.with_tcp(token, |flow, io, actions| flow.refuse(reset, io, actions));
-        match (report, original_tcp(key.guest, key.peer, seq)) {
+        match (report, original_tcp(key.guest(), key.peer(), seq)) {
             (Some(report), Some(original)) => {
                 self.answer_socket_error(guest_mac, &report, &original);
             }
@@ -219,7 +220,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         error: &io::Error,
     ) {
         let problem = error.raw_os_error().and_then(Problem::from_errno);
-        if let (Some(problem), Some(original)) = (problem, original_tcp(key.guest, key.peer, seq)) {
+        if let (Some(problem), Some(original)) =
+            (problem, original_tcp(key.guest(), key.peer(), seq))
+        {
             self.answer_problem(guest_mac, problem, &original);
         }
     }
@@ -244,8 +247,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let addresses = Addresses {
             gateway_mac: self.io.gateway_mac,
             guest_mac,
-            peer: key.peer,
-            guest: key.guest,
+            peer: key.peer(),
+            guest: key.guest(),
         };
         let mut buffer = [0u8; HEADROOM];
         let start = header.emit(&mut buffer, 0, &addresses, self.io.checksum);

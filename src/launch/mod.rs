@@ -332,15 +332,8 @@ fn rewrite(file: &mut File, text: &str) -> io::Result<()> {
 
 /// The default limits, cut to the descriptors that this process may open.
 fn limits(published_sockets: usize) -> Limits {
-    let mut limits = Limits::default();
     let descriptors = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .map_or(1024, |(soft, _)| soft);
     let flows = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS)).unwrap_or(0);
-    let flows = flows.saturating_sub(published_sockets);
-    // A flow without a descriptor cannot be; a fifth is kept for UDP and echo.
-    limits.tcp_flows = limits.tcp_flows.min(flows - flows / 6 - flows / 24).max(64);
-    limits.relayed = limits.relayed.min(flows / 24).max(16);
-    limits.udp_flows = limits.udp_flows.min(flows / 8).max(16);
-    limits.echo_flows = limits.echo_flows.min(flows / 24).max(4);
-    limits
+    Limits::default().with_descriptors(flows.saturating_sub(published_sockets))
 }

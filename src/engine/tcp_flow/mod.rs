@@ -4,11 +4,11 @@
 //! flows exist and when they are looked at is the worker's.
 
 mod carried;
+mod key;
 mod to_guest;
 mod to_host;
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
 
 use crate::base::{DropReason, Instant, Mac, Seq};
 use crate::stack::tcp::{Action, Connection, State};
@@ -22,14 +22,7 @@ use super::ports::{FramePort, Readiness, SocketPort};
 use super::team::porter::Hired;
 use super::token::Token;
 
-/// Who talks to whom: the key of a TCP flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TcpKey {
-    /// The guest's address and port.
-    pub guest: SocketAddr,
-    /// The address and port that the guest talks to, as the guest knows it.
-    pub peer: SocketAddr,
-}
+pub use key::TcpKey;
 
 /// What surely fits one segment on any path (RFC 9293 §3.7.1, the default send MSS).
 pub(super) const MIN_SEGMENT: usize = 536;
@@ -56,7 +49,7 @@ pub(super) struct TcpFlow<S: SocketPort> {
     /// a reset is good at exactly the byte that it expects (RFC 5961 §3.2).
     failed: bool,
     /// Slabs for the next read: more while reads fill what they are given.
-    appetite: usize,
+    appetite: u8,
     /// What was sent to the host so far, and whether its kernel was told not to hold back.
     first_send: bool,
     no_delay: bool,
@@ -184,7 +177,7 @@ impl<S: SocketPort> TcpFlow<S> {
         if ready.writable {
             self.writable = true;
             if connecting {
-                if self.key.peer.is_ipv6() {
+                if self.key.is_ipv6() {
                     io.host.connected(stream);
                 }
                 self.machine.on_connected(now, actions);
@@ -372,8 +365,8 @@ impl<S: SocketPort> TcpFlow<S> {
         Addresses {
             gateway_mac,
             guest_mac: self.guest_mac,
-            peer: self.key.peer,
-            guest: self.key.guest,
+            peer: self.key.peer(),
+            guest: self.key.guest(),
         }
     }
 }
@@ -381,4 +374,21 @@ impl<S: SocketPort> TcpFlow<S> {
 /// Whether the connection is over by this error of its socket.
 fn is_final(error: &io::Error) -> bool {
     !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::flow_table::FlowTable;
+    use crate::engine::host::HostSockets;
+    use crate::engine::io::FLOW_BYTES;
+    use crate::engine::wheel::Wheel;
+
+    #[test]
+    fn a_flow_takes_no_more_than_limits_say() {
+        let place = FlowTable::<TcpKey, TcpFlow<HostSockets>>::FLOW_BYTES;
+        // The wheel is swept when entries are twice as many as flows.
+        let timers = 2 * Wheel::<Token>::ENTRY_BYTES;
+        assert!(place + timers <= FLOW_BYTES, "{place} + {timers} bytes");
+    }
 }

@@ -53,7 +53,7 @@ impl<S: SocketPort> TcpFlow<S> {
             if io.frames.is_congested() {
                 return;
             }
-            let wanted = capacity.min(self.appetite * MAX_PAYLOAD);
+            let wanted = capacity.min(usize::from(self.appetite) * MAX_PAYLOAD);
             let Some(mut burst) = Burst::take(&mut io.pool, wanted) else { return };
             match burst.fill(|parts| io.host.recv(stream, parts)) {
                 Ok(0) => {
@@ -79,7 +79,7 @@ impl<S: SocketPort> TcpFlow<S> {
                         }
                     }
                     let full = burst.is_full();
-                    self.appetite = if full { (2 * self.appetite).min(BURST) } else { 1 };
+                    self.appetite = if full { (2 * self.appetite).min(BURST as u8) } else { 1 };
                     // A short read has emptied the socket (epoll(7)), unless EOF is behind it or
                     // it stopped in front of urgent data.
                     self.readable = full || self.closed || self.urgent;

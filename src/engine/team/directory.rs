@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     fn key(port: u16) -> TcpKey {
-        TcpKey { guest: ([10, 0, 2, 100], port).into(), peer: ([192, 0, 2, 1], 443).into() }
+        TcpKey::new(([10, 0, 2, 100], port).into(), ([192, 0, 2, 1], 443).into())
     }
 
     #[test]

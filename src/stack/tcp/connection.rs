@@ -60,9 +60,9 @@ pub struct Connection {
     pub(super) transmit: Transmit,
     pub(super) rtt: Rtt,
     pub(super) timers: Timers,
-    pub(super) retries: u32,
-    pub(super) persist_backoff: u32,
-    pub(super) probes: u32,
+    pub(super) retries: u8,
+    pub(super) persist_backoff: u8,
+    pub(super) probes: u8,
     /// When the guest was last heard of.
     pub(super) heard: Instant,
     pub(super) ack_owed: bool,
@@ -75,7 +75,7 @@ pub struct Connection {
     /// [`Action::CloseHost`] or [`Action::ResetHost`] was given out.
     pub(super) host_closed: bool,
     pub(super) last_challenge: Option<Instant>,
-    pub(super) retransmits: u64,
+    pub(super) retransmits: u32,
 }
 
 impl Connection {
@@ -100,8 +100,8 @@ impl Connection {
         self.rtt.smoothed()
     }
 
-    /// Segments that were sent again.
-    pub fn retransmits(&self) -> u64 {
+    /// Segments that were sent again, as far as a `u32` counts.
+    pub fn retransmits(&self) -> u32 {
         self.retransmits
     }
 
@@ -301,7 +301,7 @@ impl Connection {
     pub(super) fn resend(&mut self, now: Instant, out: &mut Vec<Action>) {
         let Some(lost) = self.transmit.next_resend(self.options.resend_limit) else { return };
         self.rtt.retransmitted();
-        self.retransmits += 1;
+        self.retransmits = self.retransmits.saturating_add(1);
         let flags = Flags { fin: lost.fin, ..Flags::default() };
         self.emit(lost.seq, lost.len, flags, out);
         self.timers.arm(Timer::Retransmit, now + self.rtt.timeout());

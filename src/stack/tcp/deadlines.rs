@@ -15,17 +15,17 @@ use super::connection::{Connection, State};
 use super::timers::Timer;
 
 /// Retransmissions before giving up: over 100 s, as RFC 9293 §3.8.3 (R2) asks.
-const MAX_RETRIES: u32 = 12;
+const MAX_RETRIES: u8 = 12;
 /// How long an open connection may be silent before the guest is probed (RFC 9293 §3.8.4: 2 h).
 const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(2 * 3600);
 /// How long a half-closed one may: a guest that dropped its orphaned socket (FIN-WAIT-2 time-out,
 /// 60 s on Linux) tells so only when asked.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(75);
 /// Unanswered probes before an idle connection is given up (Linux's tcp_keepalive_probes).
-const MAX_PROBES: u32 = 9;
+const MAX_PROBES: u8 = 9;
 /// Unanswered probes of a closed window before the connection is given up: with the back-off some
 /// minutes. As long as the guest answers it may stay closed (RFC 9293 §3.8.6.1).
-const MAX_WINDOW_PROBES: u32 = 12;
+const MAX_WINDOW_PROBES: u8 = 12;
 
 impl Connection {
     /// A deadline has passed. [`Connection::send_capacity`] may have grown: a window that stays
@@ -47,7 +47,7 @@ impl Connection {
     }
 
     fn on_retransmit_timeout(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.retries += 1;
+        self.retries = self.retries.saturating_add(1);
         self.rtt.back_off();
         if self.is_opening() {
             return self.repeat_syn(now, out);

@@ -20,29 +20,67 @@ use crate::stack::wire::SackRanges;
 /// Gaps that are repaired side by side. An acknowledgment reports three of the ranges behind them.
 const RANGES: usize = 6;
 
+/// What is held. It takes room from the first gap to the end of the last: few connections ever
+/// have one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Held(Option<Box<Beyond>>);
+
+impl Held {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.as_ref().is_none_or(|beyond| beyond.ranges[0].is_none())
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0 = None;
+    }
+
+    /// What the next acknowledgment reports.
+    pub(super) fn blocks(&self) -> SackRanges {
+        let Some(beyond) = &self.0 else { return [None; 3] };
+        let [first, second, third, ..] = beyond.ranges;
+        [first, second, third]
+    }
+
+    /// Adds what is new of `start..end`, if there is room for it and it is one piece: the part
+    /// that the edge is to hold. Either way the range that it belongs to is now the latest.
+    pub(super) fn insert(&mut self, start: Seq, end: Seq) -> Option<(Seq, Seq)> {
+        match &mut self.0 {
+            None if !start.precedes(end) => None,
+            beyond => beyond.get_or_insert_default().insert(start, end),
+        }
+    }
+
+    /// A FIN stands at `seq`, beyond a gap.
+    pub(super) fn note_fin(&mut self, seq: Seq) {
+        self.0.get_or_insert_default().fin = Some(seq);
+    }
+
+    /// Whether a FIN that came before is next.
+    pub(super) fn fin_is_at(&self, nxt: Seq) -> bool {
+        self.0.as_ref().is_some_and(|beyond| beyond.fin == Some(nxt))
+    }
+
+    /// Everything before `nxt` has arrived: how many held bytes follow at once. They, and what
+    /// lies before them, are no longer ours.
+    pub(super) fn advance(&mut self, nxt: Seq) -> u32 {
+        let Some(beyond) = &mut self.0 else { return 0 };
+        let follow = beyond.advance(nxt);
+        if beyond.ranges[0].is_none() && beyond.fin.is_none() {
+            self.0 = None;
+        }
+        follow
+    }
+}
+
 /// The ranges, the latest first (RFC 2018 §4).
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Held {
+#[derive(Clone, Debug, Default)]
+struct Beyond {
     ranges: [Option<(Seq, Seq)>; RANGES],
     /// Where a FIN stands beyond a gap.
     fin: Option<Seq>,
 }
 
-impl Held {
-    pub(super) fn is_empty(&self) -> bool {
-        self.ranges[0].is_none()
-    }
-
-    pub(super) fn clear(&mut self) {
-        *self = Held::default();
-    }
-
-    /// What the next acknowledgment reports.
-    pub(super) fn blocks(&self) -> SackRanges {
-        let [first, second, third, ..] = self.ranges;
-        [first, second, third]
-    }
-
+impl Beyond {
     /// Adds what is new of `start..end`, if there is room for it and it is one piece: the part
     /// that the edge is to hold. Either way the range that it belongs to is now the latest.
     pub(super) fn insert(&mut self, start: Seq, end: Seq) -> Option<(Seq, Seq)> {
@@ -81,19 +119,7 @@ impl Held {
         Some((from, to))
     }
 
-    /// A FIN stands at `seq`, beyond a gap.
-    pub(super) fn note_fin(&mut self, seq: Seq) {
-        self.fin = Some(seq);
-    }
-
-    /// Whether a FIN that came before is next.
-    pub(super) fn fin_is_at(&self, nxt: Seq) -> bool {
-        self.fin == Some(nxt)
-    }
-
-    /// Everything before `nxt` has arrived: how many held bytes follow at once. They, and what
-    /// lies before them, are no longer ours.
-    pub(super) fn advance(&mut self, nxt: Seq) -> u32 {
+    fn advance(&mut self, nxt: Seq) -> u32 {
         let mut follow = 0;
         let mut index = 0;
         while let Some(&Some((left, right))) = self.ranges.get(index) {
@@ -130,7 +156,8 @@ mod tests {
     }
 
     fn ranges(held: &Held) -> Vec<(u32, u32)> {
-        held.ranges.iter().flatten().map(|&(l, r)| (offset(l), offset(r))).collect()
+        let ranges = held.0.iter().flat_map(|beyond| &beyond.ranges);
+        ranges.flatten().map(|&(l, r)| (offset(l), offset(r))).collect()
     }
 
     #[test]
@@ -187,7 +214,18 @@ mod tests {
         assert_eq!(held.advance(BASE + 450), 0);
         assert_eq!(ranges(&held), [(500, 600)]);
         assert_eq!(held.advance(BASE + 510), 90);
-        assert!(held.is_empty());
+        assert!(held.is_empty() && held.0.is_none(), "it takes no room");
+    }
+
+    #[test]
+    fn a_fin_beyond_a_gap_is_kept_until_it_is_next() {
+        let mut held = Held::default();
+        insert(&mut held, 100, 200);
+        held.note_fin(BASE + 200);
+        assert_eq!(held.advance(BASE + 100), 100);
+        assert!(held.is_empty() && held.fin_is_at(BASE + 200));
+        held.clear();
+        assert!(!held.fin_is_at(BASE + 200) && held.0.is_none());
     }
 
     proptest::proptest! {

@@ -180,7 +180,7 @@ impl Connection {
         out.push(reset_at(ack));
         if self.retransmits == 0 {
             self.rtt.retransmitted();
-            self.retransmits += 1;
+            self.retransmits = 1;
             self.emit_syn(now, out);
         }
     }
@@ -211,7 +211,7 @@ impl Connection {
         if self.retries > MAX_SYN_RETRIES {
             return self.abort(out);
         }
-        self.retransmits += 1;
+        self.retransmits = self.retransmits.saturating_add(1);
         match self.state {
             State::SynSent => self.emit_syn(now, out),
             _ => self.emit_syn_ack(now, out),
@@ -318,7 +318,7 @@ pub(super) fn reset_at(seq: Seq) -> Action {
 
 /// SYNs or SYN-ACKs that are sent again before giving up: after 1, 2, 4 … 32 s, and a last wait of
 /// a minute (Linux's tcp_syn_retries).
-const MAX_SYN_RETRIES: u32 = 6;
+const MAX_SYN_RETRIES: u8 = 6;
 
 /// A tiny MSS would turn one frame into thousands of segments; Linux clamps at 48 too
 /// (TCP_MIN_SND_MSS).

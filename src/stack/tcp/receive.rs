@@ -33,7 +33,7 @@ pub(super) enum GuestFin {
     PassedOn,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Receive {
     /// Next sequence number expected (RCV.NXT).
     pub(super) nxt: Seq,

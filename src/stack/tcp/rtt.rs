@@ -16,68 +16,83 @@ const MAX: Duration = Duration::from_secs(60);
 /// Smoothed round-trip time towards the guest and the time-out that follows from it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rtt {
-    smoothed: Option<Duration>,
-    variation: Duration,
-    backoff: u32,
-    timed: Option<(Seq, Instant)>,
+    /// Both in microseconds, up to 71 minutes.
+    smoothed: Option<u32>,
+    variation: u32,
+    backoff: u8,
+    /// The sequence number whose acknowledgment gives the next sample, if there is one.
+    timed_end: Seq,
+    timed_since: Option<Instant>,
 }
 
 impl Rtt {
     pub(super) const fn new() -> Self {
-        Rtt { smoothed: None, variation: Duration::ZERO, backoff: 0, timed: None }
+        Rtt { smoothed: None, variation: 0, backoff: 0, timed_end: Seq(0), timed_since: None }
     }
 
     /// The time-out to arm now, with back-off.
     pub(super) fn timeout(&self) -> Duration {
-        let base = match self.smoothed {
+        let base = match self.smoothed() {
             None => INITIAL,
-            Some(smoothed) => smoothed + (4 * self.variation).max(MIN),
+            Some(smoothed) => smoothed + (4 * micros(self.variation)).max(MIN),
         };
         base.saturating_mul(1 << self.backoff.min(10)).min(MAX)
     }
 
     /// The smoothed round-trip time, once there was a sample.
     pub(super) fn smoothed(&self) -> Option<Duration> {
-        self.smoothed
+        self.smoothed.map(micros)
     }
 
     /// A segment that ends at `end` was sent for the first time.
     pub(super) fn sent(&mut self, now: Instant, end: Seq) {
-        self.timed.get_or_insert((end, now));
+        if self.timed_since.is_none() {
+            (self.timed_end, self.timed_since) = (end, Some(now));
+        }
     }
 
     /// Something was sent again: its acknowledgment would be ambiguous (Karn).
     pub(super) fn retransmitted(&mut self) {
-        self.timed = None;
+        self.timed_since = None;
     }
 
     /// The timer ran out (RFC 6298 §5.5).
     pub(super) fn back_off(&mut self) {
         self.backoff = self.backoff.saturating_add(1);
-        self.timed = None;
+        self.timed_since = None;
     }
 
     /// New data up to `ack` was acknowledged (RFC 6298 §2.3). The back-off ends even if there is no
     /// sample: a loss here is a full ring, not a congested path that needs to be spared.
     pub(super) fn acked(&mut self, now: Instant, ack: Seq) {
         self.backoff = 0;
-        let Some((end, sent)) = self.timed else { return };
-        if !end.at_or_before(ack) {
+        let Some(sent) = self.timed_since else { return };
+        if !self.timed_end.at_or_before(ack) {
             return;
         }
-        self.timed = None;
-        let sample = now.since(sent);
+        self.timed_since = None;
+        let sample = u32::try_from(now.since(sent).as_micros()).unwrap_or(u32::MAX);
         match self.smoothed {
             None => {
                 self.smoothed = Some(sample);
                 self.variation = sample / 2;
             }
             Some(smoothed) => {
-                self.variation = (self.variation * 3 + smoothed.abs_diff(sample)) / 4;
-                self.smoothed = Some((smoothed * 7 + sample) / 8);
+                self.variation = weighted(self.variation, 3, smoothed.abs_diff(sample));
+                self.smoothed = Some(weighted(smoothed, 7, sample));
             }
         }
     }
+}
+
+fn micros(micros: u32) -> Duration {
+    Duration::from_micros(micros.into())
+}
+
+/// The mean of `old`, which counts `weight` times, and `new`.
+fn weighted(old: u32, weight: u32, new: u32) -> u32 {
+    // A mean is no larger than the larger of the two.
+    ((u64::from(old) * u64::from(weight) + u64::from(new)) / u64::from(weight + 1)) as u32
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::stack::wire::SackRanges;
 /// which costs at most a needless retransmission.
 const SCOREBOARD: usize = 4;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Transmit {
     /// Oldest unacknowledged (SND.UNA).
     pub(super) una: Seq,
@@ -41,6 +41,14 @@ pub(super) struct Transmit {
     /// The persist timer found a window that is open but silly: it is used as it is, once.
     small_window_allowed: bool,
     duplicates: u8,
+    /// There since something seems to be lost, until everything sent by then is acknowledged: few
+    /// connections ever need it.
+    loss: Option<Box<Loss>>,
+}
+
+/// What is known of a loss.
+#[derive(Clone, Debug, Default)]
+struct Loss {
     recovery: Option<Recovery>,
     sacked: [Option<(Seq, Seq)>; SCOREBOARD],
 }
@@ -90,8 +98,7 @@ impl Transmit {
             fin: None,
             small_window_allowed: false,
             duplicates: 0,
-            recovery: None,
-            sacked: [None; SCOREBOARD],
+            loss: None,
         }
     }
 
@@ -184,9 +191,8 @@ impl Transmit {
         let bytes = self.una.distance(ack).cast_unsigned() - u32::from(fin);
         self.una = ack;
         self.duplicates = 0;
-        self.forget_sacked_below(ack);
-        if self.recovery.is_some_and(|recovery| recovery.point.at_or_before(ack)) {
-            self.recovery = None;
+        if self.loss.as_mut().is_some_and(|loss| loss.is_over(ack)) {
+            self.loss = None;
         }
         Acked::New { bytes, fin }
     }
@@ -199,7 +205,8 @@ impl Transmit {
                 continue;
             }
             let (mut left, mut right) = (left, right);
-            for slot in &mut self.sacked {
+            let sacked = &mut self.loss.get_or_insert_default().sacked;
+            for slot in sacked.iter_mut() {
                 if let Some((l, r)) = *slot
                     && l.at_or_before(right)
                     && left.at_or_before(r)
@@ -209,63 +216,38 @@ impl Transmit {
                     *slot = None;
                 }
             }
-            let free = self.sacked.iter().position(Option::is_none).unwrap_or(0);
-            self.sacked[free] = Some((left, right));
-        }
-    }
-
-    fn forget_sacked_below(&mut self, ack: Seq) {
-        for slot in &mut self.sacked {
-            if slot.is_some_and(|(_, right)| right.at_or_before(ack)) {
-                *slot = None;
-            }
+            let free = sacked.iter().position(Option::is_none).unwrap_or(0);
+            sacked[free] = Some((left, right));
         }
     }
 
     /// Whether duplicates or SACK evidence show a loss that is not yet being repaired.
     pub(super) fn loss_noticed(&self) -> bool {
-        let sacked: u32 = self
-            .sacked
-            .iter()
-            .flatten()
-            .map(|(left, right)| left.distance(*right).cast_unsigned())
-            .sum();
         // RFC 6675 §2: DupThresh of three segments, counted in duplicates or in bytes.
-        self.recovery.is_none() && (self.duplicates >= 3 || sacked > 2 * self.mss)
+        let sacked = self.loss.as_ref().map_or(0, |loss| loss.sacked_bytes());
+        !self.in_recovery() && (self.duplicates >= 3 || sacked > 2 * self.mss)
     }
 
     /// Starts to repair: after duplicates, or after a time-out.
     pub(super) fn enter_recovery(&mut self, timed_out: bool) {
+        let loss = self.loss.get_or_insert_default();
         if timed_out {
             // RFC 2018 §8: the guest may have taken back what it reported.
-            self.sacked = [None; SCOREBOARD];
+            loss.sacked = [None; SCOREBOARD];
         }
-        self.recovery = Some(Recovery { point: self.nxt, next: self.una, timed_out });
+        loss.recovery = Some(Recovery { point: self.nxt, next: self.una, timed_out });
     }
 
     pub(super) fn in_recovery(&self) -> bool {
-        self.recovery.is_some()
+        self.loss.as_ref().is_some_and(|loss| loss.recovery.is_some())
     }
 
     /// The next lost range of at most `max` bytes, if one is known.
     pub(super) fn next_resend(&mut self, max: u32) -> Option<Resend> {
-        let mut recovery = self.recovery?;
-        let mut start = recovery.next.later(self.una);
-        while let Some(&(_, right)) = self
-            .sacked
-            .iter()
-            .flatten()
-            .find(|(left, right)| left.at_or_before(start) && start.precedes(*right))
-        {
-            start = right;
-        }
-        let next_sacked = self
-            .sacked
-            .iter()
-            .flatten()
-            .map(|&(left, _)| left)
-            .filter(|left| start.precedes(*left))
-            .reduce(Seq::earlier);
+        let loss = self.loss.as_ref()?;
+        let mut recovery = loss.recovery?;
+        let start = loss.skip_sacked(recovery.next.later(self.una));
+        let next_sacked = loss.next_sacked(start);
         // Without SACK evidence only the first range is known to be lost, unless the timer says so.
         let known_lost = recovery.timed_out || next_sacked.is_some() || start == self.una;
         if !known_lost || !start.precedes(recovery.point) {
@@ -275,7 +257,9 @@ impl Transmit {
         let max = if recovery.timed_out || next_sacked.is_some() { max } else { self.mss };
         let resend = self.range(start, limit, max);
         recovery.next = start + resend.len + u32::from(resend.fin);
-        self.recovery = Some(recovery);
+        if let Some(loss) = &mut self.loss {
+            loss.recovery = Some(recovery);
+        }
         Some(resend)
     }
 
@@ -286,6 +270,41 @@ impl Transmit {
         let data = total - u32::from(fin_inside && total > 0);
         let len = data.min(max);
         Resend { seq: start, len, fin: fin_inside && len == data }
+    }
+}
+
+impl Loss {
+    /// Forgets what everything up to `ack` makes moot; whether nothing is left.
+    fn is_over(&mut self, ack: Seq) -> bool {
+        for slot in &mut self.sacked {
+            slot.take_if(|(_, right)| right.at_or_before(ack));
+        }
+        self.recovery.take_if(|recovery| recovery.point.at_or_before(ack));
+        self.recovery.is_none() && self.sacked.iter().all(Option::is_none)
+    }
+
+    fn sacked_bytes(&self) -> u32 {
+        let ranges = self.sacked.iter().flatten();
+        ranges.map(|(left, right)| left.distance(*right).cast_unsigned()).sum()
+    }
+
+    /// The first byte from `start` on that the guest has not reported.
+    fn skip_sacked(&self, mut start: Seq) -> Seq {
+        let holds = |start: Seq, (left, right): (Seq, Seq)| {
+            left.at_or_before(start) && start.precedes(right)
+        };
+        while let Some(&(_, right)) =
+            self.sacked.iter().flatten().find(|range| holds(start, **range))
+        {
+            start = right;
+        }
+        start
+    }
+
+    /// Where the next range behind `start` begins that the guest has reported.
+    fn next_sacked(&self, start: Seq) -> Option<Seq> {
+        let lefts = self.sacked.iter().flatten().map(|&(left, _)| left);
+        lefts.filter(|left| start.precedes(*left)).reduce(Seq::earlier)
     }
 }
 
@@ -352,6 +371,8 @@ mod tests {
             resent.push((una.distance(resend.seq), resend.len));
         }
         assert_eq!(resent, [(0, 1000), (2000, 1000)]);
+        assert_ne!(transmit.on_ack(transmit.nxt, 2000, &NO_SACK, true), Acked::Old);
+        assert!(transmit.loss.is_none(), "what is repaired takes no room");
     }
 
     #[test]
@@ -380,6 +401,6 @@ mod tests {
             [Some((una + 9000, una + 9500)), Some((una - 5, una + 5)), Some((una + 9, una + 3))];
         assert_eq!(transmit.on_ack(transmit.nxt + 1, 2000, &sack, true), Acked::Outside);
         assert_eq!(transmit.on_ack(una, 2000, &sack, true), Acked::Old);
-        assert_eq!(transmit.sacked, [None; SCOREBOARD]);
+        assert!(transmit.loss.is_none());
     }
 }
