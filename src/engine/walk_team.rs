@@ -245,9 +245,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
             return;
         }
-        let flows = self.tcp.iter().take(GIVE_BATCH).map(|(token, ..)| token);
-        let flows: Vec<Token> = flows.collect();
-        flows.into_iter().for_each(|token| self.give(token, WorkerId::LEAD));
+        for _ in 0..GIVE_BATCH {
+            let Some(token) = self.tcp.oldest() else { break };
+            self.give(token, WorkerId::LEAD);
+        }
         if let Some(team) = &self.team {
             // Another turn, if only to say that everything is given back.
             team.inbox.bell.ring();
