@@ -26,7 +26,7 @@ use tapway::setup::machine::Machine;
 use tapway::setup::{
     self, Journal, Listed, LivesFor, NameLock, SetupError, chain, open_output, probe_outbound, run,
 };
-use tapway::sys::clock;
+use tapway::sys::{clock, pages};
 
 use super::{Failure, failed};
 
@@ -178,6 +178,7 @@ pub(super) fn serve(
     if let Err(error) = conduct.report_ready() {
         tracing::warn!("nobody hears that the network is ready: {error}");
     }
+    pages::forget_start();
     match runtime.block_on(data_path.serve(&guest, signals, guest_file, instance)) {
         Ok(Outcome::Exited(status)) => Ok(status),
         Ok(Outcome::Asked(signal)) if matches!(conduct.lives_for, LivesFor::Starter(_)) => {
