@@ -28,6 +28,7 @@ pub mod pipe;
 pub mod ports;
 mod published;
 mod recorder;
+mod room;
 mod spin;
 mod splice;
 pub mod stream_link;

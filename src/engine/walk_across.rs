@@ -8,6 +8,7 @@
 //! Who is at work, and since when, is in `walk_team`.
 
 use crate::base::{DropReason, Instant, Mac};
+use crate::observe::Direction;
 use crate::stack::ip::{self, Packet, Parsed};
 use crate::stack::wire::VnetHeader;
 
@@ -102,6 +103,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
             Mail::Flow(flow) => self.adopt(*flow),
             Mail::Client { rule, guest_mac, accepted } => {
+                self.make_room(Direction::Inbound);
                 // One that cannot be watched is closed.
                 if self.io.host.adopt(self.tcp.next_token(), &accepted.stream).is_ok() {
                     self.take_client(now, rule, Some(guest_mac), accepted);
@@ -192,6 +194,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             return;
         }
         let Some((key, mut flow)) = self.tcp.remove(token) else { return };
+        self.resting.tidy(&flow, &self.tcp);
         flow.leave(&mut self.io);
         directory.pass(&key, to, || {
             team.send(to, Mail::Flow(Box::new(flow)));

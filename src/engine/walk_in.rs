@@ -202,6 +202,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// Takes at most so many clients from a listening socket; what is left in its queue.
     fn take_clients(&mut self, now: Instant, token: Token, most: usize) -> Queue {
         for _ in 0..most {
+            self.make_room(Direction::Inbound);
             let Some(listener) = self.listeners.get(token) else { return Queue::Empty };
             let rule = listener.rule;
             match self.io.host.accept(&listener.socket, self.tcp.next_token()) {

@@ -75,6 +75,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         syn: &Segment,
         destination: Destination,
     ) -> Result<(), DropReason> {
+        self.make_room(Direction::Outbound);
         match self.claim_key(key) {
             Ok(()) => {}
             // It has just read the same SYN.

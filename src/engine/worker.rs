@@ -32,6 +32,7 @@ use super::ledger::Ledger;
 use super::outbox::Outbox;
 use super::ports::{Event, FramePort, Readiness, SocketPort};
 use super::published::{DatagramPort, Listener, Session, SessionKey};
+use super::room::{self, Resting};
 use super::splice::{End, Pipes, RelayKey, Relayed, Spliced};
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::team::porter::Load;
@@ -112,6 +113,7 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) tcp: FlowTable<TcpKey, TcpFlow<S>>,
     /// How many of these, and of the other workers', began outside.
     pub(super) inbound_tcp: Quota,
+    pub(super) resting: Resting,
     pub(super) reassembly: Reassembly,
     pub(super) dns_queries: PendingQueries,
     /// The host's resolvers, if their encrypted service is there for the guest.
@@ -211,6 +213,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             services: Services::new(plan.clone(), now),
             tcp: FlowTable::new(Kind::Tcp, limits.tcp_flows),
             inbound_tcp: Quota::default(),
+            resting: Resting::default(),
             udp: FlowTable::new(Kind::Udp, limits.udp_flows),
             echo: FlowTable::new(Kind::Echo, limits.echo_flows),
             listeners: FlowTable::new(Kind::Listener, MAX_PUBLISHED),
@@ -497,6 +500,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// Removes a flow; its host socket, if there still is one, is closed.
     pub(super) fn end_tcp(&mut self, token: Token) {
         if let Some((_, flow)) = self.tcp.remove(token) {
+            self.resting.tidy(&flow, &self.tcp);
             self.forget_tcp(flow);
         }
     }
@@ -528,6 +532,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if flow.machine.is_closed() {
             self.end_tcp(token);
             return Some(result);
+        }
+        if !flow.on_rest_list && room::rests(flow) {
+            flow.on_rest_list = true;
+            self.resting.add(flow.account.direction, token);
         }
         if flow.machine.ack_owed() && !flow.on_ack_list {
             flow.on_ack_list = true;

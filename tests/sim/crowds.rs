@@ -9,7 +9,7 @@ use tapway::engine::{Limits, Published};
 use tapway::gate::forward::{ForwardId, Transport};
 
 use crate::bench::{Bench, most_promised, small_limits};
-use crate::frames::{ACK, ICMP, Ip, SYN, TCP, Tcp, UDP, icmp_frame, udp_frame};
+use crate::frames::{ACK, FIN, ICMP, Ip, SYN, TCP, Tcp, UDP, icmp_frame, udp_frame};
 use crate::peer::{End, Script};
 
 const SECOND: u64 = 1_000_000_000;
@@ -107,6 +107,58 @@ fn clients_do_not_fill_the_table_up_to_the_guests_own_connections() {
     clients(&mut bench, listener, 2000..2000 + all);
     bench.pass(SECOND / 10);
     assert_eq!(bench.worker.flow_count(), inbound);
+}
+
+/// Opens connection number `number` of the guest, which its peer ends at once, and ends it too:
+/// ours was the first FIN, so we are in TIME-WAIT.
+fn come_and_go(bench: &mut Bench, number: u16) {
+    let ports = (20_000 + number, 81);
+    bench.feed(&Tcp { ports, ..Tcp::new(SYN) }.frame(Ip::v4(TCP)));
+    let mut frames = vec![];
+    for _ in 0..20 {
+        bench.now += 100_000;
+        frames.extend(bench.turn());
+        if !frames.is_empty() {
+            break;
+        }
+    }
+    let [syn_ack] = &frames[..] else { panic!("{} frames for {number}", frames.len()) };
+    let seq = u32::from_be_bytes(syn_ack[38..42].try_into().unwrap());
+    let ack = Tcp { ports, seq: 1001, ack: seq.wrapping_add(1), ..Tcp::new(ACK) };
+    let mut frames = bench.feed(&ack.frame(Ip::v4(TCP)));
+    for _ in 0..20 {
+        if !frames.is_empty() {
+            break;
+        }
+        bench.now += 100_000;
+        frames.extend(bench.turn());
+    }
+    assert_eq!(frames[0][47] & 1, 1, "a FIN");
+    let fin = Tcp { ports, seq: 1001, ack: seq.wrapping_add(2), ..Tcp::new(FIN | ACK) };
+    bench.feed(&fin.frame(Ip::v4(TCP)));
+}
+
+#[test]
+fn connections_that_are_over_leave_room_for_new_ones() {
+    let limits = small_limits();
+    let mut bench = Bench::new(true, limits);
+    bench.host.0.borrow_mut().serve(81, Script::default());
+    let start = bench.now;
+    // More than fit, in less time than TIME-WAIT.
+    for number in 0..2 * limits.tcp_flows as u16 {
+        come_and_go(&mut bench, number);
+    }
+    assert!(bench.now - start < SECOND, "they overlap");
+    assert_eq!(bench.drops(), []);
+    assert_eq!(bench.worker.flow_count(), limits.tcp_flows);
+    // Clients find room as well, but no more than their share.
+    let listener = publish(&mut bench);
+    clients(&mut bench, listener, 2000..2000 + limits.tcp_flows as u16);
+    bench.turn();
+    bench.turn();
+    assert_eq!(bench.worker.flow_count(), limits.tcp_flows);
+    bench.pass(2 * SECOND);
+    assert_eq!(bench.worker.flow_count(), limits.inbound_tcp_flows(), "only they are left");
 }
 
 #[test]

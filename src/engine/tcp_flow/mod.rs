@@ -65,6 +65,8 @@ pub(super) struct TcpFlow<S: SocketPort> {
     pub(super) on_ack_list: bool,
     /// On the worker's list of flows with more to read.
     pub(super) on_read_list: bool,
+    /// On the worker's list of flows that only remember their connection.
+    pub(super) on_rest_list: bool,
     /// Packets in a row that another worker handed over.
     pub(super) strays: u8,
     /// Who does the sending, if it is another worker.
@@ -101,6 +103,7 @@ impl<S: SocketPort> TcpFlow<S> {
             wheel_entry: None,
             on_ack_list: false,
             on_read_list: false,
+            on_rest_list: false,
             strays: 0,
             porter: None,
         }
@@ -255,7 +258,8 @@ impl<S: SocketPort> TcpFlow<S> {
         io.backlog_bytes -= self.backlog.len();
         io.promised -= self.promised as usize;
         self.promised = 0;
-        (self.on_ack_list, self.on_read_list, self.wheel_entry) = (false, false, None);
+        (self.on_ack_list, self.on_read_list, self.on_rest_list) = (false, false, false);
+        self.wheel_entry = None;
         self.strays = 0;
     }
 
