@@ -14,8 +14,13 @@ use crate::stack::tcp::State;
 use super::flow_table::FlowTable;
 use super::ports::{FramePort, SocketPort};
 use super::tcp_flow::{TcpFlow, TcpKey};
+use super::team::Member;
 use super::token::Token;
 use super::worker::Worker;
+
+/// The part of all places that the workers of a team leave free where they can: for those of them
+/// that have nothing to let go, such as one that has just been called.
+const SPARE: usize = 64;
 
 /// The connections that may go, by who began them, the longest in TIME-WAIT first. Some are gone
 /// already, but for the first of them.
@@ -62,13 +67,19 @@ pub(super) fn rests<S: SocketPort>(flow: &TcpFlow<S>) -> bool {
 }
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
-    /// Has a connection of this worker's in TIME-WAIT give way if no new one fits. That one may be
-    /// in its place, so the table's next token is to be asked for afterwards.
+    /// Has a connection of this worker's in TIME-WAIT give way if no new one fits, or hardly one of
+    /// another worker's. That one may be in its place, so the table's next token is to be asked for
+    /// afterwards.
     pub(super) fn make_room(&mut self, direction: Direction) {
         use Direction::{Inbound, Outbound};
+        let shared = self.team.as_ref().and_then(Member::directory).is_some();
+        let fits = |taken: usize, most: usize| {
+            let spare = if shared { most / SPARE } else { 0 };
+            taken < most - spare
+        };
         let crowded =
-            direction == Inbound && self.inbound_sockets() >= self.limits.inbound_tcp_flows();
-        if !crowded && self.tcp_count() < self.limits.tcp_flows {
+            direction == Inbound && !fits(self.inbound_sockets(), self.limits.inbound_tcp_flows());
+        if !crowded && fits(self.tcp_count(), self.limits.tcp_flows) {
             return;
         }
         let candidates: &[Direction] = match direction {

@@ -9,6 +9,7 @@ use tapway::engine::{Limits, Published};
 use tapway::gate::forward::{ForwardId, Transport};
 
 use crate::bench::{Bench, most_promised, small_limits};
+use crate::crew::{Steering, Team};
 use crate::frames::{ACK, FIN, ICMP, Ip, SYN, TCP, Tcp, UDP, icmp_frame, udp_frame};
 use crate::peer::{End, Script};
 
@@ -159,6 +160,22 @@ fn connections_that_are_over_leave_room_for_new_ones() {
     assert_eq!(bench.worker.flow_count(), limits.tcp_flows);
     bench.pass(2 * SECOND);
     assert_eq!(bench.worker.flow_count(), limits.inbound_tcp_flows(), "only they are left");
+}
+
+#[test]
+fn a_worker_that_has_nothing_to_let_go_finds_room() {
+    let limits = small_limits();
+    let mut bench = Bench::with_team(Team::fixed(2), true, limits);
+    bench.crew.set_unrest(false);
+    bench.host.0.borrow_mut().serve(81, Script::default());
+    let (start, fitting) = (bench.now, limits.tcp_flows as u16);
+    bench.crew.steer(Steering::Only(0));
+    (0..fitting).for_each(|number| come_and_go(&mut bench, number));
+    bench.crew.steer(Steering::Only(1));
+    (fitting..fitting + 50).for_each(|number| come_and_go(&mut bench, number));
+    assert!(bench.now - start < SECOND, "they overlap");
+    assert_eq!(bench.drops(), []);
+    assert!(bench.crew.flows_of(1) > 0, "it has served some");
 }
 
 #[test]
