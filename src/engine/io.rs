@@ -55,7 +55,7 @@ pub struct Limits {
 
 /// The most that an idle TCP connection makes a worker hold, in bytes; the descriptor and what the
 /// kernel keeps for it come on top.
-pub const FLOW_BYTES: usize = 576;
+pub const FLOW_BYTES: usize = 584;
 
 impl Limits {
     /// The limits that so many descriptors allow: a flow without one cannot be.
