@@ -28,9 +28,12 @@ check "mtu" 'mtu 1400' with mtu=1400 localhost/lab ip link show dev tap0
 check "cidr" '10\.9\.8\.100/24.*peer=203\.0\.113\.1' with cidr=10.9.8.0/24 localhost/lab \
     sh -c 'ip -4 -o address show dev tap0; socat -t 20 - TCP4:203.0.113.10:8081 < /dev/null'
 check "enable_ipv6" 'peer=.*2001:0*db8:0*77:.*1' with enable_ipv6=true localhost/lab sh -c '
-    for i in $(seq 200); do ip -6 -o address show dev tap0 | grep -q fd00 && break; sleep 0.1; done
+    for i in $(seq 200); do
+        ip -6 -o address show dev tap0 | grep fd00 | grep -qv tentative && break; sleep 0.1
+    done
+    place="TCP6:[2001:db8:77::10]:8081,connect-timeout=10"
     for i in $(seq 100); do
-        socat -t 20 - "TCP6:[2001:db8:77::10]:8081" < /dev/null 2> /dev/null && break; sleep 0.1
+        socat -t 20 - "$place" < /dev/null 2> /dev/null && break; sleep 0.1
     done'
 ask_peer='socat -t 20 - TCP4:203.0.113.10:8081'
 for source in 203.0.113.1 eth0; do

@@ -12,9 +12,13 @@ echo "name $(busybox nslookup www.test 2>&1 | tr '\n' ' ')"
 echo "udp $(echo ping | socat -t 20 - UDP4:203.0.113.10:7001,readbytes=5 2>&1)"
 echo "loopback $(curl -s -m 20 http://10.0.2.2:9099/secret || echo refused)"
 if [ "$IPV6" = yes ]; then
-    for i in $(seq 200); do ip -6 -o address show dev tap0 | grep -q fd00 && break; sleep 0.1; done
+    # Before it has been tried for doubles nobody may use it, and ::1 would be taken instead.
+    for i in $(seq 200); do
+        ip -6 -o address show dev tap0 | grep fd00 | grep -qv tentative && break; sleep 0.1
+    done
+    place='TCP6:[2001:db8:77::10]:8081,connect-timeout=10'
     for i in $(seq 100); do
-        peer=$(socat -t 20 - 'TCP6:[2001:db8:77::10]:8081' < /dev/null 2> /dev/null) && break
+        peer=$(socat -t 20 - "$place" < /dev/null 2> /dev/null) && break
         sleep 0.1
     done
     echo "tcp6 $peer"
