@@ -320,6 +320,15 @@ impl Backlog {
         self.0.get_or_insert_default().extend(bytes);
     }
 
+    /// Puts bytes in front of all others.
+    pub(super) fn push_front(&mut self, parts: &[&[u8]]) {
+        let behind = self.0.take();
+        parts.iter().for_each(|part| self.push(part));
+        if let Some(bytes) = behind {
+            self.0.get_or_insert_default().extend(*bytes);
+        }
+    }
+
     /// All bytes, in at most two pieces.
     pub(super) fn slices(&self) -> [IoSlice<'_>; 2] {
         let (first, second) = self.0.as_ref().map_or((&[][..], &[][..]), |bytes| bytes.as_slices());
@@ -422,6 +431,9 @@ mod tests {
         backlog.consume(3);
         let text: Vec<u8> = backlog.slices().iter().flat_map(|s| s.to_vec()).collect();
         assert_eq!(text, b"lo world");
+        backlog.push_front(&[b"hal", b""]);
+        let text: Vec<u8> = backlog.slices().iter().flat_map(|s| s.to_vec()).collect();
+        assert_eq!(text, b"hallo world");
         backlog.consume(99);
         assert!(backlog.is_empty() && backlog.0.is_none());
     }

@@ -1,13 +1,13 @@
 //! What all flows of a worker share: both edges, the slab pool, the limits, the counters.
 
 use std::io::IoSlice;
-use std::ops::Range;
 
 use crate::base::{DropCounters, DropReason, Mac};
 use crate::stack::wire::{Addresses, Checksum, Flags, HEADROOM, TcpHeader};
 
 use super::buffers::Pool;
 use super::ports::{FramePort, SocketPort};
+use super::reading::FramesAtHand;
 use super::splice::Pipes;
 use super::tcp_flow::MIN_SEGMENT;
 use super::team::porter::Errand;
@@ -55,7 +55,7 @@ pub struct Limits {
 
 /// The most that an idle TCP connection makes a worker hold, in bytes; the descriptor and what the
 /// kernel keeps for it come on top.
-pub const FLOW_BYTES: usize = 584;
+pub const FLOW_BYTES: usize = 616;
 
 impl Limits {
     /// The limits that so many descriptors allow: a flow without one cannot be.
@@ -123,10 +123,10 @@ pub(super) struct Io<F, S: SocketPort> {
     pub(super) passed_on: u64,
     /// What porters are to do, in order.
     pub(super) errands: Vec<Errand>,
-    /// Where in memory the frame at hand lies, while it may be given away.
-    pub(super) frame: Option<Range<usize>>,
     /// Empty buffers of the size of a frame.
     pub(super) spare_frames: Vec<Vec<u8>>,
+    /// The frames at hand, while they are.
+    pub(super) frames_at_hand: Option<FramesAtHand>,
 }
 
 impl<F: FramePort, S: SocketPort> Io<F, S> {

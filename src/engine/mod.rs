@@ -27,6 +27,7 @@ mod parked;
 pub mod pipe;
 pub mod ports;
 mod published;
+mod reading;
 mod recorder;
 mod room;
 mod spin;

@@ -140,12 +140,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 self.batch.release();
                 self.batch_used = false;
                 self.outbox.release();
+                self.reading.release();
                 self.trim_at = None;
             }
             None if self.io.pool.can_trim()
                 || self.io.pipes.can_trim()
                 || self.batch_used
-                || self.outbox.can_release() =>
+                || self.outbox.can_release()
+                || self.reading.can_release() =>
             {
                 self.trim_at = Some(now + TRIM_AFTER)
             }

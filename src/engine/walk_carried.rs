@@ -7,13 +7,14 @@
 //! ```
 
 use super::ports::{FramePort, SocketPort};
+use super::reading::FRAME_LEN;
 use super::team::WorkerId;
 use super::team::balance::Help;
 use super::team::mail::Mail;
 use super::team::porter::{Delivery, Load, Parcel, What};
 use super::token::Token;
 use super::walk_team::Order;
-use super::worker::{FRAME_LEN, Worker};
+use super::worker::Worker;
 
 /// Empty buffers that are kept while there is a porter: 2 MiB.
 const SPARE_FRAMES: usize = 32;
@@ -95,12 +96,18 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.with_tcp(delivery.flow, |flow, io, actions| {
             flow.on_delivery(&delivery, io, actions);
         });
-        if self.team.as_ref().is_some_and(|team| team.lead.hired.is_some()) {
-            let spare = &mut self.io.spare_frames;
-            let frames = delivery.buffers.extract_if(.., |buffer| buffer.len() == FRAME_LEN);
-            spare.extend(frames.take(SPARE_FRAMES - spare.len().min(SPARE_FRAMES)));
+        for buffer in delivery.buffers.drain(..) {
+            self.keep_frame(buffer);
         }
         self.send_errands(None);
+    }
+
+    /// Keeps a buffer for the next frame, if there is a porter and it is of use.
+    pub(super) fn keep_frame(&mut self, buffer: Vec<u8>) {
+        let hired = self.team.as_ref().is_some_and(|team| team.lead.hired.is_some());
+        if hired && buffer.len() == FRAME_LEN && self.io.spare_frames.len() < SPARE_FRAMES {
+            self.io.spare_frames.push(buffer);
+        }
     }
 
     /// As a porter: a flow is to be served.

@@ -9,7 +9,6 @@
 //! together is in [`team`](super::team).
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use crate::observe::{Direction, FlowTransport};
 use crate::stack::ip::reassembly::Reassembly;
 use crate::stack::services::Services;
 use crate::stack::tcp::{Action, Options as TcpOptions};
-use crate::stack::wire::{Checksum, ETHERNET_HEADER_LEN, HEADROOM, MAX_PAYLOAD, VNET_HEADER_LEN};
+use crate::stack::wire::{Checksum, HEADROOM, MAX_PAYLOAD};
 
 use crate::sys::datagram::Batch;
 
@@ -32,6 +31,7 @@ use super::ledger::Ledger;
 use super::outbox::Outbox;
 use super::ports::{Event, FramePort, Readiness, SocketPort};
 use super::published::{DatagramPort, Listener, Session, SessionKey};
+use super::reading::Reading;
 use super::room::{self, Resting};
 use super::splice::{End, Pipes, RelayKey, Relayed, Spliced};
 use super::tcp_flow::{TcpFlow, TcpKey};
@@ -42,9 +42,6 @@ use super::token::{Kind, Token};
 use super::walk_dns::PendingQueries;
 use super::walk_team::Order;
 use super::wheel::Wheel;
-
-/// Frames read from the TAP in one turn.
-const FRAME_BATCH: usize = 64;
 
 /// Datagrams received with one system call: what fits one frame to the guest. Their slots are 4 MB,
 /// of which those pages are held that the last two seconds needed.
@@ -59,9 +56,6 @@ const ACK_DELAY: Duration = Duration::from_millis(1);
 
 /// Host sockets of published ports, of a transport: every port at two addresses.
 const MAX_PUBLISHED: usize = 2 * 65_536;
-
-/// Longest frame that a TAP delivers: virtio-net and Ethernet headers and 64 KiB of IP packet.
-pub(super) const FRAME_LEN: usize = VNET_HEADER_LEN + ETHERNET_HEADER_LEN + 4 + 65_536;
 
 /// What a worker needs to know of its link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,7 +143,9 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     /// Reused between calls; empty between calls.
     pub(super) actions: Vec<Action>,
     pub(super) answers: Vec<Vec<u8>>,
-    frame: Vec<u8>,
+    pub(super) reading: Reading,
+    /// Flows with payloads among the frames at hand.
+    pub(super) send_list: Vec<Token>,
     pub(super) due: Vec<Token>,
     tap_ready: bool,
     /// The batch may hold memory.
@@ -204,8 +200,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 gateway_mac: plan.gateway_mac,
                 passed_on: 0,
                 errands: Vec::new(),
-                frame: None,
                 spare_frames: Vec::new(),
+                frames_at_hand: None,
             },
             vnet_header,
             uso: uso && vnet_header,
@@ -240,7 +236,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             read_list: VecDeque::new(),
             actions: Vec::new(),
             answers: Vec::new(),
-            frame: vec![0; FRAME_LEN],
+            reading: Reading::default(),
+            send_list: Vec::new(),
             due: Vec::new(),
             tap_ready: false,
             batch_used: false,
@@ -374,41 +371,6 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         Ok(())
     }
 
-    pub(super) fn read_frames(&mut self, now: Instant) -> std::io::Result<()> {
-        let mut frame = std::mem::take(&mut self.frame);
-        let mut result = Ok(());
-        for _ in 0..FRAME_BATCH {
-            match self.io.frames.read(&mut frame) {
-                Ok(0) => {
-                    self.forget_guest(now);
-                    break;
-                }
-                Ok(len) => {
-                    self.io.counters.frames_from_guest += 1;
-                    self.io.counters.bytes_from_guest += len as u64;
-                    let memory = frame.as_ptr_range();
-                    self.io.frame = Some(memory.start.addr()..memory.end.addr());
-                    if let Err(reason) = self.on_frame(now, &frame[..len]) {
-                        self.io.drop_frame(reason);
-                    }
-                    self.io.frame = None;
-                    if !self.io.errands.is_empty() {
-                        self.send_errands(Some(&mut frame));
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-        }
-        self.frame = frame;
-        self.flush_datagrams();
-        result
-    }
-
     fn on_tcp_readiness(&mut self, now: Instant, token: Token, readiness: Readiness) {
         let failure = self.with_tcp(token, |flow, io, actions| {
             flow.on_readiness(now, readiness, io, actions).err()
@@ -540,6 +502,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if flow.machine.ack_owed() && !flow.on_ack_list {
             flow.on_ack_list = true;
             self.ack_list.push(token);
+        }
+        if flow.has_gathered() && !flow.on_send_list {
+            flow.on_send_list = true;
+            self.send_list.push(token);
         }
         if flow.wants_read() && !flow.on_read_list {
             flow.on_read_list = true;

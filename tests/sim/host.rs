@@ -90,6 +90,8 @@ pub struct Host {
     pub shares: u64,
     /// How many sends had several datagrams.
     pub joined_sends: u64,
+    /// Sends to streams.
+    pub stream_sends: u64,
 }
 
 impl Host {
@@ -589,6 +591,7 @@ impl SocketPort for HostPort {
 
     fn send(&mut self, stream: &Stream, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut host = self.0.borrow_mut();
+        host.stream_sends += 1;
         let state = host.streams.get_mut(&stream.id).ok_or(Errno::EBADF)?;
         if let Some(errno) = state.error.take() {
             return Err(errno.into());

@@ -16,6 +16,7 @@ mod datagrams;
 mod ends;
 mod frames;
 mod fuzz;
+mod gathered;
 mod gone;
 mod guest;
 mod guest_kernel;

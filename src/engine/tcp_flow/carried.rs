@@ -12,7 +12,10 @@ use crate::engine::token::Token;
 impl<S: SocketPort> TcpFlow<S> {
     /// Whether a porter could send from here on: there is a socket, and nothing waits for it.
     pub(in crate::engine) fn may_have_porter(&self) -> bool {
-        self.porter.is_none() && self.stream.is_some() && self.backlog.is_empty()
+        self.porter.is_none()
+            && self.stream.is_some()
+            && self.backlog.is_empty()
+            && self.gathered.is_empty()
     }
 
     /// From here on `porter` sends for this flow, which its worker knows as `flow`.
@@ -33,18 +36,14 @@ impl<S: SocketPort> TcpFlow<S> {
         hired.parcels += 1;
         hired.carried += bytes.len();
         io.backlog_bytes += bytes.len();
-        let within = |frame: &std::ops::Range<usize>| {
-            let at = bytes.as_ptr().addr();
-            frame.contains(&at) && at + bytes.len() <= frame.end
-        };
-        let what = match &io.frame {
-            Some(frame) if bytes.len() >= WHOLE_FRAME && within(frame) => {
-                let start = bytes.as_ptr().addr() - frame.start;
+        let whole = io.frames_at_hand.filter(|at_hand| at_hand.own && bytes.len() >= WHOLE_FRAME);
+        let what = match whole.and_then(|frame| frame.find(bytes)) {
+            Some(payload) => {
                 // The frame is gone with that.
-                io.frame = None;
-                What::Frame(start..start + bytes.len())
+                io.frames_at_hand = None;
+                What::Frame(payload)
             }
-            _ => What::Bytes(bytes.to_vec()),
+            None => What::Bytes(bytes.to_vec()),
         };
         io.errands.push(Errand { porter: hired.porter, flow: hired.flow, what });
         true

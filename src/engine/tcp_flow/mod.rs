@@ -9,6 +9,7 @@ mod to_guest;
 mod to_host;
 
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 
 use crate::base::{DropReason, Instant, Mac, Seq};
 use crate::stack::tcp::{Action, Connection, State};
@@ -54,6 +55,10 @@ pub(super) struct TcpFlow<S: SocketPort> {
     first_send: bool,
     no_delay: bool,
     backlog: Backlog,
+    /// Payloads among the frames at hand that go to the host together, before the backlog.
+    gathered: Vec<Range<usize>>,
+    /// On the worker's list of flows that have such.
+    pub(super) on_send_list: bool,
     /// What waits for a gap before it to be closed.
     parked: Parked,
     sent: RetransmitQueue,
@@ -97,6 +102,8 @@ impl<S: SocketPort> TcpFlow<S> {
             first_send: true,
             no_delay: false,
             backlog: Backlog::default(),
+            gathered: Vec::new(),
+            on_send_list: false,
             parked: Parked::default(),
             sent: RetransmitQueue::default(),
             promised: 0,
@@ -255,6 +262,7 @@ impl<S: SocketPort> TcpFlow<S> {
             io.host.forget(stream);
         }
         io.pool.forget(self.sent.holding());
+        debug_assert!(self.gathered.is_empty(), "flows leave between frames");
         io.backlog_bytes -= self.backlog.len();
         io.promised -= self.promised as usize;
         self.promised = 0;
@@ -288,7 +296,7 @@ impl<S: SocketPort> TcpFlow<S> {
     pub(super) fn release<F: FramePort>(mut self, io: &mut Io<F, S>) {
         self.sent.clear(&mut io.pool);
         self.dismiss(io);
-        io.backlog_bytes -= self.backlog.len();
+        io.backlog_bytes -= self.backlog.len() + self.gathered_bytes();
         io.promised -= self.promised as usize;
     }
 
