@@ -14,7 +14,7 @@ use crate::setup::listen::Opener;
 use crate::setup::machine::MachineOptions;
 use crate::setup::run::Isolation;
 use crate::setup::{
-    Conduct, Identity, IfName, InstanceName, LinkOptions, LinkSetup, LogForm, PrivateFiles,
+    Conduct, Identity, IfName, InstanceName, LinkOptions, LinkSetup, LogForm, PrivateFiles, Wanted,
 };
 
 /// A validated configuration.
@@ -34,6 +34,8 @@ pub struct Config {
     pub outbound: Outbound,
     /// Which ports lead from one side to the other.
     pub forwards: ForwardOptions,
+    /// Which way those lead that are published for TCP.
+    pub publish_path: PublishPath,
     /// Workers, each with a queue of the TAP.
     pub threads: Threads,
     /// Where pesto finds the instance.
@@ -79,12 +81,41 @@ impl Config {
             plan: self.plan.clone(),
             queues: self.threads.most,
             setup: self.link_setup.clone(),
-            // Where ports are led from the guest's loopback, pesto may ask for one at any time.
-            inside: self.plan.splices()
-                || self.forwards.leads_outside()
-                || (self.pesto_socket.is_some() && self.plan.sharing.is_some()),
+            inside: self.wanted_inside(),
         }
     }
+
+    /// Whether ports of the guest's loopback lead to the host's, or may while it runs.
+    pub fn leads_ports(&self) -> bool {
+        // Where they can, pesto may ask for one at any time.
+        let asked = self.pesto_socket.is_some() && self.plan.sharing.is_some();
+        asked || self.forwards.leads_outside() || self.plan.splices()
+    }
+
+    /// Which sockets of the guest's namespace may be wanted while it runs.
+    fn wanted_inside(&self) -> Wanted {
+        // Where ports can be published while it runs, the first may come at any time.
+        let publishes = self.forwards.publishes()
+            || self.conduct.api_socket.is_some()
+            || self.pesto_socket.is_some();
+        if publishes && self.publish_path == PublishPath::Auto && self.plan.has_link() {
+            Wanted::ShortWay
+        } else if self.leads_ports() {
+            Wanted::Sockets
+        } else {
+            Wanted::Nothing
+        }
+    }
+}
+
+/// Which way clients of published TCP ports take to the guest's own address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PublishPath {
+    /// Socket to socket where the guest cannot tell it from the other, by its link where it could.
+    #[default]
+    Auto,
+    /// By its link.
+    Tap,
 }
 
 /// What is to be done.
@@ -140,6 +171,12 @@ pub struct ForwardOptions {
 }
 
 impl ForwardOptions {
+    /// Whether ports of the guest are open on the host, or follow what listens there.
+    pub fn publishes(&self) -> bool {
+        let asked = !self.publish.is_empty() || !self.publish_if_free.is_empty();
+        asked || !self.auto_publish.is_empty()
+    }
+
     /// Whether something leads from the guest's loopback, for which sockets are made there.
     pub fn leads_outside(&self) -> bool {
         !self.inner.is_empty()

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use tracing::level_filters::LevelFilter;
 
+use super::config::PublishPath;
 use super::publish::{ExposeSpec, PublishSpec};
 use super::value::{AddedHost, Cidr, DnsChoice, Switch};
 use crate::base::Mac;
@@ -45,6 +46,8 @@ pub struct Draft {
     pub publish: Vec<PublishSpec>,
     /// `--publish-when-listening`
     pub publish_when_listening: bool,
+    /// `--publish-path`
+    pub publish_path: PublishPath,
     /// `--expose-host`
     pub expose_host: Vec<ExposeSpec>,
     /// `--name`
@@ -112,6 +115,7 @@ impl Draft {
             outbound_interface: None,
             publish: Vec::new(),
             publish_when_listening: false,
+            publish_path: PublishPath::default(),
             expose_host: Vec::new(),
             name: None,
             threads: None,

@@ -11,6 +11,7 @@ use tracing::level_filters::LevelFilter;
 use crate::setup::doctor;
 
 use super::complete;
+use super::config::PublishPath;
 use super::draft::{Draft, DraftTarget, DraftThreads};
 use super::publish::{ExposeSpec, PublishSpec};
 use super::show::Show;
@@ -419,6 +420,16 @@ struct Shared {
     #[arg(long, help_heading = "Ports")]
     publish_when_listening: bool,
 
+    /// How clients reach published TCP ports: auto, or tap for the guest's link [default: auto]
+    ///
+    /// With "auto", a connection to a server in the guest's namespace itself is joined to it socket
+    /// to socket, which is faster. The server sees the same client address and port. Where that
+    /// cannot be had, or the guest could tell the difference (it has nftables or iptables rules, or
+    /// the server is behind a bridge of its own), connections go by the guest's interface, as they
+    /// all do with "tap". `tapway flows` shows which way each took.
+    #[arg(long, value_name = "auto|tap", value_parser = publish_path, help_heading = "Ports")]
+    publish_path: Option<PublishPath>,
+
     /// Make a service of the host reachable at the gateway's address; repeatable
     ///
     /// PORT[:[HOST-ADDRESS:]HOST-PORT][/tcp|udp]: PORT at the gateway's addresses (10.0.2.2), as
@@ -459,6 +470,14 @@ fn threads(text: &str) -> Result<DraftThreads, &'static str> {
     text.parse().map(DraftThreads::Count).map_err(|_| "not a number of threads, nor auto")
 }
 
+fn publish_path(text: &str) -> Result<PublishPath, &'static str> {
+    match text {
+        "auto" => Ok(PublishPath::Auto),
+        "tap" => Ok(PublishPath::Tap),
+        _ => Err("neither auto nor tap"),
+    }
+}
+
 fn level(text: &str) -> Result<LevelFilter, &'static str> {
     // The library also takes numbers, which would be guesswork here.
     match text {
@@ -485,6 +504,7 @@ impl Shared {
             outbound_interface: self.outbound_interface,
             publish: self.publish,
             publish_when_listening: self.publish_when_listening,
+            publish_path: self.publish_path.unwrap_or_default(),
             expose_host: self.expose_host,
             name: self.name,
             threads: self.threads,
@@ -594,6 +614,7 @@ mod tests {
             (&["run", "--name", "a/b"], "--name"),
             (&["run", "-p", "8080:80/sctp"], "--publish"),
             (&["run", "--expose-host", "x"], "--expose-host"),
+            (&["run", "--publish-path", "x"], "--publish-path"),
             (&["bogus"], "bogus"),
         ] {
             let message = message(words);

@@ -176,6 +176,7 @@ pub fn resolve(draft: Draft, facts: &HostFacts) -> Result<Config, ConfigError> {
         dns,
         outbound,
         forwards,
+        publish_path: draft.publish_path,
         threads,
         pesto_socket: draft.pesto_socket,
         pcap: draft.pcap,

@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
+use crate::base::Instant;
 use crate::gate::forward::Transport;
 use crate::gate::ports::Family;
 use crate::sys::datagram::{
@@ -24,7 +25,8 @@ use crate::sys::tcp_info;
 
 use super::datagram_flow::{MappingKey, Route};
 use super::pipe::Pipe;
-use super::ports::{Accepted, Event, Readiness, SocketPort, StreamFacts};
+use super::ports::{Accepted, Event, Reached, Readiness, SocketPort, StreamFacts};
+use super::short_way::ShortWay;
 use super::token::Token;
 
 /// Events taken from the kernel at once.
@@ -95,8 +97,17 @@ pub struct DnsLink {
     pub ask: AskDns,
 }
 
+/// A kind of socket of the guest's namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsideKind {
+    /// As everybody there has them.
+    Plain(Transport),
+    /// TCP, for connections in the name of clients ([`crate::setup::inside`]).
+    Marked,
+}
+
 /// Opens so many sockets in the guest's namespace: bound to nothing, non-blocking, close-on-exec.
-pub type OpenInside = Box<dyn FnMut(Transport, Family, usize) -> io::Result<Vec<OwnedFd>> + Send>;
+pub type OpenInside = Box<dyn FnMut(InsideKind, Family, usize) -> io::Result<Vec<OwnedFd>> + Send>;
 
 /// The ways to others.
 pub struct Links {
@@ -119,6 +130,8 @@ pub struct HostSockets {
     inside: Option<OpenInside>,
     /// TCP sockets of the guest's, for IPv4 and IPv6, that nobody uses yet.
     stock: [Vec<OwnedFd>; 2],
+    /// By family, as `stock`.
+    short_way: [ShortWay; 2],
 }
 
 impl HostSockets {
@@ -128,6 +141,7 @@ impl HostSockets {
         Ok(HostSockets {
             inside,
             stock: [Vec::new(), Vec::new()],
+            short_way: Default::default(),
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             events: vec![EpollEvent::empty(); BATCH],
             outbound,
@@ -173,7 +187,7 @@ impl HostSockets {
         let stock = &mut self.stock[usize::from(target.is_ipv6())];
         if stock.is_empty() {
             let open = self.inside.as_mut().ok_or(io::ErrorKind::Unsupported)?;
-            *stock = open(Transport::Tcp, Family::of(target.ip()), STOCK)?;
+            *stock = open(InsideKind::Plain(Transport::Tcp), Family::of(target.ip()), STOCK)?;
         }
         Ok(stock.pop().ok_or(io::ErrorKind::Unsupported)?.into())
     }
@@ -332,6 +346,17 @@ impl SocketPort for HostSockets {
         Ok(socket)
     }
 
+    fn connect_as(
+        &mut self,
+        now: Instant,
+        client: SocketAddr,
+        target: SocketAddr,
+    ) -> io::Result<Reached<Socket>> {
+        let open = self.inside.as_mut().ok_or(io::ErrorKind::Unsupported)?;
+        let way = &mut self.short_way[usize::from(target.is_ipv6())];
+        way.connect(now, open, client, target)
+    }
+
     fn open_pipe(&mut self) -> io::Result<Pipe> {
         Pipe::open()
     }
@@ -387,7 +412,7 @@ impl SocketPort for HostSockets {
         let socket = match (inside, &mut self.inside) {
             (false, _) => datagram::unbound_udp(target.into())?,
             (true, Some(open)) => {
-                let made = open(Transport::Udp, Family::of(target.ip()), 1)?;
+                let made = open(InsideKind::Plain(Transport::Udp), Family::of(target.ip()), 1)?;
                 made.into_iter().next().ok_or(io::ErrorKind::Unsupported)?
             }
             (true, None) => return Err(io::ErrorKind::Unsupported.into()),

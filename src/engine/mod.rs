@@ -4,7 +4,8 @@
 //!   guest ── TAP ──▶ walk_out ─▶ link ─▶ ip ─▶ plan ─▶ flow ─▶ machine ─▶ actions ─▶ host socket
 //!   guest ◀── TAP ── headers in place ◀── slab ◀── machine ◀── readiness ◀──────── host socket
 //! ```
-//! Connections between the two loopbacks take a shorter way, from socket to socket (`splice`).
+//! Connections between the two loopbacks take a shorter way, from socket to socket (`splice`), and
+//! so do clients of published ports where the guest does not notice (`walk_short`).
 //! The engine owns every byte and descriptor of the data path and calls the pure rooms of
 //! [`crate::stack`]; none of them calls another. Its two edges are the traits of [`ports`]. The
 //! guest's is a TAP ([`tap`]) or, of a virtual machine, a stream ([`stream_link`]).
@@ -30,6 +31,7 @@ mod published;
 mod reading;
 mod recorder;
 mod room;
+mod short_way;
 mod spin;
 mod splice;
 pub mod stream_link;
@@ -48,6 +50,7 @@ mod walk_in;
 mod walk_out;
 mod walk_relay;
 mod walk_session;
+mod walk_short;
 mod walk_splice;
 mod walk_tcp;
 mod walk_team;

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::base::Instant;
 use crate::sys::datagram::{Batch, Marks, Outgoing, SocketError};
 
 use super::datagram_flow::MappingKey;
@@ -79,6 +80,14 @@ pub struct Accepted<Stream> {
     pub stream: Stream,
     /// Its address, IPv4 as IPv4 on a socket for both families; `None` behind a Unix socket.
     pub client: Option<SocketAddr>,
+}
+
+/// A stream on its way to its target.
+pub struct Reached<Stream> {
+    /// The stream.
+    pub stream: Stream,
+    /// The target has answered.
+    pub connected: bool,
 }
 
 /// What the host's kernel knows of a stream.
@@ -182,6 +191,21 @@ pub trait SocketPort {
 
     /// As [`SocketPort::connect`], with a socket of the guest's namespace.
     fn connect_inside(&mut self, _token: Token, _target: SocketAddr) -> io::Result<Self::Stream> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// As [`SocketPort::connect_inside`], in the name of `client`: the guest sees its address. Nothing
+    /// is told of the stream before it is [adopted](SocketPort::adopt).
+    ///
+    /// # Errors
+    /// `Unsupported` where there is no such way at all; `AddrNotAvailable` if the guest has a
+    /// connection between the two. Any other: not to this target, or not now.
+    fn connect_as(
+        &mut self,
+        _now: Instant,
+        _client: SocketAddr,
+        _target: SocketAddr,
+    ) -> io::Result<Reached<Self::Stream>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -34,9 +34,11 @@ pub enum Kind {
     Relayed = 13,
     /// A flow of another worker, whose porter this one is.
     Load = 14,
+    /// A client's connection inside the guest's namespace that has not come about yet.
+    Reaching = 15,
 }
 
-const KINDS: [Kind; 15] = [
+const KINDS: [Kind; 16] = [
     Kind::Tap,
     Kind::Commands,
     Kind::Tcp,
@@ -52,6 +54,7 @@ const KINDS: [Kind; 15] = [
     Kind::SplicedTarget,
     Kind::Relayed,
     Kind::Load,
+    Kind::Reaching,
 ];
 
 /// A name that fits epoll's 64 bits. The generation tells a flow from its predecessor in the same

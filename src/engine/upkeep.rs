@@ -35,6 +35,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 Kind::Listener => self.resume_accepting(now, token),
                 Kind::Team => self.review_team(now),
                 Kind::Relayed => self.on_relay_deadline(now, token),
+                Kind::Reaching => self.on_reach_deadline(now, token),
                 Kind::Tap
                 | Kind::Commands
                 | Kind::DatagramPort
@@ -90,6 +91,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
         if let Some(at) = self.team.as_ref().and_then(|team| team.lead.review_at) {
             self.wheel.insert(at, Token::only(Kind::Team));
+        }
+        for (token, _, reaching) in self.reaching.iter() {
+            self.wheel.insert(reaching.until, token);
         }
         for (token, _, listener) in self.listeners.iter() {
             if let Some(at) = listener.retry_at {

@@ -106,7 +106,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 self.make_room(Direction::Inbound);
                 // One that cannot be watched is closed.
                 if self.io.host.adopt(self.tcp.next_token(), &accepted.stream).is_ok() {
-                    self.take_client(now, rule, Some(guest_mac), accepted);
+                    self.serve_client(now, rule, Some(guest_mac), accepted);
                 }
             }
             Mail::Join(ports) => self.on_call(*ports),

@@ -3,7 +3,7 @@
 //! ```text
 //!   listener ready ─▶ accept ─▶ gate::inbound (who is seen as whom) ─▶ flow table ─▶ SYN to guest
 //! ```
-//! Clients on the host's loopback may go another way ([`super::walk_splice`]).
+//! Some clients go another way ([`super::walk_splice`], [`super::walk_short`]).
 //! The host's kernel has completed the client's handshake by then. If the guest refuses, or does
 //! not answer, the client's connection is reset.
 
@@ -261,22 +261,41 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             let accepted = Accepted { stream, client };
             return self.send_client(to, Mail::Client { rule, guest_mac, accepted });
         }
-        self.take_client(now, rule, None, Accepted { stream, client });
+        self.serve_client(now, rule, None, Accepted { stream, client });
     }
 
-    /// The client's connection, whose readiness comes under the table's next token, becomes a
-    /// flow. `guest_mac` is told where another worker knows the link.
-    pub(super) fn take_client(
+    /// A client that is this worker's, and whose readiness comes under the next token of the table
+    /// of connections by the link: it goes the short way if there is one. `guest_mac` is told where
+    /// another worker knows the link.
+    pub(super) fn serve_client(
         &mut self,
         now: Instant,
         rule: Published,
         guest_mac: Option<Mac>,
         accepted: Accepted<S::Stream>,
     ) {
+        if let Some(accepted) = self.try_short_way(now, rule, guest_mac, accepted) {
+            let (accepted, first_port) = accepted;
+            self.take_client(now, rule, guest_mac, accepted, first_port);
+        }
+    }
+
+    /// The client's connection, whose readiness comes under the table's next token, becomes a
+    /// flow. `attempt` is the first port under which the client may be seen
+    /// ([`Worker::client_port`]).
+    pub(super) fn take_client(
+        &mut self,
+        now: Instant,
+        rule: Published,
+        guest_mac: Option<Mac>,
+        accepted: Accepted<S::Stream>,
+        attempt: u32,
+    ) {
         let Accepted { stream, client } = accepted;
-        let most = self.limits.inbound_tcp_flows().saturating_sub(2 * self.inbound_spliced);
+        let most =
+            self.limits.inbound_tcp_flows().saturating_sub(2 * self.inbound_spliced.in_use());
         let fits = self.inbound_tcp.take(most);
-        let Some(key) = fits.then(|| self.inbound_key(rule, client)).flatten() else {
+        let Some(key) = fits.then(|| self.inbound_key(rule, client, attempt)).flatten() else {
             if fits {
                 self.inbound_tcp.give_back();
             }
@@ -302,11 +321,17 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    /// The ends of a client's connection: its own port if no other flow has it. They are claimed.
-    fn inbound_key(&self, rule: Published, client: Option<SocketAddr>) -> Option<TcpKey> {
+    /// The ends of a client's connection: its own port if no other flow has it, and `first` is 0.
+    /// They are claimed.
+    fn inbound_key(
+        &self,
+        rule: Published,
+        client: Option<SocketAddr>,
+        first: u32,
+    ) -> Option<TcpKey> {
         let ends = self.plan.inbound(client.map(|client| client.ip()), rule.guest_address)?;
         let guest = SocketAddr::new(ends.guest, rule.guest_port);
-        (0..PORT_ATTEMPTS)
+        (first..PORT_ATTEMPTS)
             .map(|attempt| {
                 let port = self.client_port(client, guest, attempt);
                 TcpKey::new(guest, SocketAddr::new(ends.client, port))

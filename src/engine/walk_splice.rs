@@ -48,15 +48,22 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// Host-side sockets of connections that began outside.
     pub(super) fn inbound_sockets(&self) -> usize {
-        self.inbound_tcp.in_use() + 2 * self.inbound_spliced
+        self.inbound_tcp.in_use() + 2 * self.inbound_spliced.in_use()
     }
 
     /// Whether there is no room for the two sockets of one more connection.
     fn is_full_for(&self, way: Way) -> bool {
+        let inbound = matches!(way, Way::Inside(_));
         let limits = &self.io.limits;
-        let crowded = matches!(way, Way::Inside(_))
-            && self.inbound_sockets() + 2 > limits.inbound_tcp_flows();
-        crowded || self.tcp_count() + 2 * self.spliced.len() + 2 > limits.tcp_flows
+        let crowded = inbound && self.inbound_sockets() + 2 > limits.inbound_tcp_flows();
+        crowded || self.lacks_room(2)
+    }
+
+    /// Whether there cannot be so many more sockets of connections.
+    pub(super) fn lacks_room(&self, more: usize) -> bool {
+        // Those that began inside are all of one worker, the lead.
+        let spliced = self.spliced.len().max(self.inbound_spliced.in_use());
+        self.tcp_count() + 2 * spliced + more > self.io.limits.tcp_flows
     }
 
     /// A client is there: the other side gets a connection too.
@@ -96,9 +103,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         };
         let account = self.ledger.open(now, FlowTransport::Tcp, direction, forward);
         let id = account.id;
-        let spliced = Spliced::new(account, stream, target, guest, peer);
+        let spliced = Spliced::new(account, stream, target, guest, peer, false);
         if self.spliced.insert(id, spliced).is_some() && direction == Direction::Inbound {
-            self.inbound_spliced += 1;
+            self.inbound_spliced.take(usize::MAX);
         }
     }
 
@@ -136,8 +143,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
             Fate::Over | Fate::Failed => {
                 let Some((_, spliced)) = self.spliced.remove(token) else { return };
-                let inbound = spliced.account.direction == Direction::Inbound;
-                self.inbound_spliced -= usize::from(inbound);
+                if spliced.account.direction == Direction::Inbound {
+                    self.inbound_spliced.give_back();
+                }
                 let answered = spliced.is_connected();
                 self.ledger.close(FlowTransport::Tcp, &spliced.account, answered);
                 spliced.close(fate == Fate::Failed, &mut self.io);

@@ -60,6 +60,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let lead = member.is_lead();
         self.queue_attached = lead;
         self.inbound_tcp = member.inbound();
+        self.inbound_spliced = member.spliced();
         self.team = Some(member);
         self.divide_memory();
         if lead && least > 1 {

@@ -40,6 +40,7 @@ use super::team::quota::Quota;
 use super::team::{Directory, Member};
 use super::token::{Kind, Token};
 use super::walk_dns::PendingQueries;
+use super::walk_short::{MAX_REACHING, Reaching, Trust};
 use super::walk_team::Order;
 use super::wheel::Wheel;
 
@@ -121,8 +122,11 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) sessions: FlowTable<SessionKey, Session>,
     /// Keyed by their number.
     pub(super) spliced: FlowTable<u64, Spliced<S>>,
-    /// How many of these began outside.
-    pub(super) inbound_spliced: usize,
+    /// How many of these, and of the other workers', began outside.
+    pub(super) inbound_spliced: Quota,
+    /// Clients whose way is not known yet, by both ends as the guest sees them.
+    pub(super) reaching: FlowTable<TcpKey, Reaching<S>>,
+    pub(super) short_way: Trust,
     pub(super) relayed: FlowTable<RelayKey, Relayed<S>>,
     pub(super) exposures: Exposures,
     pub(super) ledger: Ledger,
@@ -217,7 +221,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             sockets_published: 0,
             sessions: FlowTable::new(Kind::Session, limits.udp_flows),
             spliced: FlowTable::new(Kind::Spliced, limits.tcp_flows),
-            inbound_spliced: 0,
+            inbound_spliced: Quota::default(),
+            reaching: FlowTable::new(Kind::Reaching, MAX_REACHING),
+            short_way: Trust::default(),
             relayed: FlowTable::new(Kind::Relayed, limits.relayed),
             exposures: Exposures::default(),
             ledger: Ledger::default(),
@@ -272,7 +278,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// How many flows are open.
     pub fn flow_count(&self) -> usize {
         let by_the_link = self.tcp.len() + self.udp.len() + self.echo.len() + self.sessions.len();
-        by_the_link + self.spliced.len() + self.relayed.len()
+        by_the_link + self.spliced.len() + self.relayed.len() + self.reaching.len()
     }
 
     /// What is held beside the flows themselves.
@@ -349,6 +355,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                     self.on_spliced(now, event.token, End::Target, event.readiness);
                 }
                 Kind::Relayed => self.on_relayed(now, event.token),
+                Kind::Reaching => self.on_reached(now, event.token, event.readiness),
                 Kind::Commands | Kind::Housekeeping | Kind::Session | Kind::Team => {}
             }
         }

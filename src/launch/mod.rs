@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::control::dns::{self, DnsOptions, DnsRequest, ResolverView};
 use crate::control::lifecycle::{Guest, Outcome, Signals, supervise};
-use crate::engine::host::{DnsLink, Links, OpenInside, Outbound};
+use crate::engine::host::{DnsLink, InsideKind, Links, OpenInside, Outbound};
 use crate::engine::no_link::NoLink;
 use crate::engine::stream_link::{Ends, StreamLink};
 use crate::engine::tap::TapQueue;
@@ -101,7 +101,7 @@ impl DataPath {
         link: Link<'_>,
         options: LaunchOptions,
         capture: Option<File>,
-        inside: Option<Inside>,
+        inside: Option<&Inside>,
     ) -> io::Result<DataPath> {
         let (requests_in, requests) = mpsc::channel(DNS_QUEUE);
         let (worker, commands) = thread::commands()?;
@@ -121,11 +121,11 @@ impl DataPath {
             seed: u64::from_ne_bytes(seed),
         };
         let capture = capture.map(Capture::new).transpose()?;
-        // Clients who need one are the lead's.
-        let mut inside = inside.map(open_inside);
-        let mut links = || {
+        // Whoever asks waits for the answer, so each worker asks for itself.
+        let links = || -> io::Result<Links> {
             let dns = dns_link(options.dns, requests_in.clone());
-            Links { dns, inside: inside.take() }
+            let inside = inside.map(Inside::another).transpose()?;
+            Ok(Links { dns, inside: inside.map(open_inside) })
         };
         let ended = move |error| {
             // Nobody listens when the program is ending anyway.
@@ -134,7 +134,7 @@ impl DataPath {
         let outbound = options.outbound.clone();
         match link {
             Link::Tap(_) if !options.plan.has_link() => {
-                let seat = Seat { frames: NoLink::new()?, links: links() };
+                let seat = Seat { frames: NoLink::new()?, links: links()? };
                 thread::start(vec![seat], 1, worker_options, outbound, commands, ended)?;
             }
             Link::Tap(tap) => {
@@ -146,14 +146,14 @@ impl DataPath {
                 let mut capture = capture;
                 let seat = |queue| {
                     let frames = TapQueue::new(queue, features.vnet_hdr, capture.take());
-                    Seat { frames, links: links() }
+                    Ok(Seat { frames, links: links()? })
                 };
-                let seats = queues.into_iter().map(seat).collect();
+                let seats = queues.into_iter().map(seat).collect::<io::Result<_>>()?;
                 let workers = options.workers;
                 thread::start(seats, workers, worker_options, outbound, commands, ended)?;
             }
             Link::Stream(ends) => {
-                let seat = Seat { frames: StreamLink::new(ends, capture)?, links: links() };
+                let seat = Seat { frames: StreamLink::new(ends, capture)?, links: links()? };
                 thread::start(vec![seat], 1, worker_options, outbound, commands, ended)?;
             }
         }
@@ -253,7 +253,10 @@ fn link_ended(end: Result<End, oneshot::error::RecvError>) -> io::Result<Outcome
 
 /// The worker's way to sockets of the guest's.
 fn open_inside(inside: Inside) -> OpenInside {
-    Box::new(move |transport, family, count| inside.sockets(transport, family, count))
+    Box::new(move |kind, family, count| match kind {
+        InsideKind::Plain(transport) => inside.sockets(transport, family, count),
+        InsideKind::Marked => inside.marked_sockets(family, count),
+    })
 }
 
 /// The worker's way to the DNS service; without the service everything is refused.

@@ -219,8 +219,6 @@ fn start_data_path(
         workers: config.threads.least,
         published_sockets: ports.opened.iter().map(|opened| opened.sockets.len()).sum(),
     };
-    let inside = inside.map(Inside::another).transpose();
-    let inside = inside.map_err(failed("speak to the guest's network namespace"))?;
     DataPath::start(link, options, pcap, inside).map_err(failed("start the data path"))
 }
 
@@ -230,6 +228,8 @@ fn port_options(
     inside: Option<Inside>,
 ) -> Result<PortOptions, SetupError> {
     let forwards = &config.forwards;
+    // The data path may be the only one to ask.
+    let inside = inside.filter(|_| config.leads_ports());
     let inner = inside.as_ref().map(|inside| inside.open_all(&forwards.inner)).transpose()?;
     Ok(PortOptions {
         at_start,

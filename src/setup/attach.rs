@@ -419,7 +419,7 @@ fn join(target: &Opened, link: &LinkOptions, channel: &Channel) -> Result<(), Jo
         Netlink::open().map_err(|source| JoinError::Netlink { target: name(), source })?;
     let tap = Tap::of(link, &mut netlink)?;
     configure(link, Autoconfiguration::AsFound, &mut netlink)?;
-    let inside = link.inside.then(Inside::leave_behind).transpose().map_err(JoinError::Inside)?;
+    let inside = Inside::leave_behind(link.inside).map_err(JoinError::Inside)?;
     let made = Handover { tap, resolv_conf: None, diag: Handover::open_diag(), inside };
     made.send(channel).map_err(JoinError::Parent)
 }

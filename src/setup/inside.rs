@@ -9,7 +9,8 @@
 //! ```
 //! Whoever asks waits for the answer, so each of our threads has a conversation of its own.
 //!
-//! It keeps one privilege, to listen at low ports of the guest, and nothing else of what the
+//! It keeps one privilege, to listen at low ports of the guest, or two where the [`short_way`] is
+//! wanted, whose sockets ask for rights over the namespace. It keeps nothing else of what the
 //! set-up had: no other descriptors, no terminal, no way to gain more. It reads no byte that the
 //! guest has written.
 
@@ -30,8 +31,12 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::daemon;
+use super::link::Wanted;
 use super::listen::BACKLOG;
 use super::message::Channel;
+#[cfg(doc)]
+use super::short_way;
+use super::short_way::ShortWay;
 use crate::gate::forward::{Inner, Transport};
 use crate::gate::ports::Family;
 use crate::sys::datagram::{self, DatagramOptions, PortChoice};
@@ -44,6 +49,8 @@ enum Want {
     Listener { transport: Transport, ipv6: bool, port: u16 },
     /// So many sockets that are bound to nothing.
     Sockets { transport: Transport, ipv6: bool, count: usize },
+    /// So many sockets for the [`short_way`].
+    Marked { ipv6: bool, count: usize },
     /// One more conversation.
     Conversation,
 }
@@ -81,13 +88,14 @@ pub struct InnerError {
 }
 
 /// How long a socket may take. It takes some ten microseconds.
-const PATIENCE: TimeVal = TimeVal::new(2, 0);
+pub(super) const PATIENCE: TimeVal = TimeVal::new(2, 0);
 
 /// The interface of the guest's loopback.
 const LOOPBACK: &str = "lo";
 
-/// Conversations at a time: as many as threads that ask, and to spare.
-const CONVERSATIONS: usize = 8;
+/// Conversations at a time: those of as many workers as there can be and of the control thread, and
+/// to spare.
+const CONVERSATIONS: usize = 72;
 
 /// Sockets that are made for one request.
 const AT_ONCE: usize = 64;
@@ -96,37 +104,45 @@ const AT_ONCE: usize = 64;
 pub struct Inside(Channel);
 
 impl Inside {
-    /// Leaves a process behind in the caller's network namespace, and gives our end of the
-    /// conversation with it, to be handed to whoever is going to ask.
+    /// Leaves a process behind in the caller's network namespace, if anything is `wanted` of it,
+    /// and gives our end of the conversation with it, to be handed to whoever is going to ask.
     ///
     /// # Errors
     /// Those of socketpair(2) and fork(2).
-    pub(super) fn leave_behind() -> io::Result<OwnedFd> {
+    pub(super) fn leave_behind(wanted: Wanted) -> io::Result<Option<OwnedFd>> {
+        if wanted == Wanted::Nothing {
+            return Ok(None);
+        }
         let (ours, theirs) = Channel::pair()?;
         match process::fork()? {
-            ForkResult::Parent { .. } => Ok(ours.into()),
+            ForkResult::Parent { .. } => Ok(Some(ours.into())),
             ForkResult::Child => {
                 drop(ours);
                 // What fails here is told by the end of the conversation.
-                let _ = settle(theirs).map(serve);
+                let _ = settle(theirs, wanted).map(|(channel, way)| serve(channel, way));
                 process::exit_now(0)
             }
         }
     }
 
     /// Sends a process into the network namespace of `guest`, a child of ours with a user namespace
-    /// of its own.
+    /// of its own, if anything is `wanted` of it.
     ///
     /// # Errors
     /// Those of socketpair(2) and fork(2).
-    pub(super) fn beside(guest: Pid) -> io::Result<Inside> {
+    pub(super) fn beside(guest: Pid, wanted: Wanted) -> io::Result<Option<Inside>> {
+        if wanted == Wanted::Nothing {
+            return Ok(None);
+        }
         let (ours, theirs) = Channel::pair()?;
         match process::fork()? {
-            ForkResult::Parent { .. } => Inside::new(ours.into()),
+            ForkResult::Parent { .. } => Inside::new(ours.into()).map(Some),
             ForkResult::Child => {
                 drop(ours);
                 // What fails here is told by the end of the conversation.
-                let _ = enter(guest).and_then(|()| settle(theirs)).map(serve);
+                let _ = enter(guest)
+                    .and_then(|()| settle(theirs, wanted))
+                    .map(|(channel, way)| serve(channel, way));
                 process::exit_now(0)
             }
         }
@@ -197,6 +213,17 @@ impl Inside {
         self.ask(Want::Sockets { transport, ipv6: family == Family::V6, count })
     }
 
+    /// Up to `count` TCP sockets of the guest, and at least one, that may be bound to any address
+    /// and hear what is sent there from within the guest's namespace: non-blocking, close-on-exec.
+    ///
+    /// # Errors
+    /// `Unsupported` where the namespace does not allow it, or it was not [`Wanted`];
+    /// `PermissionDenied` while the guest's own rules for packets would notice; those of socket(2);
+    /// `EPIPE` when the process is gone.
+    pub fn marked_sockets(&self, family: Family, count: usize) -> io::Result<Vec<OwnedFd>> {
+        self.ask(Want::Marked { ipv6: family == Family::V6, count })
+    }
+
     /// The same for another thread.
     ///
     /// # Errors
@@ -243,27 +270,37 @@ fn enter(guest: Pid) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives up all that is not needed for opening sockets.
-fn settle(channel: Channel) -> io::Result<Channel> {
+/// Gives up all that is not needed for opening sockets. What is `wanted` and cannot be had is
+/// missed when it is asked for.
+fn settle(channel: Channel, wanted: Wanted) -> io::Result<(Channel, Option<ShortWay>)> {
     // Its own session: keys of the caller's terminal are not for it.
     let _ = nix::unistd::setsid();
     daemon::silence()?;
     let channel = Channel::from(inherit::keep_only(channel.into())?);
     let fail = |e: caps::errors::CapsError| io::Error::other(e.to_string());
+    let way = (wanted == Wanted::ShortWay).then(ShortWay::open).and_then(Result::ok);
     prctl::set_no_new_privs()?;
     prctl::set_dumpable(false)?;
     let had = caps::read(None, CapSet::Permitted).map_err(fail)?;
-    let kept: CapsHashSet =
-        had.into_iter().filter(|cap| *cap == Capability::CAP_NET_BIND_SERVICE).collect();
+    let kept: CapsHashSet = had.into_iter().filter(|cap| is_kept(*cap, way.is_some())).collect();
     caps::clear(None, CapSet::Ambient).map_err(fail)?;
     caps::clear(None, CapSet::Inheritable).map_err(fail)?;
     caps::set(None, CapSet::Effective, &kept).map_err(fail)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(fail)?;
-    Ok(channel)
+    Ok((channel, way))
+}
+
+/// Whether a capability is needed from here on, with the short way or without.
+fn is_kept(capability: Capability, short_way: bool) -> bool {
+    match capability {
+        Capability::CAP_NET_BIND_SERVICE => true,
+        Capability::CAP_NET_ADMIN => short_way,
+        _ => false,
+    }
 }
 
 /// Opens what is asked for until nobody asks any more.
-fn serve(first: Channel) {
+fn serve(first: Channel, mut way: Option<ShortWay>) {
     let mut conversations = vec![first];
     while !conversations.is_empty() {
         let mut ready: Vec<PollFd<'_>> = conversations
@@ -280,7 +317,7 @@ fn serve(first: Channel) {
         let mut spoke = spoke.into_iter();
         let room = CONVERSATIONS.saturating_sub(conversations.len());
         conversations.retain(|conversation| {
-            !spoke.next().unwrap_or(false) || answer(conversation, room, &mut begun)
+            !spoke.next().unwrap_or(false) || answer(conversation, &mut way, room, &mut begun)
         });
         conversations.append(&mut begun);
     }
@@ -288,7 +325,12 @@ fn serve(first: Channel) {
 
 /// Does what is asked for in a conversation; whether it goes on. What is begun goes to `begun`,
 /// which is to have `room` at most.
-fn answer(conversation: &Channel, room: usize, begun: &mut Vec<Channel>) -> bool {
+fn answer(
+    conversation: &Channel,
+    way: &mut Option<ShortWay>,
+    room: usize,
+    begun: &mut Vec<Channel>,
+) -> bool {
     let Ok(Some((want, _))) = conversation.receive::<Want>() else { return false };
     let given = match want {
         Want::Conversation if begun.len() >= room => {
@@ -298,6 +340,10 @@ fn answer(conversation: &Channel, room: usize, begun: &mut Vec<Channel>) -> bool
             begun.push(ours);
             vec![OwnedFd::from(theirs)]
         }),
+        Want::Marked { ipv6, count } => match way {
+            Some(way) => way.sockets(ipv6, count.min(AT_ONCE)),
+            None => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        },
         want => open(want),
     };
     let sent = match given {
@@ -328,7 +374,7 @@ fn open(want: Want) -> io::Result<Vec<OwnedFd>> {
             }
             Ok(sockets)
         }
-        Want::Conversation => Err(io::Error::from_raw_os_error(libc::EPROTO)),
+        Want::Marked { .. } | Want::Conversation => Err(io::Error::from_raw_os_error(libc::EPROTO)),
     }
 }
 
@@ -396,7 +442,7 @@ mod tests {
     #[test]
     fn conversations_are_counted_and_end_with_who_asks() {
         let (ours, theirs) = Channel::pair().unwrap();
-        let server = std::thread::spawn(move || serve(theirs));
+        let server = std::thread::spawn(move || serve(theirs, None));
         let first = Inside::new(ours.into()).unwrap();
         let others: Vec<_> = (1..CONVERSATIONS).map(|_| first.another().unwrap()).collect();
         assert_eq!(first.another().map(|_| ()).unwrap_err().raw_os_error(), Some(libc::EMFILE));

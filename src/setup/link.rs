@@ -37,8 +37,20 @@ pub struct LinkOptions {
     pub queues: usize,
     /// How much of it we set up.
     pub setup: LinkSetup,
-    /// Whether sockets of the guest's namespace are going to be wanted.
-    pub inside: bool,
+    /// Which sockets of the guest's namespace are going to be wanted.
+    pub inside: Wanted,
+}
+
+/// Which sockets of the guest's namespace are going to be wanted, long after the set-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wanted {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those of everybody there.
+    Sockets,
+    /// Those too that have addresses of clients, as the short way asks.
+    ShortWay,
 }
 
 /// How much of the guest's link we set up.
@@ -82,7 +94,7 @@ const NO_DISCIPLINE: &str = "noqueue";
 const QUEUE_LENGTH: u32 = 32_768;
 
 /// The loopback interface has this index in every network namespace (`LOOPBACK_IFINDEX`).
-const LOOPBACK_INDEX: u32 = 1;
+pub(super) const LOOPBACK_INDEX: u32 = 1;
 
 /// How far the guest's kernel takes part in IPv6 autoconfiguration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,6 +39,7 @@ mod netlink;
 mod refuse;
 pub mod run;
 mod seal;
+mod short_way;
 mod tap;
 mod template;
 
@@ -49,7 +50,7 @@ pub use files::{HOST_NAMES, HostEntry, PrivateFiles, hosts, resolv_conf};
 pub use idmap::{IdRange, Identity};
 pub use instance::{InstanceName, NameLock, ParseInstanceNameError, open_output, probe_outbound};
 pub use journal::Journal;
-pub use link::{CopiedLink, LinkOptions, LinkSetup};
+pub use link::{CopiedLink, LinkOptions, LinkSetup, Wanted};
 pub use log::{LogForm, start_log};
 pub use refuse::refuse_dangerous_calls;
 pub use seal::{raise_descriptor_limit, seal};

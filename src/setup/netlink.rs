@@ -214,7 +214,9 @@ fn tun_state(parts: &[LinkInfo]) -> Option<TunState> {
 fn creation(payload: &NetlinkPayload<RouteNetlinkMessage>) -> u16 {
     match payload {
         NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::NewRoute(_),
+            RouteNetlinkMessage::NewAddress(_)
+            | RouteNetlinkMessage::NewRoute(_)
+            | RouteNetlinkMessage::NewRule(_),
         ) => NLM_F_CREATE | NLM_F_EXCL,
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewQueueDiscipline(_)) => {
             NLM_F_CREATE | NLM_F_REPLACE

@@ -28,7 +28,7 @@ use super::facts::on_path;
 use super::files::{MountError, PrivateFiles, mount_private};
 use super::idmap::{IdMaps, Identity};
 use super::inside::Inside;
-use super::link::{Autoconfiguration, LinkError, LinkOptions, configure};
+use super::link::{Autoconfiguration, LinkError, LinkOptions, Wanted, configure};
 use super::message::{Channel, Child, Handover, Order, Report, report_failure};
 use super::netlink::Netlink;
 use super::tap::{Tap, TapError};
@@ -172,7 +172,7 @@ pub fn start(options: &RunOptions<'_>) -> Result<Started, SetupError> {
     };
     child.order(&Order::Mapped { groups })?;
     let Handover { tap, resolv_conf, diag, .. } = child.ready()?;
-    let inside = options.link.inside.then(|| Inside::beside(pid)).transpose();
+    let inside = Inside::beside(pid, options.link.inside);
     let inside = inside.map_err(fail("leave a process in the network namespace"))?;
     let resolv_conf = resolv_conf.map(File::from);
     Ok(Started { child, command: command.clone(), tap, resolv_conf, diag, inside })
@@ -282,6 +282,12 @@ fn guest(
     if !isolation.processes && getppid() != parent {
         return Err(GuestError::Orphaned);
     }
+    // Files of a network namespace that its root alone may read are somebody else's for good if no
+    // user is its root yet when it is made; the short way needs one of them. It costs a wait.
+    let early = match options.link.inside {
+        Wanted::ShortWay => Some(mapped(channel)?),
+        Wanted::Nothing | Wanted::Sockets => None,
+    };
     unshare(isolation.later()).map_err(|e| GuestError::Namespaces(e.into()))?;
     let mut netlink = Netlink::open().map_err(GuestError::Netlink)?;
     let tap = Tap::of(options.link, &mut netlink)?;
@@ -289,8 +295,7 @@ fn guest(
     drop(netlink);
     let diag = Handover::open_diag();
 
-    let Order::Mapped { groups } = order(channel)? else { return Err(GuestError::Orphaned) };
-    allow_ping(groups);
+    allow_ping(early.map_or_else(|| mapped(channel), Ok)?);
     confine(isolation);
     let resolv_conf = match options.files {
         Some(files) => mount_private(files)?,
@@ -329,6 +334,14 @@ fn confine(isolation: &Isolation) {
         && let Err(e) = sethostname(name)
     {
         tracing::warn!("the host keeps its name: {e}");
+    }
+}
+
+/// Waits until the ids are mapped; the lowest and the highest group.
+fn mapped(channel: &Channel) -> Result<(u32, u32), GuestError> {
+    match order(channel)? {
+        Order::Mapped { groups } => Ok(groups),
+        Order::Go => Err(GuestError::Orphaned),
     }
 }
 

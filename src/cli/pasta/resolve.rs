@@ -15,7 +15,7 @@ use super::options::{Command, Subject};
 use super::passt::{self, Mode};
 use super::ports;
 use crate::base::Mac;
-use crate::cli::config::{Action, Config, DnsOptions, LogOptions, Threads};
+use crate::cli::config::{Action, Config, DnsOptions, LogOptions, PublishPath, Threads};
 use crate::engine::host::Outbound;
 use crate::gate::forward::PortRange;
 use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing, Splicing};
@@ -112,6 +112,11 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         dns: dns(command, &plan),
         outbound: outbound(command),
         forwards,
+        // A machine has a kernel of its own.
+        publish_path: match command.splice && command.mode != Mode::Passt {
+            true => PublishPath::Auto,
+            false => PublishPath::Tap,
+        },
         threads: Threads::auto(),
         pcap: command.pcap.clone(),
         pesto_socket: command.pesto_socket.clone(),

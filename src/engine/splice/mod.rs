@@ -4,9 +4,10 @@
 //! ```text
 //!   client ── socket ─▶ pipe ─▶ socket ── target        two lanes, one for each direction
 //! ```
-//! Two kinds of clients come here: those on the host's loopback, for whom a socket made inside the
-//! guest's namespace connects to a server of the guest ([`crate::gate::Splicing`]); and those on
-//! the guest's loopback, at ports that lead to the host's.
+//! Three kinds of clients come here: those on the host's loopback, for whom a socket made inside the
+//! guest's namespace connects to a server of the guest ([`crate::gate::Splicing`]); those of
+//! published ports whose own address that socket can have (`walk_short`); and those on the guest's
+//! loopback, at ports that lead to the host's.
 //!
 //! **Ends.** The end of each direction is passed on when all bytes before it are. What fails on one
 //! side is a reset on the other. The kernel has accepted a client by the time we hear of it, so one
@@ -99,14 +100,15 @@ pub(super) struct Spliced<S: SocketPort> {
 }
 
 impl<S: SocketPort> Spliced<S> {
-    /// A connection of `client`'s, and one to its target that is on its way. The guest knows them
-    /// as `guest` and `peer`.
+    /// A connection of `client`'s, and one to its target that is on its way, or `connected`. The
+    /// guest knows them as `guest` and `peer`.
     pub(super) fn new(
         account: Account,
         client: S::Stream,
         target: S::Stream,
         guest: SocketAddr,
         peer: SocketAddr,
+        connected: bool,
     ) -> Spliced<S> {
         let mut spliced = Spliced {
             account,
@@ -115,12 +117,15 @@ impl<S: SocketPort> Spliced<S> {
             streams: [client, target],
             lanes: Default::default(),
             stores: [Store::Empty, Store::Empty],
-            connected: false,
+            connected,
             reckoned: 0,
             on_run_list: false,
         };
         // Who has just connected takes bytes.
         spliced.lane(End::Target).sink_is_ready();
+        if connected {
+            spliced.lane(End::Client).sink_is_ready();
+        }
         spliced
     }
 

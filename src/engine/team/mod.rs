@@ -83,6 +83,8 @@ struct Shared {
     directory: Directory,
     /// TCP flows that began outside.
     inbound: Quota,
+    /// Spliced connections that did.
+    spliced: Quota,
     /// How many are at work: those with the lowest numbers. The lead alone changes it.
     active: AtomicUsize,
     /// For each worker, its latest load and when that was: milliseconds of the clock, then
@@ -173,6 +175,7 @@ pub fn members<S: SocketPort>(
     let shared = Arc::new(Shared {
         directory: Directory::new(),
         inbound: Quota::default(),
+        spliced: Quota::default(),
         active: AtomicUsize::new(1),
         loads: zeros(),
         busy: zeros(),
@@ -226,6 +229,11 @@ impl<S: SocketPort> Member<S> {
     /// TCP flows of all workers that began outside.
     pub(super) fn inbound(&self) -> Quota {
         self.shared.inbound.clone()
+    }
+
+    /// Spliced connections of all workers that began outside.
+    pub(super) fn spliced(&self) -> Quota {
+        self.shared.spliced.clone()
     }
 
     /// Bytes of packets in this worker's mail.

@@ -27,7 +27,7 @@ use std::net::{IpAddr, SocketAddr};
 pub use error_queue::{Origin, SocketError, next_error};
 pub use open::{
     DatagramOptions, PortChoice, adopt_udp, bound_port, connect_udp, keep_errors_v6, open_ping,
-    open_udp, set_dont_fragment, unbound_udp,
+    open_udp, set_dont_fragment, source_towards, unbound_udp,
 };
 pub use receive::{Batch, MAX_SLOTS, Received, recv_batch};
 pub use send::{Outgoing, send_batch};

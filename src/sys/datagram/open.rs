@@ -146,6 +146,30 @@ pub fn connect_udp(fd: BorrowedFd<'_>, port: u16, target: SocketAddr) -> io::Res
     socket.connect(&target.into())
 }
 
+/// The address from which the kernel would send to `address`, which is that address itself if it
+/// is one of the network namespace's own, as far as it has no more of the same network; `None` if
+/// there is no way there. `fd` is a UDP socket that is not bound and used for nothing else.
+///
+/// # Errors
+/// Those of connect(2) for a socket that cannot be asked.
+pub fn source_towards(fd: BorrowedFd<'_>, address: IpAddr) -> io::Result<Option<IpAddr>> {
+    let nobody =
+        libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    // The size of a C struct.
+    let len = size_of_val(&nobody) as libc::socklen_t;
+    // Undoes what the last question has left, the source address included (connect(2)).
+    // SAFETY: the pointer is to a whole `sockaddr` of `len` bytes that outlives the call.
+    if unsafe { libc::connect(fd.as_raw_fd(), &raw const nobody, len) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let socket = SockRef::from(&fd);
+    // Any port but 0 does: nothing is sent.
+    if socket.connect(&SocketAddr::new(address, 9).into()).is_err() {
+        return Ok(None);
+    }
+    Ok(socket.local_addr()?.as_socket().map(|source| source.ip()))
+}
+
 /// Opens a ping socket, which sends echo requests and receives the replies to them.
 ///
 /// A message starts with its ICMP header. The kernel writes identifier (the socket's port) and
