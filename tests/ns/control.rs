@@ -318,7 +318,9 @@ fn samples(text: &str) -> HashMap<&str, f64> {
 #[test]
 fn flows_and_counters_tell_what_goes_on() {
     let lab = Lab::new();
-    let mut guest = echo(&lab, "web", &["-p", "8006:6", "-p", "8007:7"]);
+    // By the link: packets are counted there.
+    let options = ["-p", "8006:6", "-p", "8007:7", "--publish-path", "tap"];
+    let mut guest = echo(&lab, "web", &options);
     let connect = || TcpStream::connect("192.0.2.1:8007").unwrap();
     let mut stream = lab.within(&lab.outside, connect);
     let mut answer = vec![0; 10_000];

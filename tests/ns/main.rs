@@ -17,6 +17,7 @@ mod ports_udp;
 mod quic;
 #[path = "../support/quic.rs"]
 mod quic_ends;
+mod short_way;
 #[path = "../support/mod.rs"]
 mod support;
 mod tcp;
