@@ -261,9 +261,14 @@ impl Guest {
         &lab.hosts[self.host]
     }
 
-    /// The counters of the device that the traffic crosses.
-    pub fn counters(&self, lab: &Lab) -> Result<Counters, Failure> {
-        self.net(lab).counters(&self.device)
+    /// The counters of the device that the traffic crosses, with those of the guest's loopback if
+    /// that is a way too.
+    pub fn counters(&self, lab: &Lab, or_loopback: bool) -> Result<Counters, Failure> {
+        let device = self.net(lab).counters(&self.device)?;
+        match or_loopback {
+            true => Ok(device.and(self.net(lab).counters("lo")?)),
+            false => Ok(device),
+        }
     }
 
     /// What the helper uses; `None` where the kernel does the work.

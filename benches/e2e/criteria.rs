@@ -39,10 +39,11 @@ use Better::{Less, More};
 const DIRECT: Against = One(Contender::Direct);
 const BRIDGE: Against = One(Contender::Bridge);
 const SLIRP: Against = One(Contender::Slirp4netns);
+const PASTA: Against = One(Contender::Pasta);
 
 /// Ratios: the row, at least or at most, how much, of whose figure. A row that a run does not know
 /// is left out.
-const FACTORS: [(&str, Better, f64, Against); 47] = [
+const FACTORS: [(&str, Better, f64, Against); 53] = [
     ("tcp-up-65520", More, 0.8, BRIDGE),
     ("tcp-up-65520", More, 3.0, SLIRP),
     ("tcp-down-65520", More, 0.8, BRIDGE),
@@ -79,6 +80,12 @@ const FACTORS: [(&str, Better, f64, Against); 47] = [
     ("published-down", More, 0.9, BRIDGE),
     ("published-down", More, 1.0, Peer),
     ("published-down", More, 1.5, KeepingPeer),
+    ("published4-up", More, 0.9, BRIDGE),
+    ("published4-up", More, 1.0, Peer),
+    ("published4-down", More, 0.9, BRIDGE),
+    ("published4-down", More, 1.0, Peer),
+    ("published-local-up", More, 1.0, PASTA),
+    ("published-local-down", More, 1.0, PASTA),
     ("published-rate", More, 2.0, Peer),
     ("podman-up", More, 3.0, SLIRP),
     ("podman-down", More, 3.0, SLIRP),

@@ -354,6 +354,17 @@ impl Counters {
         }
     }
 
+    /// What both devices counted.
+    pub fn and(self, other: Counters) -> Counters {
+        Counters {
+            received: self.received + other.received,
+            sent: self.sent + other.sent,
+            packets: self.packets + other.packets,
+            received_dropped: self.received_dropped + other.received_dropped,
+            sent_dropped: self.sent_dropped + other.sent_dropped,
+        }
+    }
+
     /// Frames dropped in either direction.
     pub fn dropped(self) -> u64 {
         self.received_dropped + self.sent_dropped

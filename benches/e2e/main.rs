@@ -97,8 +97,9 @@ use crate::workloads::{Figure, MTU, Outcome, SMALL_MTU, Workload};
 struct Options {
     /// Workloads to run, by the beginning of their ids: tcp, tcp-up-1500, tcp4, udp (udp-gso,
     /// udp-1400, udp-small), quic, http-keepalive, http-close, latency, idle, conns (conns-10k,
-    /// conns-100k), start, published (published-up, published-down, published-rate, published-ports), publish-add; podman,
-    /// rootlesskit, podman5 (each with -up, -down, -rate, -rate-engine, -start); wan-quick, or wan
+    /// conns-100k), start, published (published-up,
+    /// published-down, published4, published-local, published-rate, published-ports), publish-add;
+    /// podman, rootlesskit, podman5 (each with -up, -down, -rate, -rate-engine, -start); wan-quick, or wan
     /// for all of its 90 cells.
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,

@@ -65,7 +65,7 @@ impl Row {
 
     /// Whether it is about traffic from clients to a published port.
     fn has_clients(&self) -> bool {
-        ["published-up", "published-down", "published-rate"]
+        ["published-up", "published-down", "published4", "published-rate"]
             .iter()
             .any(|id| self.id.starts_with(id))
     }
@@ -82,7 +82,7 @@ const fn row(
 }
 
 /// All rows, in the order of the table. "up" is guest → server, "down" server → guest.
-pub const ROWS: [Row; 93] = {
+pub const ROWS: [Row; 99] = {
     use Better::{Less, More};
     [
         row("tcp-up-65520", "TCP up, 1 stream, MTU 65520", "Gbit/s", More, 2),
@@ -141,6 +141,12 @@ pub const ROWS: [Row; 93] = {
         row("start/total", "start to end of the command", "ms", Less, 1),
         row("published-up", "published TCP up, 1 stream", "Gbit/s", More, 2),
         row("published-down", "published TCP down, 1 stream", "Gbit/s", More, 2),
+        row("published4-up", "published TCP up, 4 streams", "Gbit/s", More, 2),
+        row("published4-down", "published TCP down, 4 streams", "Gbit/s", More, 2),
+        row("published-local-up", "published TCP up, client on the host", "Gbit/s", More, 2),
+        row("published-local-down", "published TCP down, client on the host", "Gbit/s", More, 2),
+        row("published-local-up/cpu", "helper CPU, published, up, same host", "s/GB", Less, 2),
+        row("published-local-down/cpu", "helper CPU, published, down, same host", "s/GB", Less, 2),
         row("published-up/cpu", "helper CPU, published, up", "s/GB", Less, 2),
         row("published-down/cpu", "helper CPU, published, down", "s/GB", Less, 2),
         row("published-rate", "published HTTP, a connection per request", "conn/s", More, 0),

@@ -74,8 +74,10 @@ pub enum Workload {
     Crowd,
     /// From the start of the helper to the first instruction of the command inside.
     Start,
-    /// iperf3 with one stream between a client outside and a published port.
-    Published { way: Way },
+    /// iperf3 with this many streams between a client outside and a published port.
+    Published { way: Way, streams: u32 },
+    /// The same with one stream of a client on the host, which asks at the host's loopback.
+    PublishedLocal { way: Way },
     /// wrk as in [`Workload::ConnectionEach`], from outside to a published port.
     PublishedRate,
     /// Ports published on a helper that runs.
@@ -88,7 +90,7 @@ pub enum Workload {
 
 impl Workload {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Workload; 43] = [
+    pub const ALL: [Workload; 47] = [
         Workload::PublishedPorts,
         Workload::Idle,
         Workload::Tcp { way: Way::Up, streams: 1, mtu: MTU },
@@ -111,8 +113,12 @@ impl Workload {
         Workload::PingPong { over: Transport::Udp, beside_stream: true },
         Workload::Tcp { way: Way::Up, streams: 1, mtu: SMALL_MTU },
         Workload::Tcp { way: Way::Down, streams: 1, mtu: SMALL_MTU },
-        Workload::Published { way: Way::Up },
-        Workload::Published { way: Way::Down },
+        Workload::Published { way: Way::Up, streams: 1 },
+        Workload::Published { way: Way::Down, streams: 1 },
+        Workload::Published { way: Way::Up, streams: 4 },
+        Workload::Published { way: Way::Down, streams: 4 },
+        Workload::PublishedLocal { way: Way::Up },
+        Workload::PublishedLocal { way: Way::Down },
         Workload::PublishedRate,
         Workload::PublishAdd,
         Workload::Connections,
@@ -162,7 +168,9 @@ impl Workload {
             Self::Connections => "conns-10k".into(),
             Self::Crowd => "conns-100k".into(),
             Self::Start => "start".into(),
-            Self::Published { way } => format!("published-{}", way.name()),
+            Self::Published { way, streams: 1 } => format!("published-{}", way.name()),
+            Self::Published { way, streams } => format!("published{streams}-{}", way.name()),
+            Self::PublishedLocal { way } => format!("published-local-{}", way.name()),
             Self::PublishedRate => "published-rate".into(),
             Self::PublishAdd => "publish-add".into(),
             Self::PublishedPorts => "published-ports".into(),
@@ -186,6 +194,8 @@ impl Workload {
             }
             // slirp4netns and the bridge have no way to run a command; direct is the floor.
             Self::Start => !matches!(contender, Contender::Bridge | Contender::Slirp4netns),
+            // The bridge's rules are for what comes in from outside.
+            Self::PublishedLocal { .. } => contender != Contender::Bridge,
             // pasta is told all its ports at the start; what the kernel does, `nft` is told.
             Self::PublishAdd => matches!(contender, Contender::Slirp4netns | Contender::Tapway),
             // slirp4netns knows its ports only from requests, one by one.
@@ -217,7 +227,12 @@ impl Workload {
 
     /// Whether it needs guests whose servers are reached from outside.
     pub fn needs_published(self) -> bool {
-        matches!(self, Self::Published { .. } | Self::PublishedRate | Self::PublishAdd)
+        self.has_clients() || self == Self::PublishAdd
+    }
+
+    /// Whether clients ask at a published port.
+    fn has_clients(self) -> bool {
+        matches!(self, Self::Published { .. } | Self::PublishedLocal { .. } | Self::PublishedRate)
     }
 }
 
@@ -248,7 +263,8 @@ pub struct Outcome {
 
 /// Runs `workload` through `guest` for `seconds`.
 ///
-/// The guest's device must have carried at least the payload that the load generator counted, and
+/// The guest's device must have carried at least the payload that the load generator counted, be it
+/// its loopback where a helper joins the clients of a published port to the guest's servers there, and
 /// after a bulk transfer the helper must have used processor time. Otherwise the figure would be
 /// of something else, and the cell fails.
 pub fn measure(
@@ -258,13 +274,16 @@ pub fn measure(
     workload: Workload,
     seconds: u32,
 ) -> Result<Outcome, Failure> {
-    let before = guest.counters(lab)?;
+    let before = guest.counters(lab, workload.has_clients())?;
     let usage_before = guest.usage();
     let cell = match workload {
         Workload::Tcp { way, streams, .. } => {
             tcp(lab, &Ends::outward(lab, guest), way, streams, seconds)
         }
-        Workload::Published { way } => tcp(lab, &Ends::inward(lab, guest), way, 1, seconds),
+        Workload::Published { way, streams } => {
+            tcp(lab, &Ends::inward(lab, guest), way, streams, seconds)
+        }
+        Workload::PublishedLocal { way } => tcp(lab, &Ends::local(lab, guest), way, 1, seconds),
         Workload::Udp { way, sending } => udp::cell(lab, guest, way, sending, seconds),
         Workload::Engine(_, Load::Up) => tcp(lab, &Ends::outward(lab, guest), Way::Up, 1, seconds),
         Workload::Engine(_, Load::Down) => {
@@ -296,7 +315,7 @@ pub fn measure(
     for (row, _) in &mut cell.figures {
         row.insert_str(0, &workload.id());
     }
-    let moved = guest.counters(lab)?.since(before);
+    let moved = guest.counters(lab, workload.has_clients())?.since(before);
     if matches!(workload, Workload::Engine(_, Load::Rate(Ports::Engines))) {
         if moved.received >= cell.received || moved.sent >= cell.sent {
             return Err(Failure(format!(
@@ -314,7 +333,8 @@ pub fn measure(
     let is_stream = matches!(
         workload,
         Workload::Tcp { streams: 1, .. }
-            | Workload::Published { .. }
+            | Workload::Published { streams: 1, .. }
+            | Workload::PublishedLocal { .. }
             | Workload::Engine(_, Load::Up | Load::Down)
             | Workload::Udp { .. }
             | Workload::Quic { .. }
@@ -354,6 +374,12 @@ impl<'a> Ends<'a> {
     /// A client in the guest, and the lab's server.
     fn outward(lab: &'a Lab, guest: &'a Guest) -> Self {
         Ends { client: guest.net(lab), server: &lab.ext, address: SERVER, inward: false }
+    }
+
+    /// A client on the host, and a server in the guest.
+    fn local(lab: &'a Lab, guest: &'a Guest) -> Self {
+        let client = &guest.host(lab).net;
+        Ends { client, server: guest.net(lab), address: Ipv4Addr::LOCALHOST, inward: true }
     }
 
     /// A client outside, and a server in the guest.
@@ -554,7 +580,7 @@ fn settle(lab: &Lab, guests: &[&Guest]) {
     const STEP: Duration = Duration::from_millis(500);
     const STEPS: u32 = 10;
     let packets = || -> Vec<Option<u64>> {
-        guests.iter().map(|guest| Some(guest.counters(lab).ok()?.packets)).collect()
+        guests.iter().map(|guest| Some(guest.counters(lab, false).ok()?.packets)).collect()
     };
     let (mut last, mut quiet) = (packets(), 0);
     for _ in 0..STEPS {

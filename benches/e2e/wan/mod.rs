@@ -216,7 +216,7 @@ impl Site {
         round: u32,
         results: &mut Results,
     ) -> Result<f64, Failure> {
-        let before = guest.counters(lab)?;
+        let before = guest.counters(lab, false)?;
         self.stage.set(Conditions {
             delay: path.round_trip() / 2,
             loss_ppm: path.loss_ppm,
@@ -237,7 +237,7 @@ impl Site {
         let tallies = self.stage.tell()?;
         let (tally, moved) = (
             if path.way == Way::Up { tallies.up } else { tallies.down },
-            guest.counters(lab)?.since(before),
+            guest.counters(lab, false)?.since(before),
         );
         if tally.over_limit > 0 {
             return Err(Failure(format!(
