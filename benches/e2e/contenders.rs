@@ -341,10 +341,13 @@ fn joined(first: &str, middle: Vec<String>, last: &str) -> Vec<String> {
     [words(first), middle, words(last)].concat()
 }
 
-/// A user and a network namespace made by the account inside the host's network namespace.
+/// A user and a network namespace made by the account inside the host's network namespace, the
+/// second when the first has its map, as engines do: files of a namespace in /proc belong to who was
+/// its root when it was made.
 fn rootless_guest(lab: &Lab, host: &Host) -> Result<Namespace, Failure> {
     let mut enter = lab.as_user(&host.net, Path::new("unshare"));
-    Namespace::new(&lab.agent, enter.args(["--user", "--map-root-user", "--net", ENTERED]))
+    let words = ["--user", "--map-root-user", "unshare", "--net", ENTERED];
+    Namespace::new(&lab.agent, enter.args(words))
 }
 
 /// The way of a rootful engine: veth, bridge, forwarding, masquerade, destination NAT.
