@@ -241,7 +241,8 @@ fn clients_whose_ports_the_guest_uses_itself_are_served() {
 fn a_client_that_is_refused_is_reset_as_by_the_link() {
     let lab = Lab::new();
     for way in ["auto", "tap"] {
-        let mut guest = lab.start(way, &["-p", "8080:80", "--publish-path", way], "echo up; cat");
+        let mut guest =
+            lab.start(way, &["-p", "8080:80", "--publish-path", way], "echo up; exec sleep 600");
         assert_eq!(guest.line(), "up");
         let error = lab.hear(&lab.outside, "192.0.2.1:8080").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{way}");
