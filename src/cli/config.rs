@@ -111,11 +111,11 @@ impl Config {
 /// Which way clients of published TCP ports take to the guest's own address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PublishPath {
-    /// Socket to socket where the guest cannot tell it from the other, by its link where it could.
-    #[default]
-    Auto,
     /// By its link.
+    #[default]
     Tap,
+    /// Socket to socket where the guest cannot tell it from the other, by its link where it could.
+    Auto,
 }
 
 /// What is to be done.

@@ -422,11 +422,10 @@ struct Shared {
 
     /// How clients reach published TCP ports: auto, or tap for the guest's link [default: auto]
     ///
-    /// With "auto", a connection to a server in the guest's namespace itself is joined to it socket
-    /// to socket, which is faster. The server sees the same client address and port. Where that
+    /// With "tap", all go by the guest's interface. With "auto", a connection to a server in the guest's namespace itself is joined to it socket
+    /// to socket, which is faster for streams and slower for many short connections. The server sees the same client address and port. Where that
     /// cannot be had, or the guest could tell the difference (it has nftables or iptables rules, or
-    /// the server is behind a bridge of its own), connections go by the guest's interface, as they
-    /// all do with "tap". `tapway flows` shows which way each took.
+    /// the server is behind a bridge of its own), connections go by the guest's interface. `tapway flows` shows which way each took.
     #[arg(long, value_name = "auto|tap", value_parser = publish_path, help_heading = "Ports")]
     publish_path: Option<PublishPath>,
 

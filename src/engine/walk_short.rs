@@ -11,7 +11,10 @@
 //! counts. [`super::short_way`] makes the connection; `setup::short_way` tells what the guest's
 //! namespace does for it.
 //!
-//! Clients that come in thousands a second go by the link at once ([`Pace`]).
+//! It costs less for a byte and more for a connection, by some ten system calls. And whoever comes
+//! back from the same port while the guest's end of its last connection is in TIME-WAIT has to come
+//! by the same way: the mark of that end sends what the guest answers to `lo`. So the choice is the
+//! user's, for all clients.
 //!
 //! The guest can take the means away at any time. Its answers then go to the link, where they
 //! belong to nobody and are reset, and ours waits for them: for [`PATIENCE`]. After that the short
@@ -68,36 +71,6 @@ pub(super) enum Trust {
 /// ([`super::short_way`]).
 const DISTRUST: Duration = Duration::from_secs(1);
 
-/// How many clients are sent the short way in a stretch of time. It costs less for a byte and more
-/// for a connection, by some ten system calls: who asks for thousands of connections a second has
-/// short ones, which are served sooner by the link.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
-    stretch: Instant,
-    sent: u32,
-}
-
-/// A [`Pace`]'s stretch.
-const STRETCH: Duration = Duration::from_millis(100);
-
-/// Clients for each of them.
-const CLIENTS: u32 = 32;
-
-impl Pace {
-    pub(super) fn new(now: Instant) -> Pace {
-        Pace { stretch: now, sent: 0 }
-    }
-
-    /// Whether one more may be sent; it counts.
-    fn allows(&mut self, now: Instant) -> bool {
-        if now.since(self.stretch) >= STRETCH {
-            *self = Pace::new(now);
-        }
-        self.sent += u32::from(self.sent <= CLIENTS);
-        self.sent <= CLIENTS
-    }
-}
-
 impl Trust {
     /// Whether it is to be tried.
     fn is_given(&mut self, now: Instant) -> bool {
@@ -141,8 +114,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         else {
             return by_the_link(stream, 0);
         };
-        let full = self.spliced.is_full() || self.lacks_room_for_two();
-        if full || !self.short_pace.allows(now) {
+        if self.spliced.is_full() || self.lacks_room_for_two() {
             return by_the_link(stream, 0);
         }
         let reached = match self.io.host.connect_as(now, ends.peer(), ends.guest()) {
@@ -271,17 +243,6 @@ fn refused() -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn many_clients_at_a_time_are_for_the_link() {
-        let mut pace = Pace::new(Instant::ZERO);
-        let taken = |pace: &mut Pace, now| (0..1000).filter(|_| pace.allows(now)).count();
-        assert_eq!(taken(&mut pace, Instant::ZERO), 32);
-        let later = Instant::ZERO + STRETCH;
-        assert_eq!(taken(&mut pace, Instant::ZERO + STRETCH / 2), 0);
-        assert_eq!(taken(&mut pace, later), 32);
-        assert_eq!(taken(&mut pace, later + 10 * STRETCH), 32);
-    }
 
     #[test]
     fn trust_comes_back_unless_there_is_no_such_way() {

@@ -40,7 +40,7 @@ use super::team::quota::Quota;
 use super::team::{Directory, Member};
 use super::token::{Kind, Token};
 use super::walk_dns::PendingQueries;
-use super::walk_short::{MAX_REACHING, Pace, Reaching, Trust};
+use super::walk_short::{MAX_REACHING, Reaching, Trust};
 use super::walk_team::Order;
 use super::wheel::Wheel;
 
@@ -127,8 +127,6 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     /// Clients whose way is not known yet, by both ends as the guest sees them.
     pub(super) reaching: FlowTable<TcpKey, Reaching<S>>,
     pub(super) short_way: Trust,
-    /// How many clients took it lately.
-    pub(super) short_pace: Pace,
     pub(super) relayed: FlowTable<RelayKey, Relayed<S>>,
     pub(super) exposures: Exposures,
     pub(super) ledger: Ledger,
@@ -226,7 +224,6 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             inbound_spliced: Quota::default(),
             reaching: FlowTable::new(Kind::Reaching, MAX_REACHING),
             short_way: Trust::default(),
-            short_pace: Pace::new(now),
             relayed: FlowTable::new(Kind::Relayed, limits.relayed),
             exposures: Exposures::default(),
             ledger: Ledger::default(),

@@ -85,6 +85,8 @@ pub struct LaunchOptions {
 /// A data path that runs, and the ends of it that the control thread holds.
 pub struct DataPath {
     options: LaunchOptions,
+    /// Known at the start.
+    resolvers: ResolverView,
     requests: mpsc::Receiver<DnsRequest>,
     worker: CommandSender,
     ended: oneshot::Receiver<End>,
@@ -157,7 +159,19 @@ impl DataPath {
                 thread::start(vec![seat], 1, worker_options, outbound, commands, ended)?;
             }
         }
-        Ok(DataPath { options, requests, worker, ended: ended_out })
+        let knows = knows_resolvers(&options);
+        let servers = match &options.upstreams {
+            Some(servers) => servers.clone(),
+            None if knows => dns::read(Path::new(RESOLV_CONF)).servers,
+            None => Vec::new(),
+        };
+        if knows {
+            // Before anybody is told that the network is ready.
+            worker.send(Command::SetResolvers(servers.iter().map(SocketAddr::ip).collect()));
+        }
+        // The rest of the file is told when it is followed.
+        let resolvers = ResolverView { servers, ..ResolverView::default() };
+        Ok(DataPath { options, resolvers, requests, worker, ended: ended_out })
     }
 
     /// Serves until the guest's life ends; gives how. `guest_file` is the guest's `resolv.conf`,
@@ -172,12 +186,8 @@ impl DataPath {
         guest_file: Option<File>,
         instance: InstanceOptions,
     ) -> io::Result<Outcome> {
-        let DataPath { options, requests, worker, mut ended } = self;
-        let first = match &options.upstreams {
-            Some(servers) => ResolverView { servers: servers.clone(), ..ResolverView::default() },
-            None => ResolverView::default(),
-        };
-        let (view_in, view) = watch::channel(first);
+        let DataPath { options, resolvers, requests, worker, mut ended } = self;
+        let (view_in, view) = watch::channel(resolvers);
         let answers = {
             let worker = worker.clone();
             move |answer: dns::DnsAnswer| {
@@ -275,14 +285,19 @@ fn dns_link(enabled: bool, requests: mpsc::Sender<DnsRequest>) -> DnsLink {
     }
 }
 
+/// Whether the worker is to know the host's resolvers: where the guest has networks of its own, its
+/// DNS address is a forwarder and nothing else.
+fn knows_resolvers(options: &LaunchOptions) -> bool {
+    options.plan.sharing.is_some() && options.dns
+}
+
 /// Tells the worker the host's resolvers, now and whenever they change, if it is to know them.
 async fn pass_on_resolvers(
     options: &LaunchOptions,
     mut view: watch::Receiver<ResolverView>,
     worker: &CommandSender,
 ) {
-    // Where the guest has networks of its own, its DNS address is a forwarder and nothing else.
-    while options.plan.sharing.is_some() && options.dns {
+    while knows_resolvers(options) {
         let resolvers = view.borrow_and_update().servers.iter().map(SocketAddr::ip).collect();
         worker.send(Command::SetResolvers(resolvers));
         if view.changed().await.is_err() {

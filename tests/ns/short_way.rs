@@ -88,7 +88,7 @@ fn both_ways_show_the_guest_the_same_client() {
 #[test]
 fn flows_show_which_way_they_took_and_the_guest_has_nothing_in_its_main_table() {
     let lab = Lab::new();
-    let short = echo(&lab, "short", &["-p", "8007:7"]);
+    let short = echo(&lab, "short", &["--publish-path", "auto", "-p", "8007:7"]);
     for target in [V4, V6] {
         assert_eq!(path(&lab, &short, target), "spliced");
     }
@@ -112,7 +112,7 @@ fn a_guest_that_takes_the_means_away_is_served_by_its_link() {
         ("table", "ip route flush table 29815; ip -6 route flush table 29815"),
         ("switch", "echo 0 > /proc/sys/net/ipv4/tcp_fwmark_accept"),
     ] {
-        let mut guest = echo(&lab, name, &["-p", "8007:7"]);
+        let mut guest = echo(&lab, name, &["--publish-path", "auto", "-p", "8007:7"]);
         assert_eq!(path(&lab, &guest, V4), "spliced", "{name}");
         inside(&guest, script);
         // The switch is set again when it is looked at next; rules stay as the guest has them.
@@ -128,7 +128,7 @@ fn a_guest_that_takes_the_means_away_is_served_by_its_link() {
 #[test]
 fn a_connection_that_loses_its_way_home_hurts_nobody_else() {
     let lab = Lab::new();
-    let guest = echo(&lab, "web", &["-p", "8007:7"]);
+    let guest = echo(&lab, "web", &["--publish-path", "auto", "-p", "8007:7"]);
     let mut stranded = lab.within(&lab.outside, || TcpStream::connect(V4)).unwrap();
     stranded.write_all(b"x").unwrap();
     stranded.read_exact(&mut [0]).unwrap();
@@ -142,7 +142,7 @@ fn a_connection_that_loses_its_way_home_hurts_nobody_else() {
 #[test]
 fn a_guest_that_filters_packets_is_served_by_its_link_while_it_does() {
     let lab = Lab::new();
-    let mut guest = echo(&lab, "web", &["-p", "8007:7"]);
+    let mut guest = echo(&lab, "web", &["--publish-path", "auto", "-p", "8007:7"]);
     assert_eq!(path(&lab, &guest, V4), "spliced");
     let switch = "cat /proc/sys/net/ipv4/tcp_fwmark_accept";
     assert_eq!(inside(&guest, switch), "1\n");
@@ -187,7 +187,8 @@ fn a_port_that_the_guest_itself_passes_on_leads_where_it_did() {
         nsenter -t $inner -n python3 {} tcp:80 & wait",
         behind.display()
     );
-    let options = ["-p", "8080:80", "-p", "8081:81", "-p", "8082:10.88.0.5:80"];
+    let options =
+        ["--publish-path", "auto", "-p", "8080:80", "-p", "8081:81", "-p", "8082:10.88.0.5:80"];
     let mut guest = lab.start("web", &options, &script);
     assert_eq!(guest.line(), "up");
     inside(
@@ -203,7 +204,7 @@ fn a_port_that_the_guest_itself_passes_on_leads_where_it_did() {
 fn a_target_that_is_not_the_guests_own_is_not_mistaken_for_it() {
     let lab = Lab::new();
     // A server at all addresses of the namespace, and a port that leads to another address.
-    let options = ["-p", "8080:10.0.2.55:80", "-p", "8081:10.0.2.77:80"];
+    let options = ["--publish-path", "auto", "-p", "8080:10.0.2.55:80", "-p", "8081:10.0.2.77:80"];
     let guest = lab.start_teller("web", &options, "tcp:80");
     inside(&guest, "ip address add 10.0.2.77/32 dev lo");
     assert_eq!(hear(&lab, "192.0.2.2:45681", "192.0.2.1:8081"), "80 192.0.2.2 45681\n");
@@ -218,12 +219,13 @@ fn a_target_that_is_not_the_guests_own_is_not_mistaken_for_it() {
 #[test]
 fn clients_whose_ports_the_guest_uses_itself_are_served() {
     let lab = Lab::new();
-    let guest = lab.start_teller("web", &["-p", "8080:80"], "tcp:80 tcp:4444");
+    let guest =
+        lab.start_teller("web", &["--publish-path", "auto", "-p", "8080:80"], "tcp:80 tcp:4444");
     // The guest listens at the port that is the client's.
     assert_eq!(hear(&lab, "192.0.2.2:4444", "192.0.2.1:8080"), "80 192.0.2.2 4444\n");
     guest.stop();
     // The same client at two ports that lead to one: the second is seen under another port.
-    let guest = echo(&lab, "echo", &["-p", "8080:7", "-p", "8081:7"]);
+    let guest = echo(&lab, "echo", &["--publish-path", "auto", "-p", "8080:7", "-p", "8081:7"]);
     let mut streams =
         ["192.0.2.1:8080", "192.0.2.1:8081"].map(|target| client(&lab, "192.0.2.2:45682", target));
     for (stream, word) in streams.iter_mut().zip([b"first", b"other"]) {
@@ -252,7 +254,7 @@ fn a_client_that_is_refused_is_reset_as_by_the_link() {
 #[test]
 fn a_thousand_clients_are_served_the_short_way() {
     let lab = Lab::new();
-    let guest = echo(&lab, "web", &["-p", "8007:7", "--threads", "2"]);
+    let guest = echo(&lab, "web", &["--publish-path", "auto", "-p", "8007:7", "--threads", "2"]);
     let target: SocketAddr = V4.parse().unwrap();
     let mut streams: Vec<TcpStream> = lab
         .within(&lab.outside, || (0..1000).map(|_| TcpStream::connect(target).unwrap()).collect());
@@ -289,7 +291,8 @@ fn a_namespace_that_is_not_ours_to_change_is_served_by_its_link() {
     let path_file = lab.write("teller.py", crate::instance::TELLER);
     let server = format!("exec python3 {} tcp:80", path_file.display());
     let starter = [&starter[..], &[script, "sh"]].concat();
-    let mut guest = lab.start_by(&starter, "web", &["-p", "8080:80"], &server);
+    let mut guest =
+        lab.start_by(&starter, "web", &["--publish-path", "auto", "-p", "8080:80"], &server);
     assert_eq!(guest.line(), "up");
     assert_eq!(hear(&lab, "192.0.2.2:45683", "192.0.2.1:8080"), "80 192.0.2.2 45683\n");
     assert!(!inside(&guest, "ip rule").contains("29815"));

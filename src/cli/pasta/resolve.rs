@@ -112,11 +112,7 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         dns: dns(command, &plan),
         outbound: outbound(command),
         forwards,
-        // A machine has a kernel of its own.
-        publish_path: match command.splice && command.mode != Mode::Passt {
-            true => PublishPath::Auto,
-            false => PublishPath::Tap,
-        },
+        publish_path: PublishPath::default(),
         threads: Threads::auto(),
         pcap: command.pcap.clone(),
         pesto_socket: command.pesto_socket.clone(),

@@ -42,7 +42,7 @@ use tokio::time::Instant;
 
 pub use resolv_conf::ResolverView;
 pub use upstream::Source;
-pub use view::follow;
+pub use view::{follow, read};
 
 /// UDP queries under way.
 const MAX_QUERIES: usize = 1024;

@@ -103,7 +103,7 @@ pub async fn follow(
 }
 
 /// The view that the file gives now.
-pub(super) fn read(path: &Path) -> ResolverView {
+pub fn read(path: &Path) -> ResolverView {
     let text = read_small(path).unwrap_or_else(|error| {
         tracing::debug!(path = %path.display(), %error, "no resolver configuration");
         Vec::new()
