@@ -47,8 +47,8 @@
 //! whose port leads to the host's, need no link: one socket on each side of the namespace's border,
 //! and `splice` between them ([`gate::Splicing`]; the `splice` room of [`engine`]).
 //!
-//! Other clients of a published TCP port take it too, where the server is in the guest's namespace
-//! itself: the socket inside has the client's address, and a mark brings the answers back to it (D8;
+//! Other clients of a published TCP port take it too if that is asked for, where the server is in
+//! the guest's namespace itself: the socket inside has the client's address, and a mark brings the answers back to it (D8;
 //! `walk_short` and `short_way` of [`engine`], `short_way` of [`setup`]).
 //!
 //! # Who may use whom

@@ -420,12 +420,17 @@ struct Shared {
     #[arg(long, help_heading = "Ports")]
     publish_when_listening: bool,
 
-    /// How clients reach published TCP ports: auto, or tap for the guest's link [default: auto]
+    /// How clients reach published TCP ports: tap for the guest's link, or auto [default: tap]
     ///
-    /// With "tap", all go by the guest's interface. With "auto", a connection to a server in the guest's namespace itself is joined to it socket
-    /// to socket, which is faster for streams and slower for many short connections. The server sees the same client address and port. Where that
-    /// cannot be had, or the guest could tell the difference (it has nftables or iptables rules, or
-    /// the server is behind a bridge of its own), connections go by the guest's interface. `tapway flows` shows which way each took.
+    /// With "tap", all go by the guest's interface. With "auto", a connection to a server in the
+    /// guest's namespace itself is joined to it socket to socket, which is faster for streams and
+    /// slower for many short connections. The server sees the same client address and port. Where
+    /// that cannot be had, or the guest could tell the difference (it has nftables or iptables
+    /// rules, or the server is behind a bridge of its own), connections go by the guest's interface.
+    /// `tapway flows` shows which way each took.
+    ///
+    /// With "auto", a client that comes back from the same port at once may have to wait where its
+    /// connections went by both ways.
     #[arg(long, value_name = "auto|tap", value_parser = publish_path, help_heading = "Ports")]
     publish_path: Option<PublishPath>,
 
