@@ -1,15 +1,19 @@
-//! The ports of an instance: those that were asked for, and those that follow who listens.
+//! The ports of an instance: those that were asked for ([`asked`]), and those that follow who
+//! listens ([`follow`]).
 //!
 //! Holds what is published and exposed, opens host sockets for it and gives them to the worker.
 //! Everything happens on the control thread, one change after the other, so that what is listed is
 //! what is open.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod asked;
+mod follow;
+
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
-use crate::control::api::{ErrorCode, Failure, Rule, Selector};
+use crate::control::api::{ErrorCode, Failure, Rule};
 use crate::engine::thread::CommandSender;
 use crate::engine::{Command, Published, Reply, Withdrawal};
 use crate::gate::AddressPlan;
@@ -23,7 +27,6 @@ use crate::setup::inside::{Inside, OpenInner};
 use crate::setup::listen::{self, AtStart, ListenError, Opened, Opener, SocketFile};
 
 use super::inner::InnerPorts;
-use super::refusals::Refusals;
 
 /// What leads from one side to the other at the start.
 #[derive(Default)]
@@ -180,36 +183,6 @@ impl Ports {
         })
     }
 
-    /// Adds what `rules` say: all of it, or nothing.
-    pub(super) fn add(&mut self, rules: Vec<Rule>) -> Result<Vec<PortRecord>, Failure> {
-        self.check_guest_addresses(&rules)?;
-        self.check_overlaps(&rules)?;
-        let mut opened = Vec::new();
-        for rule in &rules {
-            if let Rule::Publish(forward) = rule
-                && !forward.when_listening
-            {
-                opened.push(self.opener.open(forward).map_err(|error| failure(&error))?);
-            }
-        }
-        let mut opened = opened.into_iter();
-        let mut ids = Vec::with_capacity(rules.len());
-        for rule in rules {
-            ids.push(match rule {
-                Rule::Expose(exposure) => self.expose(exposure, false),
-                Rule::Publish(forward) if forward.when_listening => {
-                    self.enter_waiting(forward, false)
-                }
-                Rule::Publish(forward) => {
-                    // One was opened for each of these, in this order.
-                    let Some(opened) = opened.next() else { continue };
-                    self.enter(forward, opened, false)
-                }
-            });
-        }
-        Ok(ids.iter().filter_map(|id| self.record(*id, None)).collect())
-    }
-
     fn check_guest_addresses(&self, rules: &[Rule]) -> Result<(), Failure> {
         let impossible = rules.iter().find_map(|rule| match rule {
             Rule::Publish(Forward { guest_address: Some(address), .. }) => {
@@ -224,82 +197,6 @@ impl Ports {
                 Err(Failure::new(ErrorCode::Invalid, text))
             }
         }
-    }
-
-    fn check_overlaps(&self, rules: &[Rule]) -> Result<(), Failure> {
-        let in_use = |rule: &dyn std::fmt::Display, other: &dyn std::fmt::Display| {
-            Failure::new(ErrorCode::InUse, format!("{rule} overlaps {other}"))
-        };
-        for (position, rule) in rules.iter().enumerate() {
-            match rule {
-                Rule::Publish(forward) => {
-                    let present = self.published.values().map(|port| &port.forward);
-                    let before = rules[..position].iter().filter_map(|rule| match rule {
-                        Rule::Publish(forward) => Some(forward),
-                        Rule::Expose(_) => None,
-                    });
-                    if let Some(other) = present.chain(before).find(|other| other.overlaps(forward))
-                    {
-                        return Err(in_use(forward, other));
-                    }
-                }
-                Rule::Expose(exposure) => {
-                    let present = self.exposed.values().map(|port| &port.exposure);
-                    let before = rules[..position].iter().filter_map(|rule| match rule {
-                        Rule::Expose(exposure) => Some(exposure),
-                        Rule::Publish(_) => None,
-                    });
-                    let clashes = |other: &&Exposure| {
-                        other.transport == exposure.transport
-                            && other.ports.overlaps(exposure.ports)
-                    };
-                    if let Some(other) = present.chain(before).find(clashes) {
-                        return Err(in_use(exposure, other));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what `selector` means; the host ports are free when it returns.
-    pub(super) async fn remove(&mut self, selector: Selector) -> Result<Vec<PortRecord>, Failure> {
-        let ids = self.selected(&selector);
-        if ids.is_empty() {
-            return Err(Failure::new(ErrorCode::NotFound, not_found(&selector)));
-        }
-        let records = ids.iter().filter_map(|id| self.record(*id, None)).collect();
-        self.close(&ids).await;
-        Ok(records)
-    }
-
-    fn selected(&self, selector: &Selector) -> Vec<ForwardId> {
-        let rules = match selector {
-            Selector::Id(id) => {
-                let known = self.published.contains_key(id) || self.exposed.contains_key(id);
-                return known.then_some(*id).into_iter().collect();
-            }
-            Selector::Rules(rules) => rules,
-        };
-        let meant = |rule: &Rule| -> Vec<ForwardId> {
-            match rule {
-                Rule::Publish(forward) => {
-                    let same = |other: &Forward| {
-                        Forward { when_listening: forward.when_listening, ..other.clone() }
-                            == *forward
-                    };
-                    let found = self.published.iter();
-                    let found = found.filter(|(_, port)| same(&port.rule) || same(&port.forward));
-                    found.map(|(id, _)| *id).collect()
-                }
-                Rule::Expose(exposure) => {
-                    let found = self.exposed.iter().filter(|(_, port)| port.exposure == *exposure);
-                    found.map(|(id, _)| *id).collect()
-                }
-            }
-        };
-        let ids: BTreeSet<ForwardId> = rules.iter().flat_map(meant).collect();
-        ids.into_iter().collect()
     }
 
     /// Publishes by one rule that no other overlaps; a weak one as far as its ports are free.
@@ -456,169 +353,6 @@ impl Ports {
         self.exposed.insert(id, ExposedPort { exposure, auto });
         id
     }
-
-    // --- following who listens ---
-
-    /// Opens and closes what depends on `guest`, what listens there now.
-    pub(super) async fn follow_guest(&mut self, guest: &PortTable) {
-        self.follow_conditional(guest).await;
-        let mut taken = PortTable::default();
-        for port in self.published.values().filter(|port| !port.auto) {
-            enter_host_ports(&mut taken, &port.forward);
-        }
-        // What we have opened at the guest's loopback is the host's already.
-        self.inner.enter_ports(&mut taken);
-        let wanted: BTreeSet<Followed> = self
-            .auto_publish
-            .iter()
-            .flat_map(|(id, known)| {
-                auto::published(&known.auto, guest, &taken).into_iter().map(|port| (*id, port))
-            })
-            .take(auto::MOST)
-            .collect();
-        let changes = self.following.turn(&wanted);
-        let closing: Vec<ForwardId> =
-            changes.close.iter().filter_map(|port| self.by_port.remove(port)).collect();
-        if !closing.is_empty() {
-            self.close(&closing).await;
-        }
-        let mut refusals = Refusals::default();
-        for followed in changes.open {
-            let Some((forward, weak)) = self.followed(followed) else { continue };
-            match self.opener.open(&forward) {
-                Ok(opened) => {
-                    let id = self.enter(forward, opened, true);
-                    self.by_port.insert(followed, id);
-                }
-                Err(error) => {
-                    if self.following.refused(followed) && !weak {
-                        refusals.add(&error);
-                    }
-                }
-            }
-        }
-        refusals.tell();
-    }
-
-    /// Follows what is known already of the guest: a port that waits may have its server there.
-    pub(super) async fn follow_known(
-        &mut self,
-        guest: Option<&watch::Receiver<Option<PortTable>>>,
-    ) {
-        let known = guest.and_then(|guest| guest.borrow().clone());
-        if let Some(table) = known {
-            self.follow_guest(&table).await;
-        }
-    }
-
-    /// The forwards that are open only while the guest listens.
-    async fn follow_conditional(&mut self, guest: &PortTable) {
-        let forwards = self.published.iter().map(|(id, port)| (*id, &port.forward));
-        let wanted = auto::conditional(forwards, guest, &self.reach);
-        let changes = self.conditional.turn(&wanted);
-        if !changes.close.is_empty() {
-            let what = changes.close.iter().map(|port| Withdrawal {
-                forward: port.forward,
-                guest_port: Some(port.guest_port),
-            });
-            self.withdraw(what).await;
-            for port in &changes.close {
-                // Before the next one is made: it could be taken for that one, whose inode may
-                // have the same number.
-                if let Some(known) = self.published.get_mut(&port.forward) {
-                    known.file = None;
-                }
-            }
-        }
-        let mut refusals = Refusals::default();
-        for port in changes.open {
-            let Some(known) = self.published.get(&port.forward) else { continue };
-            let (forward, weak) = (single(&known.forward, port.guest_port), known.weak);
-            match self.opener.open(&forward) {
-                Ok(opened) => self.enter_conditional(port, &forward, opened),
-                Err(error) => {
-                    if self.conditional.refused(port) && !weak {
-                        refusals.add(&error);
-                    }
-                }
-            }
-        }
-        refusals.tell();
-    }
-
-    /// Whether something that is wanted was refused.
-    pub(super) fn waits(&self) -> bool {
-        self.following.refusals().next().is_some() || self.conditional.refusals().next().is_some()
-    }
-
-    /// Opens what was refused, as far as it is free now.
-    pub(super) fn retry(&mut self) {
-        let refused: Vec<Followed> = self.following.refusals().collect();
-        for followed in refused {
-            let Some((forward, _)) = self.followed(followed) else { continue };
-            if let Some(opened) = self.opener.try_open(&forward) {
-                self.following.opened(followed);
-                let id = self.enter(forward, opened, true);
-                self.by_port.insert(followed, id);
-            }
-        }
-        let refused: Vec<ConditionalPort> = self.conditional.refusals().collect();
-        for port in refused {
-            let Some(known) = self.published.get(&port.forward) else { continue };
-            let forward = single(&known.forward, port.guest_port);
-            if let Some(opened) = self.opener.try_open(&forward) {
-                self.conditional.opened(port);
-                self.enter_conditional(port, &forward, opened);
-            }
-        }
-    }
-
-    /// The forward by which a port is followed, and whether it may fail without a word.
-    fn followed(&self, (id, port): Followed) -> Option<(Forward, bool)> {
-        let Following { rule, auto } = self.auto_publish.get(&id)?;
-        Some((port.forward(&auto.bound), rule.weak))
-    }
-
-    /// Hands over the open part of a forward that is open only while the guest listens.
-    fn enter_conditional(&mut self, port: ConditionalPort, forward: &Forward, opened: Opened) {
-        let Some(known) = self.published.get_mut(&port.forward) else { return };
-        if known.forward.guest_ports.count() == 1 {
-            known.forward.listen = opened.forward.listen.clone();
-            known.file = opened.file;
-        }
-        self.hand_over(port.forward, forward, opened.sockets);
-    }
-
-    /// Opens and closes what depends on `host`, what listens at the host's loopback now.
-    pub(super) async fn follow_host(&mut self, host: &PortTable) {
-        let mut ours = std::mem::take(&mut self.just_closed);
-        for port in self.published.values() {
-            enter_loopback_ports(&mut ours, &port.forward);
-        }
-        let mut taken = PortTable::default();
-        for port in self.exposed.values().filter(|port| !port.auto) {
-            for family in [Family::V4, Family::V6] {
-                let set = taken.of_mut(port.exposure.transport, family);
-                set.insert_range(port.exposure.ports);
-            }
-        }
-        let wanted: BTreeSet<AutoService> = self
-            .auto_expose
-            .iter()
-            .flat_map(|rule| auto::exposed(rule, host, &ours, &taken))
-            .collect();
-        let changes = self.following_host.turn(&wanted);
-        let closing: Vec<ForwardId> =
-            changes.close.iter().filter_map(|service| self.by_service.remove(service)).collect();
-        if !closing.is_empty() {
-            self.close(&closing).await;
-        }
-        for service in changes.open {
-            let id = self.expose(service.exposure(), true);
-            self.by_service.insert(service, id);
-        }
-        self.inner.follow_host(host, &ours).await;
-    }
 }
 
 /// The addresses at which the guest's servers are reached.
@@ -628,20 +362,6 @@ pub(super) fn reach(plan: &AddressPlan) -> Reach {
     let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let loopback = loopback.into_iter().filter(|_| plan.joins_loopbacks());
     Reach(v4.into_iter().chain(v6).chain(loopback).collect())
-}
-
-/// The part of `forward` that leads to `guest_port`.
-fn single(forward: &Forward, guest_port: u16) -> Forward {
-    let offset = guest_port - forward.guest_ports.first();
-    let listen = match &forward.listen {
-        Listen::Ports { address, interface, ports } if ports.first() != 0 => Listen::Ports {
-            address: *address,
-            interface: interface.clone(),
-            ports: PortRange::single(ports.first() + offset),
-        },
-        listen => listen.clone(),
-    };
-    Forward { listen, guest_ports: PortRange::single(guest_port), ..forward.clone() }
 }
 
 /// Enters the host ports of `forward` into `table`.
@@ -663,20 +383,6 @@ fn enter_loopback_ports(table: &mut PortTable, forward: &Forward) {
     let Listen::Ports { address, .. } = &forward.listen else { return };
     if address.is_none_or(|address| address.is_unspecified() || address.is_loopback()) {
         enter_host_ports(table, forward);
-    }
-}
-
-fn not_found(selector: &Selector) -> String {
-    match selector {
-        Selector::Id(ForwardId(id)) => format!("there is no port with number {id}"),
-        Selector::Rules(rules) => {
-            let text = |rule: &Rule| match rule {
-                Rule::Publish(forward) => forward.to_string(),
-                Rule::Expose(exposure) => exposure.to_string(),
-            };
-            let rules: Vec<String> = rules.iter().map(text).collect();
-            format!("there is no port {}", rules.join(", "))
-        }
     }
 }
 
