@@ -21,6 +21,7 @@
 //!
 //! Not there, and refused by name: `--fd`. passt's own mode is in [`passt`].
 
+mod command;
 mod options;
 pub mod passt;
 mod ports;
@@ -126,7 +127,7 @@ pub enum Invocation {
 }
 
 /// A network as asked for, before anybody has looked at the host.
-pub struct Asked(Box<options::Command>);
+pub struct Asked(Box<command::Command>);
 
 /// How the process is to behave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,10 +151,10 @@ pub fn parse(
     program: &str,
     arguments: Vec<OsString>,
 ) -> Result<Invocation, PastaError> {
-    Ok(match options::read(mode, arguments)? {
-        options::Typed::Help => Invocation::Print(usage(mode, program)),
-        options::Typed::Version => Invocation::Print(version(mode)),
-        options::Typed::Command(command) => Invocation::Serve(Asked(command)),
+    Ok(match command::read(mode, arguments)? {
+        command::Typed::Help => Invocation::Print(usage(mode, program)),
+        command::Typed::Version => Invocation::Print(version(mode)),
+        command::Typed::Command(command) => Invocation::Serve(Asked(command)),
     })
 }
 
@@ -169,9 +170,9 @@ impl Asked {
     /// How the process is to behave.
     pub fn process(&self) -> Process {
         let Asked(command) = self;
-        let runs = matches!(command.subject, options::Subject::Command(_));
+        let runs = matches!(command.subject, command::Subject::Command(_));
         let given = match &command.subject {
-            options::Subject::Machine(MachineOptions { door: Door::Descriptor(fd), .. }) => {
+            command::Subject::Machine(MachineOptions { door: Door::Descriptor(fd), .. }) => {
                 Some(*fd)
             }
             _ => None,

@@ -19,7 +19,8 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use super::PastaError;
-use super::options::{Command, Key, TABLE};
+use super::command::Command;
+use super::options::{Key, TABLE};
 use crate::cli::getopt::Flag;
 use crate::setup::machine::{Door, MachineOptions};
 

@@ -1,5 +1,5 @@
-//! What `-t`, `-u`, `-T` and `-U` open: specifications fill two tables, as pesto's do, and their rules
-//! become ports of the instance.
+//! What `-t`, `-u`, `-T` and `-U` open: specifications fill two tables, as pesto's do, and their
+//! rules become ports of the instance.
 //!
 //! | rule | of the host's table | of the table of the guest's loopback |
 //! |---|---|---|
@@ -8,7 +8,7 @@
 //! | `auto` | published while the guest listens | led while the host listens |
 
 use super::PastaError;
-use super::options::Command;
+use super::command::Command;
 use super::passt::Mode;
 use crate::cli::config::ForwardOptions;
 use crate::cli::table_spec::{self, Change, PortOption};

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::PastaError;
-use super::options::{Command, Subject};
+use super::command::{Command, Subject};
 use super::passt::{self, Mode};
 use super::ports;
 use crate::base::Mac;
