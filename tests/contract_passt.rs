@@ -9,27 +9,10 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use support::{PATIENCE, Ran, binary, scratch, user};
+use support::contract::{For, Row, check, ours, run};
 
 /// The original.
 const ORIGINAL: &str = "/usr/bin/passt";
-
-/// Which programs a row holds for.
-#[derive(Clone, Copy, PartialEq)]
-enum For {
-    Both,
-    Ours,
-}
-
-/// Arguments, exit status, and what has to be in the output and in the messages.
-type Row = (For, &'static [&'static str], i32, &'static str, &'static str);
-
-fn run(program: &Path, arguments: &[&str]) -> Ran {
-    let seconds = (PATIENCE / 1000).to_string();
-    let mut command = user("timeout");
-    command.args(["-k", "1", &seconds]).arg(program).args(arguments);
-    command.output().unwrap().into()
-}
 
 #[test]
 fn argv_has_the_exit_status_and_the_words_of_the_contract() {
@@ -100,32 +83,12 @@ fn argv_has_the_exit_status_and_the_words_of_the_contract() {
         (Ours, &["--migrate-no-linger"], 1, "", "--migrate-no-linger is not supported"),
         (Ours, &["-s", "/nonexistent/socket"], 1, "", "/nonexistent/socket: No such file"),
     ];
-    let directory = scratch();
-    let ours = directory.path().join("passt");
-    std::os::unix::fs::symlink(binary(), &ours).unwrap();
-    let original = Path::new(ORIGINAL);
-    if !original.exists() {
-        support::loudly(&format!(
-            "{ORIGINAL} is not installed: the table is not proved against the original"
-        ));
-    }
-    for &(programs, arguments, status, stdout, stderr) in table {
-        let mut tried = vec![ours.as_path()];
-        tried.extend((programs == For::Both && original.exists()).then_some(original));
-        for program in tried {
-            let ran = run(program, arguments);
-            let context = format!("{} {arguments:?}: {ran:?}", program.display());
-            assert_eq!(ran.status, Some(status), "{context}");
-            assert!(ran.stdout.contains(stdout) && ran.stderr.contains(stderr), "{context}");
-        }
-    }
+    check(ORIGINAL, table);
 }
 
 #[test]
 fn a_socket_that_is_in_use_is_told_in_the_same_words() {
-    let directory = scratch();
-    let ours = directory.path().join("passt");
-    std::os::unix::fs::symlink(binary(), &ours).unwrap();
+    let (directory, ours) = ours("passt");
     let socket = directory.path().join("socket");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     // The original takes a socket that it may not use for one that nobody uses.

@@ -10,48 +10,16 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{
-    Background, PATIENCE, Ran, bare_namespace, binary, ends, free_port, in_namespace_of, scratch,
-    user,
-};
+use support::contract::{For, Row, check, ours, run};
+use support::{Background, PATIENCE, Ran, bare_namespace, ends, free_port, in_namespace_of, user};
 
 /// The original.
 const ORIGINAL: &str = "/usr/bin/pasta";
-
-/// Which programs a row holds for.
-#[derive(Clone, Copy, PartialEq)]
-enum For {
-    Both,
-    Ours,
-}
-
-/// Arguments, exit status, and what has to be in the output and in the messages.
-type Row = (For, &'static [&'static str], i32, &'static str, &'static str);
-
-/// Our binary under the name of pasta, in a directory that goes away.
-fn ours() -> (tempfile::TempDir, PathBuf) {
-    let directory = scratch();
-    let link = directory.path().join("pasta");
-    std::os::unix::fs::symlink(binary(), &link).unwrap();
-    (directory, link)
-}
-
-fn run(program: &Path, arguments: &[&str]) -> Ran {
-    // The original waits for ever where it cannot write its pid file: nothing here may.
-    let seconds = (PATIENCE / 1000).to_string();
-    user("timeout")
-        .args(["-k", "1", &seconds])
-        .arg(program)
-        .args(arguments)
-        .output()
-        .unwrap()
-        .into()
-}
 
 const QUIET: [&str; 8] = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"];
 
@@ -89,28 +57,12 @@ fn argv_has_the_exit_status_and_the_words_of_the_contract() {
         (Ours, &["-s", "/tmp/x"], 1, "", "passt mode only"),
         (Ours, &["--map-guest-addr", "127.0.0.1"], 1, "", "Invalid address"),
     ];
-    let (_directory, ours) = ours();
-    let original = Path::new(ORIGINAL);
-    if !original.exists() {
-        support::loudly(&format!(
-            "{ORIGINAL} is not installed: the table is not proved against the original"
-        ));
-    }
-    for &(programs, arguments, status, stdout, stderr) in table {
-        let mut tried = vec![ours.as_path()];
-        tried.extend((programs == For::Both && original.exists()).then_some(original));
-        for program in tried {
-            let ran = run(program, arguments);
-            let context = format!("{} {arguments:?}: {ran:?}", program.display());
-            assert_eq!(ran.status, Some(status), "{context}");
-            assert!(ran.stdout.contains(stdout) && ran.stderr.contains(stderr), "{context}");
-        }
-    }
+    check(ORIGINAL, table);
 }
 
 #[test]
 fn an_unknown_option_is_told_in_the_first_line_and_the_usage_follows() {
-    let (_directory, ours) = ours();
+    let (_directory, ours) = ours("pasta");
     let ran = run(&ours, &["--config-net", "--map-guest-addr2", "169.254.1.2"]);
     let first = format!("{}: unrecognized option '--map-guest-addr2'", ours.display());
     let mut lines = ran.stderr.lines();
@@ -121,7 +73,7 @@ fn an_unknown_option_is_told_in_the_first_line_and_the_usage_follows() {
 
 #[test]
 fn a_commands_status_is_pastas() {
-    let (_directory, ours) = ours();
+    let (_directory, ours) = ours("pasta");
     // Process 1 of a namespace cannot kill itself.
     for (script, status) in [("exit 7", 7), ("kill -KILL $$", 128 + 9)] {
         let command = ["--no-pidns", "--", "sh", "-c", script];
@@ -136,7 +88,7 @@ fn a_commands_status_is_pastas() {
 /// shows them.
 #[test]
 fn a_command_has_processes_a_name_and_queues_of_its_own() {
-    let (_directory, ours) = ours();
+    let (_directory, ours) = ours("pasta");
     let script = "echo $$; ps -A -o pid= | wc -l; hostname; cat /proc/sys/net/ipv4/ping_group_range
         id -u; cat /proc/self/setgroups; ipcmk -Q >/dev/null && ipcs -q | grep -c 0x";
     let ran = run(&ours, &[&QUIET[..], &["--", "sh", "-c", script]].concat());
@@ -151,7 +103,7 @@ fn a_command_has_processes_a_name_and_queues_of_its_own() {
 
 #[test]
 fn without_a_command_there_is_a_login_shell() {
-    let (_directory, ours) = ours();
+    let (_directory, ours) = ours("pasta");
     for (shell, name) in [(Some("/bin/bash"), "-/bin/bash"), (None, "-/bin/sh")] {
         let mut command = user(&ours);
         command.args(QUIET).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -168,7 +120,7 @@ fn without_a_command_there_is_a_login_shell() {
 
 #[test]
 fn a_signal_ends_pasta_and_its_command_with_it() {
-    let (_directory, ours) = ours();
+    let (_directory, ours) = ours("pasta");
     for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
         // Without processes of its own the command's number is the one that it prints.
         let script = "echo $$; exec sleep 1000";
@@ -185,7 +137,7 @@ fn a_signal_ends_pasta_and_its_command_with_it() {
 
 #[test]
 fn splice_only_gives_loopback_and_nothing_else() {
-    let (directory, ours) = ours();
+    let (directory, ours) = ours("pasta");
     let ran = run(&ours, &["--splice-only", "--config-net", "--", "ip", "-o", "link"]);
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
     assert_eq!(ran.stdout.lines().count(), 1, "{ran:?}");
@@ -201,7 +153,7 @@ fn splice_only_gives_loopback_and_nothing_else() {
 
 #[test]
 fn a_guest_gets_the_addresses_that_it_is_given() {
-    let (_directory, ours) = ours();
+    let (_directory, ours) = ours("pasta");
     let options = ["--config-net", "-a", "192.0.2.77/24", "-g", "192.0.2.1", "-I", "net7"];
     let script = "ip -o link show net7; ip -4 -o addr show net7; ip -4 route";
     let ran =
@@ -241,7 +193,7 @@ fn daemon(program: &Path, directory: &Path, target: &Background, options: &[&str
 
 #[test]
 fn it_is_ready_when_the_callers_process_ends_and_goes_with_its_target() {
-    let (directory, ours) = ours();
+    let (directory, ours) = ours("pasta");
     let target = bare_namespace();
     let daemon = daemon(&ours, directory.path(), &target, &[&QUIET[..], &["-I", "net7"]].concat());
     let ran = in_namespace_of(&target, "ip -o link show net7");
@@ -253,7 +205,7 @@ fn it_is_ready_when_the_callers_process_ends_and_goes_with_its_target() {
 
 #[test]
 fn a_signal_ends_it() {
-    let (directory, ours) = ours();
+    let (directory, ours) = ours("pasta");
     let target = bare_namespace();
     let daemon = daemon(&ours, directory.path(), &target, &QUIET);
     kill(daemon.0, Signal::SIGTERM).unwrap();
@@ -262,7 +214,7 @@ fn a_signal_ends_it() {
 
 #[test]
 fn a_port_that_is_taken_is_the_end_and_leaves_no_pid_file() {
-    let (directory, ours) = ours();
+    let (directory, ours) = ours("pasta");
     let target = bare_namespace();
     let taken = TcpListener::bind("[::]:0").unwrap();
     let port = taken.local_addr().unwrap().port();
@@ -278,7 +230,7 @@ fn a_port_that_is_taken_is_the_end_and_leaves_no_pid_file() {
 
 #[test]
 fn ports_of_the_guests_loopback_lead_to_the_hosts() {
-    let (directory, ours) = ours();
+    let (directory, ours) = ours("pasta");
     let target = bare_namespace();
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port();
@@ -319,7 +271,7 @@ fn ask(address: &str, port: u16) -> Option<String> {
 /// What a server at `place` in the guest says to a client at `address` of a port published with
 /// `options`.
 fn published(place: &str, address: &str, options: &[&str]) -> Option<String> {
-    let (directory, ours) = ours();
+    let (directory, ours) = ours("pasta");
     let target = bare_namespace();
     let port = free_port();
     let spec = format!("{port}:8099");

@@ -1,9 +1,11 @@
 //! Driving the real binary as a real unprivileged user.
 //!
 //! Run by root, the tests start everything as [`NOBODY_SPECIAL`], a user without password entry and
-//! without subordinate ids; run by an ordinary user, as that user. What a test needs and the machine
-//! does not have is said aloud, and the test fails, unless the kernel itself lacks it.
+//! without subordinate ids; run by an ordinary user, as that user. What a test needs and the
+//! machine does not have is said aloud, and the test fails, unless the kernel itself lacks it.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
+
+pub(crate) mod contract;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -44,9 +46,9 @@ pub(crate) fn free_port() -> u16 {
 
 /// The first of `count` ports in a row that nobody has at any address, by TCP or UDP.
 ///
-/// They are above those that the kernel picks for whoever asks for any port (`ip_local_port_range`),
-/// so that they stay free until they are used; those of one test program are all different, and
-/// programs that run side by side begin at different places.
+/// They are above those that the kernel picks for whoever asks for any port
+/// (`ip_local_port_range`), so that they stay free until they are used; those of one test program
+/// are all different, and programs that run side by side begin at different places.
 pub(crate) fn free_ports(count: u16) -> u16 {
     const FIRST: u16 = 61_000;
     const RANGE: u16 = 4_500;
@@ -93,7 +95,8 @@ pub(crate) fn binary() -> &'static Path {
         let directory = scratch().keep();
         let copy = directory.join("tapway");
         fs::copy(built, &copy).unwrap();
-        // Statics are not dropped. This shell waits for the end of its input, which comes with ours.
+        // Statics are not dropped. This shell waits for the end of its input, which comes with
+        // ours.
         let mut janitor = Command::new("sh")
             .args(["-c", "read line; rm -r \"$0\""])
             .arg(&directory)
@@ -179,7 +182,8 @@ impl Background {
         Background::spawn(command.stderr(Stdio::piped()), None)
     }
 
-    /// Starts a program whose standard error goes to the file `log`, where it can be read meanwhile.
+    /// Starts a program whose standard error goes to the file `log`, where it can be read
+    /// meanwhile.
     pub(crate) fn start_logged(command: &mut Command, log: &Path) -> Background {
         let file = fs::File::create(log).unwrap();
         Background::spawn(command.stderr(file), Some(log.to_owned()))
@@ -229,8 +233,8 @@ impl Background {
         Ran { status: status.code(), signal: status.signal(), stdout, stderr: self.errors() }
     }
 
-    /// Waits until `condition` holds, asking every few milliseconds, and fails when the program ends
-    /// before.
+    /// Waits until `condition` holds, asking every few milliseconds, and fails when the program
+    /// ends before.
     pub(crate) fn until(&mut self, what: &str, mut condition: impl FnMut() -> bool) {
         for _ in 0..PATIENCE / 20 {
             if condition() {
