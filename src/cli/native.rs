@@ -357,25 +357,25 @@ struct Shared {
 
     /// IPv4 network inside, or "off" [default: 10.0.2.0/24]
     ///
-    /// The gateway is the network's address plus 2, the DNS forwarder plus 3, the guest plus 100, or
-    /// the last address in networks too small for that. With host bits, as in 10.9.8.7/24, that
+    /// The gateway is the network's address plus 2, the DNS forwarder plus 3, the guest plus 100,
+    /// or the last address in networks too small for that. With host bits, as in 10.9.8.7/24, that
     /// address is the guest's. The prefix length is 1 to 29.
     #[arg(long, value_name = "CIDR|off", help_heading = "Interface")]
     ipv4: Option<Switch<Cidr<std::net::Ipv4Addr>>>,
 
     /// IPv6 network inside, or "off" [default: fd74:6170:7761:79::/64]
     ///
-    /// A /64. The gateway is ::2, the DNS forwarder ::3, the guest ::100; with host bits that address
-    /// is the guest's.
+    /// A /64. The gateway is ::2, the DNS forwarder ::3, the guest ::100; with host bits that
+    /// address is the guest's.
     #[arg(long, value_name = "CIDR|off", help_heading = "Interface")]
     ipv6: Option<Switch<Cidr<std::net::Ipv6Addr>>>,
 
     /// Resolver to ask instead of the host's, or "off"; repeatable
     ///
-    /// ADDR or ADDR:PORT, with an IPv6 ADDR in brackets before a port. By default the forwarder asks
-    /// the resolvers of the host's /etc/resolv.conf, those on its loopback included, and follows that
-    /// file when it changes. With "off" there is no forwarder, and the guest keeps the host's
-    /// resolv.conf.
+    /// ADDR or ADDR:PORT, with an IPv6 ADDR in brackets before a port. By default the forwarder
+    /// asks the resolvers of the host's /etc/resolv.conf, those on its loopback included, and
+    /// follows that file when it changes. With "off" there is no forwarder, and the guest keeps the
+    /// host's resolv.conf.
     #[arg(long, value_name = "ADDR|off", help_heading = "Names")]
     dns: Vec<DnsChoice>,
 
@@ -408,8 +408,8 @@ struct Shared {
     ///
     /// In docker's grammar, `[ADDRESS:][HOST-PORT]:GUEST-PORT[/tcp|udp]`: HOST-PORT on every
     /// address of the host, or on ADDRESS only, leads to GUEST-PORT of the guest, which sees the
-    /// address of the client. Without HOST-PORT a free one is picked and printed. Further forms: see
-    /// PUBLISHED PORTS.
+    /// address of the client. Without HOST-PORT a free one is picked and printed. Further forms:
+    /// see PUBLISHED PORTS.
     #[arg(short, long, value_name = "SPEC", help_heading = "Ports")]
     publish: Vec<PublishSpec>,
 
@@ -426,8 +426,8 @@ struct Shared {
     /// guest's namespace itself is joined to it socket to socket, which is faster for streams and
     /// slower for many short connections. The server sees the same client address and port. Where
     /// that cannot be had, or the guest could tell the difference (it has nftables or iptables
-    /// rules, or the server is behind a bridge of its own), connections go by the guest's interface.
-    /// `tapway flows` shows which way each took.
+    /// rules, or the server is behind a bridge of its own), connections go by the guest's
+    /// interface. `tapway flows` shows which way each took.
     ///
     /// With "auto", a client that comes back from the same port at once may have to wait where its
     /// connections went by both ways.
@@ -437,8 +437,8 @@ struct Shared {
     /// Make a service of the host reachable at the gateway's address; repeatable
     ///
     /// PORT[:[HOST-ADDRESS:]HOST-PORT][/tcp|udp]: PORT at the gateway's addresses (10.0.2.2), as
-    /// the guest sees it, leads to HOST-PORT at HOST-ADDRESS, by default the same port of the host's
-    /// loopback. PORT:unix:PATH leads to a Unix socket of the host. Ranges, and "auto" with
+    /// the guest sees it, leads to HOST-PORT at HOST-ADDRESS, by default the same port of the
+    /// host's loopback. PORT:unix:PATH leads to a Unix socket of the host. Ranges, and "auto" with
     /// exclusions, are as in PUBLISHED PORTS.
     #[arg(long, value_name = "SPEC", help_heading = "Ports")]
     expose_host: Vec<ExposeSpec>,
@@ -452,8 +452,9 @@ struct Shared {
     threads: Option<DraftThreads>,
 
     /// Let pesto(1) show and change the published ports by a socket at PATH
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help_heading = "Instance")]
     pesto_socket: Option<PathBuf>,
+
     /// Write all frames of the guest to FILE, in pcap format
     #[arg(long, value_name = "FILE", help_heading = "Instance")]
     pcap: Option<PathBuf>,
