@@ -38,8 +38,8 @@
 //! a slab, the machine says what to send, headers are written in front of the payload, and one
 //! `write` puts the frame on the TAP. The slab stays until the guest has acknowledged it.
 //!
-//! A virtual machine has a stream in the place of the TAP ([`engine::stream_link`]): no offloads, so
-//! payload is cut into segments and summed on its way.
+//! A virtual machine has a stream in the place of the TAP ([`engine::stream_link`]): no offloads,
+//! so payload is cut into segments and summed on its way.
 //!
 //! # The short way
 //!
@@ -48,8 +48,8 @@
 //! and `splice` between them ([`gate::Splicing`]; the `splice` room of [`engine`]).
 //!
 //! Other clients of a published TCP port take it too if that is asked for, where the server is in
-//! the guest's namespace itself: the socket inside has the client's address, and a mark brings the answers back to it (D8;
-//! `walk_short` and `short_way` of [`engine`], `short_way` of [`setup`]).
+//! the guest's namespace itself: the socket inside has the client's address, and a mark brings the
+//! answers back to it (D8; `walk_short` and `short_way` of [`engine`], `short_way` of [`setup`]).
 //!
 //! # Who may use whom
 //!
@@ -72,7 +72,8 @@
 //! # Decisions that shape everything
 //!
 //! - **Offloads are the data path** (D1): frames of up to 64 KiB at any MTU, towards a kernel with
-//!   "BIG TCP" of up to 256 KiB, with partial checksums; payload is neither summed nor copied by us.
+//!   "BIG TCP" of up to 256 KiB, with partial checksums; payload is neither summed nor copied by
+//!   us.
 //! - **Datagrams travel together** (D10): those that are alike cross the host's stack, the TAP and
 //!   the guest's stack as one packet with segmentation owed ([`stack::udp::offload`]); both ends
 //!   see what was sent.

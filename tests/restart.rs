@@ -8,8 +8,8 @@ use std::os::unix::fs::symlink;
 
 use support::{Ran, binary, free_port, scratch, user};
 
-/// Starts a helper for a namespace of a name, as engines do; then, some times over, lets the name go
-/// and starts the next one's helper in the same moment. Says how each of them ended its start.
+/// Starts a helper for a namespace of a name, as engines do; then, some times over, lets the name
+/// go and starts the next one's helper in the same moment. Says how each of them ended its start.
 const RESTARTS: &str = r#"
 make() {
     : >"$1"

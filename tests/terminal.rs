@@ -30,8 +30,8 @@ struct Terminal {
 
 impl Terminal {
     fn new() -> Terminal {
-        // Close-on-exec from the start: a program that another test starts at this moment would keep
-        // the terminal from hanging up.
+        // Close-on-exec from the start: a program that another test starts at this moment would
+        // keep the terminal from hanging up.
         let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();

@@ -39,7 +39,8 @@ reasons! {
     BadExtensionHeader => "bad_extension_header",
     /// A source address that the guest may not use.
     ForgedSource => "forged_source",
-    /// A destination to which nothing may be forwarded (loopback, unspecified, reserved, foreign link-local).
+    /// A destination to which nothing may be forwarded (loopback, unspecified, reserved, foreign
+    /// link-local).
     MartianDestination => "martian_destination",
     /// Broadcast that no service of ours listens to.
     Broadcast => "broadcast",

@@ -11,7 +11,8 @@ impl Mac {
     /// ff:ff:ff:ff:ff:ff.
     pub const BROADCAST: Mac = Mac([0xff; 6]);
 
-    /// Whether the group bit is set (IEEE 802 clause 8: the first bit on the wire); true for broadcast too.
+    /// Whether the group bit is set (IEEE 802 clause 8: the first bit on the wire); true for
+    /// broadcast too.
     pub fn is_multicast(self) -> bool {
         self.0[0] & 0x01 != 0
     }

@@ -1,5 +1,5 @@
-//! Completion in the user's shell: `tapway completions SHELL` prints a small script that asks tapway
-//! itself at every Tab, so that instance names are those that run now and options never lag
+//! Completion in the user's shell: `tapway completions SHELL` prints a small script that asks
+//! tapway itself at every Tab, so that instance names are those that run now and options never lag
 //! behind the program.
 //!
 //! The script sets [`VARIABLE`] to the shell's name and passes `--` and the words of the command

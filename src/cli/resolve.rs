@@ -209,8 +209,8 @@ const DEFAULT_V4: Cidr<Ipv4Addr> = Cidr { address: Ipv4Addr::new(10, 0, 2, 0), p
 const DEFAULT_V6: Cidr<Ipv6Addr> =
     Cidr { address: Ipv6Addr::new(0xfd74, 0x6170, 0x7761, 0x79, 0, 0, 0, 0), prefix: 64 };
 
-/// The largest MTU of a TAP (the kernel's limit is 65535 minus the Ethernet header; 65520 is what the
-/// other tools of this kind use, and a multiple of 16).
+/// The largest MTU of a TAP (the kernel's limit is 65535 minus the Ethernet header; 65520 is what
+/// the other tools of this kind use, and a multiple of 16).
 const MAX_MTU: u16 = 65_520;
 
 /// RFC 791: every host forwards 68 bytes unfragmented.
@@ -495,7 +495,8 @@ fn local_names(entries: &[HostEntry]) -> Vec<(String, Vec<IpAddr>)> {
     names
 }
 
-/// The lines of the guest's `hosts` file that are ours: those of `--add-host`, then the host's names.
+/// The lines of the guest's `hosts` file that are ours: those of `--add-host`, then the host's
+/// names.
 fn host_entries(
     draft: &Draft,
     facts: &HostFacts,

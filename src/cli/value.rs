@@ -1,5 +1,5 @@
-//! The grammars of option values. Each type can only hold what its option may mean by itself; whether
-//! it fits the other options is for `resolve` to say.
+//! The grammars of option values. Each type can only hold what its option may mean by itself;
+//! whether it fits the other options is for `resolve` to say.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -140,8 +140,8 @@ pub(super) fn domain(text: &str) -> Result<String, ParseValueError> {
     if is_name(bare) { Ok(bare.to_owned()) } else { Err(ParseValueError::Domain) }
 }
 
-/// Host and domain names as files and DHCP options carry them: RFC 1123 §2.1 and RFC 1035 §2.3.4, with the
-/// underscore that service names have.
+/// Host and domain names as files and DHCP options carry them: RFC 1123 §2.1 and RFC 1035 §2.3.4,
+/// with the underscore that service names have.
 fn is_name(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())

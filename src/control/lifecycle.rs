@@ -1,12 +1,12 @@
 //! How long an instance lives, and what signals mean to it.
 //!
 //! `run`: as long as its command. tapway then behaves as if it were the command: signals sent to it
-//! reach the command, a command that stops stops tapway too (so that the user's shell sees it and `fg`
-//! works), and it ends with the command's status, 128+n for signal n.
+//! reach the command, a command that stops stops tapway too (so that the user's shell sees it and
+//! `fg` works), and it ends with the command's status, 128+n for signal n.
 //!
-//! A key such as Ctrl-C makes the terminal signal the whole foreground process group. The command is in
-//! tapway's group unless it has made one of its own, as interactive shells do. So of signals that the
-//! kernel sends, tapway passes on only those that the command did not get itself:
+//! A key such as Ctrl-C makes the terminal signal the whole foreground process group. The command
+//! is in tapway's group unless it has made one of its own, as interactive shells do. So of signals
+//! that the kernel sends, tapway passes on only those that the command did not get itself:
 //!
 //! | sender | command in our group | command in another group |
 //! |---|---|---|
@@ -14,11 +14,11 @@
 //! | `kill` (a process) | passed on | passed on |
 //! | the command itself | nothing | nothing |
 //!
-//! The terminal's foreground group is the command's business: tapway sets it in one case only, when a
-//! command with a group of its own goes on after a stop and has to find the terminal as it left it
-//! (`suspend` and `fg` of a shell in the guest). It blocks
-//! SIGTTOU so that a log line from the background does not stop it, and SIGTTIN, which a command that
-//! reads in the background brings on the whole group, so that it stops with the command and once only.
+//! The terminal's foreground group is the command's business: tapway sets it in one case only, when
+//! a command with a group of its own goes on after a stop and has to find the terminal as it left
+//! it (`suspend` and `fg` of a shell in the guest). It blocks SIGTTOU so that a log line from the
+//! background does not stop it, and SIGTTIN, which a command that reads in the background brings on
+//! the whole group, so that it stops with the command and once only.
 //!
 //! A command of pasta's may be process 1 of a namespace, which heeds no signal that it does not
 //! handle: those that ask for the end are for tapway itself there, whose end is the command's.
@@ -142,7 +142,8 @@ impl Signals {
     }
 
     /// Gives a child about to execute a command what tapway itself inherited. (The runtime of the
-    /// language ignores SIGPIPE at start and does not tell what it was; commands expect the default.)
+    /// language ignores SIGPIPE at start and does not tell what it was; commands expect the
+    /// default.)
     pub fn restore(&self) -> io::Result<()> {
         process::set_ignored(Signal::SIGPIPE, false)?;
         process::set_ignored(Signal::SIGCHLD, self.child_ignored)?;
@@ -395,8 +396,8 @@ fn collect(pid: Pid) -> io::Result<Option<u8>> {
                 stop_like(signal)?;
             }
             Some(ChildEvent::Continued) => stopped_in = None,
-            // Somebody has woken us, and only us. (Continuing a command that runs again already might
-            // undo the next stop, if that came as quickly.)
+            // Somebody has woken us, and only us. (Continuing a command that runs again already
+            // might undo the next stop, if that came as quickly.)
             None => match stopped_in.take() {
                 Some(foreground) => {
                     give_terminal_back(pid, foreground);
@@ -416,8 +417,8 @@ fn foreground_group() -> Option<Pid> {
         .find_map(|stream| tcgetpgrp(stream).ok())
 }
 
-/// If the command was in the foreground `before` the stop with a group of its own, and we are there now,
-/// puts it there again: whoever continued us knows our group only.
+/// If the command was in the foreground `before` the stop with a group of its own, and we are there
+/// now, puts it there again: whoever continued us knows our group only.
 fn give_terminal_back(command: Pid, before: Option<Pid>) {
     let Some(group) = before.filter(|&group| group != getpgrp()) else { return };
     if getpgid(Some(command)) != Ok(group) || foreground_group() != Some(getpgrp()) {

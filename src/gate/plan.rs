@@ -260,7 +260,8 @@ impl AddressPlan {
         if let Some(sharing) = &self.sharing {
             let own = self.guest(address.is_ipv6()) == Some(address);
             let link_local = matches!(address, IpAddr::V6(a) if a.is_unicast_link_local());
-            // The guest has link-local addresses of its own, which it looks for before it uses them.
+            // The guest has link-local addresses of its own, which it looks for before it uses
+            // them.
             let ours = !link_local || Some(address) == self.gateway_link_local();
             let answers = address.is_ipv4() || sharing.services.neighbours;
             return self.has_family(address) && is_a_hosts(address) && !own && ours && answers;

@@ -93,8 +93,8 @@ pub struct DataPath {
 }
 
 impl DataPath {
-    /// Starts the worker on `link`; `capture` becomes a capture file of it, `inside` opens sockets of
-    /// the guest's namespace where they are needed. To be called after the last fork and when
+    /// Starts the worker on `link`; `capture` becomes a capture file of it, `inside` opens sockets
+    /// of the guest's namespace where they are needed. To be called after the last fork and when
     /// privileges are gone, so that the worker never has any.
     ///
     /// # Errors

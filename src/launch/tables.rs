@@ -67,8 +67,8 @@ impl Tables {
         self.0.iter_mut().map(|side| side.told(ports)).collect()
     }
 
-    /// Makes `wanted` the tables: closes what is not among them, opens what is new, and leaves alone
-    /// what was there. What the last client was not told of stays as it is.
+    /// Makes `wanted` the tables: closes what is not among them, opens what is new, and leaves
+    /// alone what was there. What the last client was not told of stays as it is.
     pub(super) async fn replace(&mut self, ports: &mut Ports, wanted: &[PifTable]) {
         for side in &mut self.0 {
             if let Some(table) = wanted.iter().find(|table| table.pif == side.pif) {

@@ -1,4 +1,5 @@
-//! tapway as pasta and passt: their command line, the way into the background, words, exit statuses.
+//! tapway as pasta and passt: their command line, the way into the background, words, exit
+//! statuses.
 //!
 //! Ready means that the caller's process has ended with status 0; whatever goes wrong before that
 //! is told on its standard error and ends it with status 1.

@@ -1,8 +1,8 @@
 //! The guest's `resolv.conf` and `hosts`: their texts, and how they come to lie over the host's.
 //!
-//! The files live on a tmpfs of the guest's own mount namespace and are bind-mounted over the host's,
-//! symbolic links followed. The tmpfs has no name once that is done. The host sees none of it: mount
-//! events travel from the host into the guest, not back (`MS_SLAVE`).
+//! The files live on a tmpfs of the guest's own mount namespace and are bind-mounted over the
+//! host's, symbolic links followed. The tmpfs has no name once that is done. The host sees none of
+//! it: mount events travel from the host into the guest, not back (`MS_SLAVE`).
 //!
 //! ```text
 //!   tmpfs on /tmp (for a moment)      /etc/resolv.conf -> /run/systemd/resolve/stub-resolv.conf
@@ -22,7 +22,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::gate::AddressPlan;
 
-/// Names under which a guest finds its host: ours, and those that users of docker and podman expect.
+/// Names under which a guest finds its host: ours, and those that users of docker and podman
+/// expect.
 pub const HOST_NAMES: [&str; 3] =
     ["host.tapway.internal", "host.docker.internal", "host.containers.internal"];
 
@@ -57,8 +58,9 @@ pub fn resolv_conf(plan: &AddressPlan, search: &[String]) -> String {
     text
 }
 
-/// The text of a `hosts` file: `entries`, then the host's own file, then the guest's name if nothing
-/// before knows it. The first line that has a name wins, so `entries` overrule the host's file.
+/// The text of a `hosts` file: `entries`, then the host's own file, then the guest's name if
+/// nothing before knows it. The first line that has a name wins, so `entries` overrule the host's
+/// file.
 pub fn hosts(entries: &[HostEntry], host_file: &str, guest: &[IpAddr], hostname: &str) -> String {
     let mut text = String::from("# Written by tapway.\n");
     for HostEntry { address, names } in entries {
@@ -89,9 +91,9 @@ pub(crate) struct MountError {
     source: io::Error,
 }
 
-/// Puts `files` in place in the current mount namespace, which must be the caller's own, and returns a
-/// descriptor through which the guest's `resolv.conf` can be rewritten later. A file that the host does
-/// not have cannot be covered: that is logged, and the guest goes without.
+/// Puts `files` in place in the current mount namespace, which must be the caller's own, and
+/// returns a descriptor through which the guest's `resolv.conf` can be rewritten later. A file that
+/// the host does not have cannot be covered: that is logged, and the guest goes without.
 pub(crate) fn mount_private(files: &PrivateFiles) -> Result<Option<OwnedFd>, MountError> {
     let fail = |what| move |e: nix::Error| MountError { what, source: e.into() };
     let none: Option<&str> = None;

@@ -155,9 +155,9 @@ impl IdMaps {
         }
     }
 
-    /// Writes the maps of the user namespace of `pid`, a child that has just made it, and returns the
-    /// lowest and highest group id that then exist inside. Where the privilege or the helpers turn out
-    /// not to work, the guest has the single id that needs neither, and the log says so.
+    /// Writes the maps of the user namespace of `pid`, a child that has just made it, and returns
+    /// the lowest and highest group id that then exist inside. Where the privilege or the helpers
+    /// turn out not to work, the guest has the single id that needs neither, and the log says so.
     pub(crate) fn write(&self, pid: Pid, identity: &Identity) -> Result<(u32, u32), IdMapError> {
         let own_ids = self.own_ids;
         let (users, groups) = match self.writer {

@@ -1,10 +1,10 @@
-//! The guest's interfaces: loopback up; the TAP with its MAC, MTU, queue length, addresses and default
-//! routes, usable at once.
+//! The guest's interfaces: loopback up; the TAP with its MAC, MTU, queue length, addresses and
+//! default routes, usable at once.
 //!
 //! Everything that can be told in advance goes into one netlink datagram. IPv6 is set up without
 //! duplicate address detection (there is nobody to ask on a link of two) and without waiting for a
-//! router advertisement. IPv6 that the kernel does not have, or has switched off, is not an error: the
-//! guest then has IPv4 only, and the log says so.
+//! router advertisement. IPv6 that the kernel does not have, or has switched off, is not an error:
+//! the guest then has IPv4 only, and the log says so.
 
 use std::fs;
 use std::io;
@@ -83,13 +83,14 @@ pub struct CopiedLink {
     pub mtu: bool,
 }
 
-/// The queueing discipline of the TAP: none. The TAP has a ring of its own and never asks to wait, so a
-/// discipline in front of it only costs; and the kernel's default for a device that may have 256 queues
-/// is 256 rings of three bands: 60 MB and 23 ms with places for 10,000 frames, and more at the end.
+/// The queueing discipline of the TAP: none. The TAP has a ring of its own and never asks to wait,
+/// so a discipline in front of it only costs; and the kernel's default for a device that may have
+/// 256 queues is 256 rings of three bands: 60 MB and 23 ms with places for 10,000 frames, and more
+/// at the end.
 const NO_DISCIPLINE: &str = "noqueue";
 
-/// Frames that a queue of the TAP holds before the kernel drops silently. With offloads a frame is up
-/// to 64 KiB, so that bytes are no problem: bursts of small ones are, such as the SYNs of 10,000
+/// Frames that a queue of the TAP holds before the kernel drops silently. With offloads a frame is
+/// up to 64 KiB, so that bytes are no problem: bursts of small ones are, such as the SYNs of 10,000
 /// connections that a program opens at once. A place costs 8 bytes (design decision D4).
 const QUEUE_LENGTH: u32 = 32_768;
 
@@ -160,8 +161,8 @@ fn perform(steps: Vec<Step>, netlink: &mut Netlink) -> Result<(), LinkError> {
     Ok(())
 }
 
-/// The errno of a request, unless it succeeded or its object was there already (a persistent TAP that
-/// keeps the addresses of an earlier attachment).
+/// The errno of a request, unless it succeeded or its object was there already (a persistent TAP
+/// that keeps the addresses of an earlier attachment).
 fn refusal(outcome: Outcome) -> Option<io::Error> {
     outcome.err().filter(|e| e.raw_os_error() != Some(libc::EEXIST))
 }
@@ -362,8 +363,9 @@ fn family(address: IpAddr) -> AddressFamily {
     }
 }
 
-/// Settings of the interface for which netlink has no request. Where `/proc/sys` is read-only (inside
-/// a container) they stay as they are, and IPv6 is usable a second later, after duplicate detection.
+/// Settings of the interface for which netlink has no request. Where `/proc/sys` is read-only
+/// (inside a container) they stay as they are, and IPv6 is usable a second later, after duplicate
+/// detection.
 fn sysctls(options: &LinkOptions, autoconfiguration: Autoconfiguration) {
     let set = |key: &str, value: &str| {
         let path = format!("/proc/sys/net/ipv6/conf/{}/{key}", options.ifname);

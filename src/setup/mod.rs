@@ -1,5 +1,5 @@
-//! Everything before the first packet: namespaces, ids, the TAP and its addresses, the guest's files,
-//! and at the end the loss of every privilege.
+//! Everything before the first packet: namespaces, ids, the TAP and its addresses, the guest's
+//! files, and at the end the loss of every privilege.
 //!
 //! ```text
 //!   tapway (the user's, host namespaces)          child (new or joined namespaces)

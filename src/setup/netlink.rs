@@ -1,8 +1,8 @@
 //! Requests to the kernel's routing tables (rtnetlink(7)) over a blocking socket.
 //!
 //! Several requests travel in one datagram: the kernel performs them in order, each whether or not
-//! the one before it failed, and acknowledges each. So the set-up of an interface is one system call
-//! and a short read.
+//! the one before it failed, and acknowledges each. So the set-up of an interface is one system
+//! call and a short read.
 
 use std::io;
 
@@ -32,7 +32,8 @@ impl Netlink {
     /// Performs `requests` in order and returns one outcome for each.
     ///
     /// # Errors
-    /// When the conversation itself fails; a request that the kernel refuses is an `Err` in the list.
+    /// When the conversation itself fails; a request that the kernel refuses is an `Err` in the
+    /// list.
     pub(crate) fn perform(
         &mut self,
         requests: Vec<RouteNetlinkMessage>,
@@ -142,8 +143,8 @@ pub(crate) struct Interface {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) mtu: u32,
-    /// The kernel takes IPv4 packets beyond 64 KiB on it (`IFLA_GRO_IPV4_MAX_SIZE` is there), and so
-    /// those of IPv6, which are older.
+    /// The kernel takes IPv4 packets beyond 64 KiB on it (`IFLA_GRO_IPV4_MAX_SIZE` is there), and
+    /// so those of IPv6, which are older.
     pub(crate) big_packets: bool,
     /// Present for TUN/TAP interfaces.
     pub(crate) tun: Option<TunState>,
@@ -180,8 +181,8 @@ impl From<LinkMessage> for Interface {
     }
 }
 
-/// Reads `IFLA_INFO_DATA` of a TUN/TAP interface (`IFLA_TUN_*` of linux/if_link.h), which the library
-/// leaves uninterpreted.
+/// Reads `IFLA_INFO_DATA` of a TUN/TAP interface (`IFLA_TUN_*` of linux/if_link.h), which the
+/// library leaves uninterpreted.
 fn tun_state(parts: &[LinkInfo]) -> Option<TunState> {
     use netlink_packet_core::Nla;
     const IFLA_TUN_PERSIST: u16 = 6;
@@ -209,8 +210,9 @@ fn tun_state(parts: &[LinkInfo]) -> Option<TunState> {
     Some(state)
 }
 
-/// The flags that turn a "new" request into a creation, which must not find its object there already,
-/// or, for a queueing discipline, takes its place. A change of an existing link is a "set" request and needs none.
+/// The flags that turn a "new" request into a creation, which must not find its object there
+/// already, or, for a queueing discipline, takes its place. A change of an existing link is a "set"
+/// request and needs none.
 fn creation(payload: &NetlinkPayload<RouteNetlinkMessage>) -> u16 {
     match payload {
         NetlinkPayload::InnerMessage(

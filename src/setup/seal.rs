@@ -1,8 +1,8 @@
 //! The end of privilege: what the process gives up once TAP, files and sockets exist.
 //!
-//! The guest is hostile, so the process that parses its frames keeps nothing that a bug could lend to
-//! it: no capability in any set, no way to gain one by executing a file, no memory that the user's
-//! other processes can read. The filesystem and the system calls follow in a later stage.
+//! The guest is hostile, so the process that parses its frames keeps nothing that a bug could lend
+//! to it: no capability in any set, no way to gain one by executing a file, no memory that the
+//! user's other processes can read. The filesystem and the system calls follow in a later stage.
 
 use std::io;
 
@@ -12,8 +12,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{Keeps, SetupError};
 
-/// Gives up every privilege but what it `keeps` for good. Called in the parent, after the fork and after
-/// `newuidmap`, and never in the child, whose command is to have the powers of its namespace.
+/// Gives up every privilege but what it `keeps` for good. Called in the parent, after the fork and
+/// after `newuidmap`, and never in the child, whose command is to have the powers of its namespace.
 pub fn seal(keeps: Keeps) -> Result<(), SetupError> {
     let fail = |what: &str| {
         let what = what.to_owned();
@@ -52,8 +52,8 @@ pub fn seal(keeps: Keeps) -> Result<(), SetupError> {
     prctl::set_dumpable(false).map_err(io::Error::from).map_err(fail("make the process undumpable"))
 }
 
-/// Raises the soft limit of open descriptors to the hard one: each flow is a socket. Called after the
-/// fork, so that the command keeps the limit it was given.
+/// Raises the soft limit of open descriptors to the hard one: each flow is a socket. Called after
+/// the fork, so that the command keeps the limit it was given.
 pub fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));

@@ -1,8 +1,8 @@
 //! The TAP: the guest's interface and our queues on it.
 //!
 //! Opened in the network namespace of the caller. The features of design decision D1 are asked for
-//! and given up one by one where the kernel, or an interface that somebody else made beforehand, does
-//! not have them:
+//! and given up one by one where the kernel, or an interface that somebody else made beforehand,
+//! does not have them:
 //!
 //! | asked for | given up when | what is lost |
 //! |---|---|---|
@@ -11,8 +11,8 @@
 //! | `TUN_F_USO4`, `TUN_F_USO6` | kernels before 6.2 | UDP segmentation |
 //! | `TUN_F_CSUM`, `TUN_F_TSO4`, `TUN_F_TSO6` | never seen | as without the header |
 //!
-//! Packets beyond 64 KiB towards the guest ("BIG TCP") need nothing asked for: the kernel tells that
-//! it knows them (since 6.3) by an attribute of the interface.
+//! Packets beyond 64 KiB towards the guest ("BIG TCP") need nothing asked for: the kernel tells
+//! that it knows them (since 6.3) by an attribute of the interface.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -53,7 +53,8 @@ pub struct TapFeatures {
     pub multi_queue: bool,
 }
 
-/// An interface name that the kernel accepts (`dev_valid_name`), free of `%`, which it would expand.
+/// An interface name that the kernel accepts (`dev_valid_name`), free of `%`, which it would
+/// expand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IfName(String);
 

@@ -1,4 +1,5 @@
-//! The pure protocol rooms, in walking order: what a frame meets on its way from the TAP to a host socket.
+//! The pure protocol rooms, in walking order: what a frame meets on its way from the TAP to a host
+//! socket.
 //!
 //! Time, frames and host events come in; answers and typed actions go out. No room here owns a
 //! descriptor or reads a clock (D7), and no room calls its sibling: the engine walks them.

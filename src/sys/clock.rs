@@ -5,7 +5,8 @@ use crate::base::Instant;
 /// The monotonic clock now (`CLOCK_MONOTONIC`, a vDSO call).
 pub fn now() -> Instant {
     let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `ts` is a valid timespec that outlives the call; CLOCK_MONOTONIC always exists on Linux.
+    // SAFETY: `ts` is a valid timespec that outlives the call; CLOCK_MONOTONIC always exists on
+    // Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut ts) };
     let nanos = ts.tv_sec.unsigned_abs() * 1_000_000_000 + ts.tv_nsec.unsigned_abs();
     Instant::from_nanos(nanos)

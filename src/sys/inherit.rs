@@ -27,8 +27,8 @@ pub fn take_descriptor(fd: RawFd) -> io::Result<OwnedFd> {
     if unsafe { libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open, and nobody owns it: what this program opens, and what was taken
-    // here before, is close-on-exec, which this one was not.
+    // SAFETY: the descriptor is open, and nobody owns it: what this program opens, and what was
+    // taken here before, is close-on-exec, which this one was not.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -70,8 +70,8 @@ pub fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     let number = libc::STDERR_FILENO + 1;
-    // Whoever owns `number` in this process never comes to use it: its owner, and all others, belong
-    // to the code that was left by the fork.
+    // Whoever owns `number` in this process never comes to use it: its owner, and all others,
+    // belong to the code that was left by the fork.
     let kept = kept.into_raw_fd();
     if kept != number {
         // SAFETY: the call takes three integers; `kept` is open.

@@ -1,4 +1,5 @@
-//! System calls that no library offers well, one function each. The only room where `unsafe` is allowed.
+//! System calls that no library offers well, one function each. The only room where `unsafe` is
+//! allowed.
 //!
 //! Functions take and give `OwnedFd`/`BorrowedFd`, use libc's own structures, and return
 //! `std::io::Result` with the kernel's errno. They know no protocol and keep no state.

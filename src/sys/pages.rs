@@ -60,8 +60,9 @@ impl Drop for Pages {
 /// Lets go of the pages of the program and its libraries, most of which are code that only the
 /// start needed. A debugger's breakpoints are lost with them.
 ///
-/// The kernel maps code in pieces of 64 KiB around each place that is used, so in the end nearly all
-/// of it. What is needed again comes back from the page cache, by a fault of a microsecond a piece.
+/// The kernel maps code in pieces of 64 KiB around each place that is used, so in the end nearly
+/// all of it. What is needed again comes back from the page cache, by a fault of a microsecond a
+/// piece.
 pub fn forget_start() {
     // SAFETY: the callback is as the function wants it, and uses no data.
     unsafe { libc::dl_iterate_phdr(Some(forget_code), std::ptr::null_mut()) };

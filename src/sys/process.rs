@@ -11,8 +11,8 @@ use nix::unistd::{ForkResult, Pid};
 /// Splits the process in two.
 ///
 /// # Errors
-/// Refuses (`EBUSY`) when the process has more than one thread: locks that another thread holds would
-/// stay locked in the child for ever.
+/// Refuses (`EBUSY`) when the process has more than one thread: locks that another thread holds
+/// would stay locked in the child for ever.
 pub fn fork() -> io::Result<ForkResult> {
     if !is_single_threaded()? {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));

@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Rows and columns of the terminal `fd` (`TIOCGWINSZ`, ioctl_tty(2)); zeros where it does not know.
+/// Rows and columns of the terminal `fd` (`TIOCGWINSZ`, ioctl_tty(2)); zeros where it does not
+/// know.
 ///
 /// # Errors
 /// `ENOTTY` if it is no terminal.

@@ -1,5 +1,5 @@
-//! A machine in this process: smoltcp behind the stream. It verifies every checksum that it is sent,
-//! and that no frame exceeds its MTU.
+//! A machine in this process: smoltcp behind the stream. It verifies every checksum that it is
+//! sent, and that no frame exceeds its MTU.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Ipv4Addr;

@@ -173,8 +173,8 @@ fn screen(arguments: &FlowsArguments) -> Option<(u16, u16)> {
     (rows > 1 && columns > 1).then_some((rows, columns))
 }
 
-/// The lines that fit, drawn over what was there: cursor home, each line's old rest erased, then the
-/// rest of the screen (ECMA-48 CUP, EL, ED).
+/// The lines that fit, drawn over what was there: cursor home, each line's old rest erased, then
+/// the rest of the screen (ECMA-48 CUP, EL, ED).
 fn redrawn(lines: &[String], (rows, columns): (u16, u16)) -> String {
     let (rows, columns) = (usize::from(rows), usize::from(columns));
     let mut text = "\x1b[H".to_owned();

@@ -42,8 +42,8 @@ enum PortVerb {
     ///
     /// Prints each port that was added, with its number and the host port that was picked for it.
     Add {
-        /// The instance, and ports in the grammar of --publish: 8080:80, 127.0.0.1:5000-5010:6000-6010,
-        /// 8053:53/udp, :80 for a free host port, unix:PATH:80
+        /// The instance, and ports in the grammar of --publish: 8080:80,
+        /// 127.0.0.1:5000-5010:6000-6010, 8053:53/udp, :80 for a free host port, unix:PATH:80
         #[arg(value_names = ["[INSTANCE] SPEC"], required = true, num_args = 1..,
             add = complete::instances())]
         words: Vec<String>,
@@ -62,7 +62,8 @@ enum PortVerb {
     },
     /// Remove ports
     Rm {
-        /// The instance, and ports: their numbers in `tapway port list`, or the SPEC that added them
+        /// The instance, and ports: their numbers in `tapway port list`, or the SPEC that added
+        /// them
         #[arg(value_names = ["[INSTANCE] ID|SPEC"], required = true, num_args = 1..,
             add = complete::instances())]
         words: Vec<String>,

@@ -84,8 +84,8 @@ impl Places {
     /// Those of `uid`, who is `outer` outside of the user namespace: below `runtime`, if it is
     /// absolute as its specification demands; below `OUTER` in `run_user`; in `temporary`.
     ///
-    /// Paths are named by the outer id, so that somebody who is root in a namespace of their own has
-    /// the same directory there and does not collide with root's.
+    /// Paths are named by the outer id, so that somebody who is root in a namespace of their own
+    /// has the same directory there and does not collide with root's.
     pub fn new(
         uid: u32,
         outer: u32,

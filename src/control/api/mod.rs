@@ -5,9 +5,9 @@
 //! # The socket
 //!
 //! `NAME.sock`, a Unix stream socket in the first of these directories that is possible
-//! ([`Places`]): `$XDG_RUNTIME_DIR/tapway`, `/run/user/UID/tapway`, `/tmp/tapway-UID`. The directory
-//! has mode 0700, the socket 0600, and the kernel's word on the peer (`SO_PEERCRED`) has to be the
-//! instance's own user or root.
+//! ([`Places`]): `$XDG_RUNTIME_DIR/tapway`, `/run/user/UID/tapway`, `/tmp/tapway-UID`. The
+//! directory has mode 0700, the socket 0600, and the kernel's word on the peer (`SO_PEERCRED`) has
+//! to be the instance's own user or root.
 //!
 //! An engine may name another place ([`Server::bind_at`]). There the file's mode, 0600, is all that
 //! is asked. What engines start by another name has both: beside the place that they name, if they
@@ -47,8 +47,8 @@
 //! `tcp`), `host_addr`, `host_port`, `host_port_end`, `interface` or `unix` for the host's end,
 //! `guest_addr`, `guest_port`, `guest_port_end` for the guest's. A published port without
 //! `host_port` gets one that is free; an exposed one leads to the same port of the host's loopback
-//! unless said otherwise. `when_listening` publishes only while something listens inside. Arguments that a
-//! native verb does not know are refused: a filter that is not applied would mislead.
+//! unless said otherwise. `when_listening` publishes only while something listens inside. Arguments
+//! that a native verb does not know are refused: a filter that is not applied would mislead.
 //!
 //! Ports that were added are lost neither by load nor by the client's end; they last until they
 //! are removed or the instance ends.
@@ -62,8 +62,8 @@
 //!
 //! # Versions
 //!
-//! [`VERSION`] rises when a field or verb goes away or changes its meaning. Fields are added without
-//! notice: clients ignore those that they do not know.
+//! [`VERSION`] rises when a field or verb goes away or changes its meaning. Fields are added
+//! without notice: clients ignore those that they do not know.
 //!
 //! # Inside
 //!

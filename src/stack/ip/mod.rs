@@ -1,4 +1,5 @@
-//! IPv4 and IPv6 headers of packets from the guest: what is whole, what is a fragment, what is wrong.
+//! IPv4 and IPv6 headers of packets from the guest: what is whole, what is a fragment, what is
+//! wrong.
 //!
 //! Follows RFC 791, RFC 1122 §3.2.1, RFC 8200. Departs: IPv4 options are skipped, not processed (a
 //! source route in particular is ignored, RFC 7126); of IPv6 extension headers, hop-by-hop,

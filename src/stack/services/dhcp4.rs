@@ -7,12 +7,13 @@
 //!   RELEASE, DECLINE       silence
 //! ```
 //! The guest's own MAC gets the plan's guest address or the lease that the plan names for it,
-//! always. Other MACs (containers on a bridge
-//! in the guest) get addresses from a small pool, kept until the lease runs out.
+//! always. Other MACs (containers on a bridge in the guest) get addresses from a small pool, kept
+//! until the lease runs out.
 //!
 //! Departs: a REQUEST of a client without a record is answered, not ignored (RFC 2131 §4.3.2): no
 //! other server can be on this link. Parameters are sent whether asked for or not. The client
-//! identifier is returned (RFC 6842) but the MAC is what identifies a client, since frames go to it.
+//! identifier is returned (RFC 6842) but the MAC is what identifies a client, since frames go to
+//! it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::Duration;

@@ -3,8 +3,8 @@
 //! A guest may hold more addresses than the plan gave it, on more MACs than one (a bridge with
 //! containers behind it). The table is small and the oldest entry makes room: a guest that floods
 //! it harms only its own further addresses, since what the plan says is always there. A virtual
-//! machine's own MAC is not known from the start: the plan then has the broadcast address, until the
-//! machine is heard of.
+//! machine's own MAC is not known from the start: the plan then has the broadcast address, until
+//! the machine is heard of.
 
 use std::net::IpAddr;
 
@@ -36,7 +36,8 @@ impl Neighbours {
         all.find(|(known, _)| *known == address).map(|&(_, mac)| mac)
     }
 
-    /// The planned addresses of which nobody knows the MAC are at `mac`, the first that is heard of.
+    /// The planned addresses of which nobody knows the MAC are at `mac`, the first that is heard
+    /// of.
     pub(super) fn suppose(&mut self, mac: Mac) {
         if mac.is_multicast() || mac == Mac([0; 6]) {
             return;

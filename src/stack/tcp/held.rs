@@ -5,14 +5,14 @@
 //!   ──────┼── gap ────██──────────██────────┼──
 //! ```
 //! The TAP keeps order, but a full ring, or a router inside the guest, drops. A receiver that
-//! forgot what follows would have the guest send a whole window again, which Linux does in time-outs
-//! that double: it fills each recovery with new data, and loses its place anew (one lost frame was
-//! measured to cost a minute). So the ranges are kept and reported (RFC 2018), and the guest repairs
-//! exactly what is missing, within a round trip.
+//! forgot what follows would have the guest send a whole window again, which Linux does in
+//! time-outs that double: it fills each recovery with new data, and loses its place anew (one lost
+//! frame was measured to cost a minute). So the ranges are kept and reported (RFC 2018), and the
+//! guest repairs exactly what is missing, within a round trip.
 //!
 //! Hostile input: everything. The ranges lie inside the window, so the memory for them is promised
-//! already; there are at most [`RANGES`], disjoint and not adjacent. What does not fit is left to be
-//! sent again.
+//! already; there are at most [`RANGES`], disjoint and not adjacent. What does not fit is left to
+//! be sent again.
 
 use crate::base::Seq;
 use crate::stack::wire::SackRanges;

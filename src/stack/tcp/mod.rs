@@ -24,8 +24,8 @@
 //! - no congestion control towards the guest: the link is memory, the host's kernel does the WAN;
 //! - SACK blocks of ours go with bare acknowledgments only: every segment beyond a gap causes one,
 //!   and an option on data would change the size of segments;
-//! - no timestamps: without reordering and with 2^31 bytes of window to spare PAWS protects nothing,
-//!   and the option would cost 12 bytes in each of many small segments;
+//! - no timestamps: without reordering and with 2^31 bytes of window to spare PAWS protects
+//!   nothing, and the option would cost 12 bytes in each of many small segments;
 //! - urgent data is delivered in line (RFC 6093 §4), the pointer is not looked at;
 //! - TIME-WAIT is short ([`Options::time_wait`]): 2 MSL on a link of microseconds.
 //!

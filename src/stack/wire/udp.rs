@@ -37,7 +37,8 @@ impl<'a> Datagram<'a> {
         Ok(&packet[..usize::from(view.len())])
     }
 
-    /// Whether the sender left the checksum out, which IPv4 allows and IPv6 does not (RFC 8200 §8.1).
+    /// Whether the sender left the checksum out, which IPv4 allows and IPv6 does not (RFC 8200
+    /// §8.1).
     pub fn without_checksum(packet: &[u8]) -> bool {
         packet.get(6..8) == Some(&[0, 0])
     }

@@ -81,8 +81,8 @@ pub fn open_udp(options: &DatagramOptions<'_>) -> io::Result<OwnedFd> {
 /// as it can be changed: `bind` gives the family, `device` and `port` are not looked at.
 ///
 /// # Errors
-/// Those of `setsockopt(2)` and `fcntl(2)`; `EINVAL` for a socket of both families, which tells marks
-/// and addresses by the rules of neither.
+/// Those of `setsockopt(2)` and `fcntl(2)`; `EINVAL` for a socket of both families, which tells
+/// marks and addresses by the rules of neither.
 pub fn adopt_udp(fd: BorrowedFd<'_>, options: &DatagramOptions<'_>) -> io::Result<()> {
     let socket = SockRef::from(&fd);
     if options.bind.is_ipv6() && !socket.only_v6()? {
