@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
-use pcap_file::{DataLink, TsResolution};
+use pcap_file::{DataLink, PcapError, TsResolution};
 
 /// Longest frame that is kept whole: what libpcap and Wireshark take at most, which is more than
 /// the largest frame towards a guest.
@@ -26,7 +26,7 @@ impl<W: Write> Capture<W> {
             ts_resolution: TsResolution::NanoSecond,
             ..PcapHeader::default()
         };
-        let writer = PcapWriter::with_header(file, header).map_err(io::Error::other)?;
+        let writer = PcapWriter::with_header(file, header).map_err(io_error)?;
         Ok(Capture { writer })
     }
 
@@ -39,8 +39,16 @@ impl<W: Write> Capture<W> {
             orig_len: frame.len() as u32,
             data: Cow::Borrowed(kept),
         };
-        self.writer.write_packet(&packet).map_err(io::Error::other)?;
+        self.writer.write_packet(&packet).map_err(io_error)?;
         Ok(())
+    }
+}
+
+/// What the file said. The writer's own words for it are of reading.
+fn io_error(error: PcapError) -> io::Error {
+    match error {
+        PcapError::IoError(error) => error,
+        other => io::Error::other(other),
     }
 }
 
@@ -63,5 +71,20 @@ mod tests {
         assert_eq!(word(20), 1);
         assert_eq!([word(24), word(28), word(32), word(36)], [3, 5, 20, 20]);
         assert_eq!(file[40..], [0xaa; 20]);
+    }
+
+    #[test]
+    fn a_full_disk_is_named_as_one() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let refused = Capture::new(Full).err().unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
     }
 }
