@@ -17,9 +17,11 @@ pub(super) fn descriptors(facts: &Facts) -> Check {
         return Check::ok(NAME, "no limit of open files");
     }
     let flows = hard.saturating_sub(RESERVED);
-    let seen = format!(
-        "limit of open files: {hard} (raised to that from {soft}), enough for about {flows} flows"
-    );
+    let raised = match soft < hard {
+        true => format!(" (raised to that from {soft})"),
+        false => String::new(),
+    };
+    let seen = format!("limit of open files: {hard}{raised}, enough for about {flows} flows");
     if hard >= ENOUGH {
         return Check::ok(NAME, seen);
     }

@@ -442,6 +442,8 @@ fn few_descriptors_are_few_flows() {
         |facts| facts.descriptors = (256, 4096),
     );
     assert!(check.keep.unwrap().contains("'alice hard nofile 524288'"));
+    let level = changed(|facts| facts.descriptors = (20_000, 20_000));
+    assert_eq!(level[0].seen, "limit of open files: 20000, enough for about 19936 flows");
     for hard in [16_384, u64::MAX] {
         let checks = changed(|facts| facts.descriptors = (1024, hard));
         assert_eq!((checks.len(), checks[0].verdict), (1, Verdict::Ok));
