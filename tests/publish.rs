@@ -88,6 +88,7 @@ fn a_port_of_a_process_that_cannot_be_looked_at_is_in_use_all_the_same() {
     let _guest = guest(&["-p", &format!("{port}:80")]);
     let ran = refused(&["-p", &format!("127.0.0.1:{port}:80")]);
     assert!(ran.stderr.contains("is in use by another process"), "{ran:?}");
+    assert!(ran.stderr.contains("`tapway port list` shows whether"), "{ran:?}");
 }
 
 #[test]

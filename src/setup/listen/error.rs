@@ -123,6 +123,11 @@ impl ListenError {
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
+            ListenError::InUse { holder: None, .. } => Some(
+                "`tapway port list` shows whether an instance of yours has it; use another host \
+                 port, or leave it out to have a free one picked"
+                    .to_owned(),
+            ),
             ListenError::InUse { .. } => {
                 Some("use another host port, or leave it out to have a free one picked".to_owned())
             }
