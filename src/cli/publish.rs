@@ -247,11 +247,12 @@ impl Sides<'_> {
 /// `PATH:[GUEST-ADDRESS:]PORT`. The path may have colons, so the port is what follows the last one.
 fn unix_forward(text: &str) -> Result<Forward, SpecError> {
     let (rest, port) = text.rsplit_once(':').ok_or(SpecError::UnixWithoutPort)?;
-    let port = match port.split_once('/') {
-        None | Some((_, "tcp")) => port.strip_suffix("/tcp").unwrap_or(port),
-        Some((_, "udp")) => return Err(SpecError::UnixProtocol),
+    let port = match port.split_once('/').map(|(port, name)| (port, protocol(name))) {
+        None => port,
+        Some((port, Ok(Transport::Tcp))) => port,
+        Some((_, Ok(Transport::Udp))) => return Err(SpecError::UnixProtocol),
         // The last colon is one of the path's.
-        Some(_) => return Err(SpecError::UnixWithoutPort),
+        Some((_, Err(_))) => return Err(SpecError::UnixWithoutPort),
     };
     let (path, guest_address) = match split_address_off(rest) {
         Some((path, address)) => (path, guest_address(address)?),
@@ -348,7 +349,8 @@ fn transport(text: &str) -> Result<(&str, Transport), SpecError> {
 }
 
 fn protocol(name: &str) -> Result<Transport, SpecError> {
-    match name {
+    // In any case, as docker takes it.
+    match name.to_ascii_lowercase().as_str() {
         "tcp" => Ok(Transport::Tcp),
         "udp" => Ok(Transport::Udp),
         _ => Err(SpecError::Protocol(name.to_owned())),

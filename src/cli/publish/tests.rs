@@ -128,6 +128,14 @@ fn unix_sockets_stand_on_either_side() {
 }
 
 #[test]
+fn protocols_are_read_in_any_case() {
+    assert_eq!(one("8080:80/UDP"), one("8080:80/udp"));
+    assert_eq!(one("8080:80/Tcp"), one("8080:80"));
+    assert_eq!(one("unix:/a:80/TCP"), one("unix:/a:80"));
+    assert_eq!("auto/TCP".parse::<PublishSpec>(), "auto/tcp".parse());
+}
+
+#[test]
 fn exposed_ports_lead_to_the_hosts_loopback_unless_said() {
     let leads = |transport, ports, address: Option<&str>, inner| Exposure {
         transport,
