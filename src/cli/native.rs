@@ -61,15 +61,15 @@ pub mod exit {
 /// # Errors
 /// [`UsageError`], in one sentence.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, UsageError> {
-    let words = std::iter::once(OsString::from("tapway")).chain(arguments);
-    let cli = match Cli::try_parse_from(words) {
+    let words: Vec<OsString> = std::iter::once(OsString::from("tapway")).chain(arguments).collect();
+    let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
         Err(e) => {
             return match e.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                     Ok(Invocation::Print(e.render().to_string()))
                 }
-                _ => Err(usage_error(&e)),
+                _ => Err(usage_error(&e, &words)),
             };
         }
     };
@@ -110,7 +110,7 @@ pub fn complete(shell: &OsStr, arguments: &[OsString]) -> Vec<u8> {
 }
 
 /// The parser's message in our form: one sentence, and a hint.
-fn usage_error(e: &clap::Error) -> UsageError {
+fn usage_error(e: &clap::Error, words: &[OsString]) -> UsageError {
     let text = e.render().to_string();
     let mut sentence = Vec::new();
     let mut tip = None;
@@ -128,8 +128,25 @@ fn usage_error(e: &clap::Error) -> UsageError {
     } else {
         sentence.join(" ")
     };
-    let hint = tip.unwrap_or_else(|| "`tapway --help` and `tapway run --help` explain".to_owned());
+    let hint = tip.unwrap_or_else(|| match subcommand(words) {
+        Some(name) => format!("`{name} --help` explains"),
+        None => "`tapway --help` and `tapway run --help` explain".to_owned(),
+    });
     UsageError { message, hint }
+}
+
+/// The command that `words` name, such as "tapway port add", if they name one.
+fn subcommand(words: &[OsString]) -> Option<String> {
+    let mut command = &Cli::command();
+    let mut name = command.get_name().to_owned();
+    for word in &words[1..] {
+        let Some(found) = word.to_str().and_then(|word| command.find_subcommand(word)) else {
+            break;
+        };
+        command = found;
+        name = format!("{name} {}", command.get_name());
+    }
+    (name != "tapway").then_some(name)
 }
 
 /// A full network for a namespace of your own, without privilege
@@ -307,7 +324,8 @@ struct Attach {
         value_name = "PID",
         required_unless_present = "netns",
         conflicts_with = "netns",
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        value_parser = pid
     )]
     pid: Option<i32>,
 
@@ -348,7 +366,7 @@ struct Shared {
     ///
     /// IPv6 needs at least 1280. A small MTU costs little, because the kernel hands over frames of
     /// up to 64 KiB whatever the MTU. Without an outbound interface the default is 1500.
-    #[arg(long, value_name = "BYTES", help_heading = "Interface")]
+    #[arg(long, value_name = "BYTES", value_parser = mtu, help_heading = "Interface")]
     mtu: Option<u16>,
 
     /// MAC address of the interface inside [default: random]
@@ -466,6 +484,15 @@ struct Shared {
     /// Append the log to FILE [default: standard error]
     #[arg(long, value_name = "FILE", help_heading = "Instance")]
     log_file: Option<PathBuf>,
+}
+
+fn pid(text: &str) -> Result<i32, &'static str> {
+    text.parse().map_err(|_| "not a process id")
+}
+
+/// Any number that the option's type holds; whether the guest can have it depends on its addresses.
+fn mtu(text: &str) -> Result<u16, &'static str> {
+    text.parse().map_err(|_| "not a number of bytes from 68 to 65520")
 }
 
 fn threads(text: &str) -> Result<DraftThreads, &'static str> {
@@ -606,11 +633,26 @@ mod tests {
     }
 
     #[test]
+    fn the_hint_names_the_help_of_the_command_that_was_meant() {
+        for (words, hint) in [
+            (&["bogus"][..], "`tapway --help` and `tapway run --help` explain"),
+            (&["run", "--mtu", "x"], "`tapway run --help` explains"),
+            (&["attach"], "`tapway attach --help` explains"),
+            (&["port", "add"], "`tapway port add --help` explains"),
+            (&["completions"], "`tapway completions --help` explains"),
+        ] {
+            assert_eq!(run(words).unwrap_err().hint, hint, "{words:?}");
+        }
+    }
+
+    #[test]
     fn usage_errors_are_one_sentence_that_names_the_option() {
         let message = |words: &[&str]| run(words).unwrap_err().to_string();
         for (words, named) in [
             (&["run", "--mtu", "x", "--", "true"][..], "--mtu"),
-            (&["run", "--mtu", "99999", "--", "true"], "--mtu"),
+            (&["run", "--mtu", "99999", "--", "true"], "68 to 65520"),
+            (&["attach", "web"], "not a process id"),
+            (&["flows", "--port", "99999"], "ports are 1 to 65535"),
             (&["run", "--ipv4", "10.0.2.0", "--", "true"], "--ipv4"),
             (&["run", "--mac", "ff:ff:ff:ff:ff:ff", "--", "true"], "--mac"),
             (&["run", "--bogus", "--", "true"], "--bogus"),

@@ -83,7 +83,7 @@ pub struct TransportStats {
     pub open: u64,
     /// Flows that began, those that were refused not included.
     pub opened: u64,
-    /// Flows that could not begin: limits, policy, no descriptor. A peer's refusal is none.
+    /// Flows that could not begin: limits, no descriptor. A peer's refusal is none.
     pub refused: u64,
     /// What flows have carried, those that are over included.
     #[serde(flatten)]

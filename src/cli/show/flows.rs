@@ -39,7 +39,7 @@ pub(super) const ABOUT: &str = "\
         IDLE     time since the last packet\n  \
         RTT      round-trip time of the host socket (TCP_INFO)\n  \
         RETR     segments sent again, to the peer/to the guest\n  \
-        VIA      number of the published or exposed port, or policy rule\n\n\
+        VIA      number of the published or exposed port that it came through\n\n\
         EXAMPLES\n  \
         tapway flows web --watch\n  \
         tapway flows --proto tcp --port 443\n  \
@@ -58,7 +58,7 @@ pub struct FlowsArguments {
     proto: Option<FlowTransport>,
 
     /// Only with this port at either end
-    #[arg(long)]
+    #[arg(long, value_parser = port)]
     port: Option<u16>,
 
     /// Only with this address at either end
@@ -82,6 +82,10 @@ pub struct FlowsArguments {
         value_parser = interval
     )]
     watch: Option<Duration>,
+}
+
+fn port(text: &str) -> Result<u16, &'static str> {
+    text.parse().ok().filter(|&port| port > 0).ok_or("ports are 1 to 65535")
 }
 
 fn transport(text: &str) -> Result<FlowTransport, &'static str> {

@@ -87,7 +87,7 @@ fn flows(out: &mut Families<'_>, stats: &Stats) {
     for (transport, of) in &transports {
         out.sample(&[("transport", transport)], of.opened);
     }
-    let help = "Flows that could not begin: limits, policy, no descriptor.";
+    let help = "Flows that could not begin: limits, no descriptor.";
     out.begin("tapway_flows_refused_total", "counter", help);
     for (transport, of) in &transports {
         out.sample(&[("transport", transport)], of.refused);
