@@ -10,7 +10,7 @@ use super::{Instances, ShowError, print, print_json};
 use crate::cli::complete;
 use crate::control::api::ClientError;
 use crate::gate::forward::ForwardId;
-use crate::observe::{PortKind, PortRecord};
+use crate::observe::{HostEnd, PortKind, PortRecord};
 
 /// What `tapway port --help` begins with.
 pub(super) const ABOUT: &str = "\
@@ -166,7 +166,12 @@ fn like_port(word: &str) -> bool {
 
 fn line(record: &PortRecord) -> String {
     let (from, to) = ends(record);
-    format!("{}: {} {}/{} -> {}", record.id.0, record.kind, from, record.transport, to)
+    // A Unix socket in front has no transport to speak of.
+    let transport = match (record.kind, &record.host) {
+        (PortKind::Publish, HostEnd::Unix { .. }) => String::new(),
+        _ => format!("/{}", record.transport),
+    };
+    format!("{}: {} {from}{transport} -> {to}", record.id.0, record.kind)
 }
 
 /// Where connections come to, and where they lead.
@@ -205,7 +210,7 @@ fn listing(records: &[PortRecord]) -> String {
 mod tests {
     use super::*;
     use crate::gate::forward::Transport;
-    use crate::observe::{GuestEnd, HostEnd};
+    use crate::observe::GuestEnd;
 
     fn words(text: &str) -> Vec<String> {
         text.split(' ').map(str::to_owned).collect()
@@ -255,6 +260,9 @@ mod tests {
             ..published.clone()
         };
         assert_eq!(line(&published), "3: publish *:8080-8081/tcp -> *:80-81");
+        assert_eq!(line(&exposed), "4: expose *:80-81/tcp -> unix:/run/db");
+        let socket = PortRecord { kind: PortKind::Publish, ..exposed.clone() };
+        assert_eq!(line(&socket), "4: publish unix:/run/db -> *:80-81");
         assert_eq!(
             listing(&[published, exposed]),
             "ID  KIND     PROTO  LISTENS AT   LEADS TO      REMARK\n \

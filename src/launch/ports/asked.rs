@@ -120,7 +120,10 @@ impl Ports {
 
 fn not_found(selector: &Selector) -> String {
     match selector {
-        Selector::Id(ForwardId(id)) => format!("there is no port with number {id}"),
+        Selector::Id(ForwardId(id)) => format!(
+            "there is no port with number {id}: `tapway port list` shows them; a port is removed by \
+             its number, or in the words that added it, as 8080:80"
+        ),
         Selector::Rules(rules) => {
             let text = |rule: &Rule| match rule {
                 Rule::Publish(forward) => forward.to_string(),
