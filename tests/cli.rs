@@ -65,6 +65,9 @@ fn options_that_the_host_cannot_serve_are_named() {
         is_refused(&(&["run", option, value, "--", "true"], 125, words));
         is_refused(&(&["attach", option, value, "1"], 1, words));
     }
+    // A file that opens, and on which nothing fits.
+    let full = ["run", "--pcap", "/dev/full", "--", "true"];
+    is_refused(&(&full, 125, &["capture file", "No space left"]));
 }
 
 #[test]

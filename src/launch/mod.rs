@@ -122,7 +122,9 @@ impl DataPath {
             limits: limits(options.published_sockets),
             seed: u64::from_ne_bytes(seed),
         };
-        let capture = capture.map(Capture::new).transpose()?;
+        let unwritable =
+            |e: io::Error| io::Error::new(e.kind(), format!("write the capture file: {e}"));
+        let capture = capture.map(Capture::new).transpose().map_err(unwritable)?;
         // Whoever asks waits for the answer, so each worker asks for itself.
         let links = || -> io::Result<Links> {
             let dns = dns_link(options.dns, requests_in.clone());
