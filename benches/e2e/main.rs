@@ -32,7 +32,7 @@
 //!
 //! The WAN cells ([`wan`]) stand in a table of their own: one stream over paths of delay and loss,
 //! whose times follow from the round trip and not from `--seconds`. A few of them are part of a run
-//! without `--only`; `--only wan` runs all 90, about five minutes a round. The paths carry
+//! without `--only`; `--only wan` runs all 90, about ten minutes a round. The paths carry
 //! 2.5 Gbit/s, which a direct socket and a helper can both fill with the processors of this machine:
 //! the question is what a helper loses of a path, not what it takes of the processors, which the
 //! table without a WAN tells. `--wan-rate 0` takes the limit away; with little delay the ratios are

@@ -353,6 +353,8 @@ pub fn text(machine: &Machine, results: &Results) -> String {
         out.push('\n');
         out.push_str(&table(&results.wan.lines()));
         out.push_str("\nMTU is the guest's. Behind the figures: each divided by the direct one.\n");
+        out.push_str("Losses meet the same segments of all, and begin when slow start is over; ");
+        out.push_str("the counted time begins ten round trips later.\n");
     }
     for (contender, address) in &results.seen {
         let name = contender.name();

@@ -37,12 +37,19 @@ pub struct Conditions {
     pub rate: Option<u64>,
     /// Which segments are lost.
     pub seed: u64,
+    /// Time from the first frame on in which the dice are thrown and nothing is lost.
+    pub spared: Duration,
 }
 
 impl Conditions {
     /// A wire from one TAP to the other.
-    pub const NONE: Conditions =
-        Conditions { delay: Duration::ZERO, loss_ppm: 0, rate: None, seed: 0 };
+    pub const NONE: Conditions = Conditions {
+        delay: Duration::ZERO,
+        loss_ppm: 0,
+        rate: None,
+        seed: 0,
+        spared: Duration::ZERO,
+    };
 
     /// Bytes that may wait for the wire: what it carries in a round trip, as a router's buffer is
     /// commonly measured.
@@ -87,6 +94,8 @@ impl Dice {
 pub struct Line {
     conditions: Conditions,
     dice: Dice,
+    /// When losses begin, once the first frame has come.
+    lossy_from: Option<Instant>,
     /// When the wire has sent everything that waits for it.
     idle_at: Instant,
     /// Frames under way, with the time at which each arrives.
@@ -103,6 +112,7 @@ impl Line {
         Line {
             conditions,
             dice: Dice(conditions.seed),
+            lossy_from: None,
             idle_at: Instant::ZERO,
             held: VecDeque::new(),
             held_bytes: 0,
@@ -129,8 +139,9 @@ impl Line {
         let count = shape.segments();
         self.tally.segments += count as u64;
         self.left.clear();
+        let spared = now < *self.lossy_from.get_or_insert(now + self.conditions.spared);
         for index in 0..count {
-            if self.dice.falls(self.conditions.loss_ppm) {
+            if self.dice.falls(self.conditions.loss_ppm) && !spared {
                 self.tally.lost += 1;
             } else if !self.wire_takes(now, shape.wire_bytes(index)) {
                 self.tally.queue_full += 1;

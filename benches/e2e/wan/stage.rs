@@ -11,7 +11,7 @@
 //!
 //! It is a process of its own, an agent of the benchmark: it enters both namespaces, and only a
 //! process without threads may. It takes orders line by line on stdin and answers on stdout:
-//! `set DELAY_NS LOSS_PPM RATE SEED` (rate 0: none), `tell` with the tallies of both directions.
+//! `set DELAY_NS LOSS_PPM RATE SEED SPARED_NS` (rate 0: none), `tell` with the tallies of both directions.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -79,9 +79,9 @@ impl Stage {
 
     /// Makes it another path. What is under way is lost.
     pub fn set(&mut self, conditions: Conditions) -> Result<(), Failure> {
-        let Conditions { delay, loss_ppm, rate, seed } = conditions;
-        let (delay, rate) = (delay.as_nanos(), rate.unwrap_or(0));
-        self.order(&format!("set {delay} {loss_ppm} {rate} {seed}"))?;
+        let Conditions { delay, loss_ppm, rate, seed, spared } = conditions;
+        let (delay, rate, spared) = (delay.as_nanos(), rate.unwrap_or(0), spared.as_nanos());
+        self.order(&format!("set {delay} {loss_ppm} {rate} {seed} {spared}"))?;
         self.answer("change").map(drop)
     }
 
@@ -129,7 +129,7 @@ pub fn run(near: (u32, &str), far: (u32, &str)) -> Result<String, Failure> {
         match words.as_slice() {
             ["set", numbers @ ..] => {
                 let numbers: Vec<u64> = numbers.iter().map_while(|n| n.parse().ok()).collect();
-                let [delay, loss_ppm, rate, seed] = numbers[..] else {
+                let [delay, loss_ppm, rate, seed, spared] = numbers[..] else {
                     return Err(Failure(format!("an order without its numbers: {order}")));
                 };
                 let conditions = Conditions {
@@ -137,6 +137,7 @@ pub fn run(near: (u32, &str), far: (u32, &str)) -> Result<String, Failure> {
                     loss_ppm: u32::try_from(loss_ppm).unwrap_or(u32::MAX),
                     rate: (rate > 0).then_some(rate),
                     seed,
+                    spared: Duration::from_nanos(spared),
                 };
                 up.order(Order::Change(conditions))?;
                 // The same dice would lose an acknowledgment for each segment that they lose.

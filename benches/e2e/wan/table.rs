@@ -10,9 +10,12 @@ use crate::criteria::Criterion;
 use crate::report::median;
 use crate::workloads::Way;
 
-/// Round trips of the warm-up: slow start from ten segments is past 14 MB then, more than any
-/// window here.
-const WARM_UP: u32 = 10;
+/// Round trips of slow start: from ten segments it is past 14 MB then, more than any window here.
+const SLOW_START: u32 = 10;
+
+/// Round trips until a sender has taken in that the path loses segments: BBR's estimate of what a
+/// path carries is the best of its last ten.
+const ADAPTATION: u32 = 10;
 
 /// Least share of a direct socket's rate that tapway promises to leave in each cell.
 const LEAST: f64 = 0.9;
@@ -45,17 +48,25 @@ impl Path {
         Duration::from_millis(self.rtt_ms.into())
     }
 
-    /// From the connection to the first byte that counts.
-    pub fn warm_up(self) -> Duration {
-        (WARM_UP * self.round_trip()).max(Duration::from_millis(300))
+    /// From the connection to the first segment that may be lost.
+    pub fn spared(self) -> Duration {
+        (SLOW_START * self.round_trip()).max(Duration::from_millis(300))
     }
 
-    /// Over which bytes are counted: whole round trips, more of them where losses make one unlike
-    /// the other.
+    /// From the connection to the first byte that counts.
+    pub fn warm_up(self) -> Duration {
+        match self.loss_ppm {
+            0 => self.spared(),
+            _ => self.spared() + (ADAPTATION * self.round_trip()).max(Duration::from_millis(300)),
+        }
+    }
+
+    /// Over which bytes are counted: whole round trips, and so many of them where losses make one
+    /// unlike the other that two runs differ by a few percent.
     pub fn time(self) -> Duration {
         match self.loss_ppm {
             0 => (4 * self.round_trip()).max(Duration::from_millis(600)),
-            _ => (8 * self.round_trip()).max(Duration::from_millis(800)),
+            _ => (32 * self.round_trip()).max(Duration::from_millis(1600)),
         }
     }
 

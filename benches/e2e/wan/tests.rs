@@ -234,6 +234,27 @@ fn the_same_seed_loses_the_same_segments() {
 }
 
 #[test]
+fn nothing_is_lost_in_the_time_that_is_spared_and_the_same_segments_are_behind_it() {
+    let survivors = |spared: u64| {
+        let spared = Duration::from_millis(spared);
+        let mut line = Line::new(Conditions { loss_ppm: 200_000, seed: 3, spared, ..conditions() });
+        let frame = |n: u64| vec![n as u8; 60];
+        for n in 0..200 {
+            // The time begins with the first frame.
+            if let Admitted::Whole(count) = line.admit(at(500 + n), &frame(n)) {
+                line.put(at(500 + n), frame(n), count);
+            }
+        }
+        drain(&mut line).iter().map(|(_, frame)| frame[0]).collect::<Vec<u8>>()
+    };
+    let (spared, all) = (survivors(100), survivors(0));
+    assert!(spared.iter().take(100).copied().eq(0..100));
+    let behind = |of: &[u8]| of.iter().copied().filter(|n| *n >= 100).collect::<Vec<_>>();
+    assert_eq!(behind(&spared), behind(&all));
+    assert!(behind(&all).len() < 100 && all.len() < spared.len());
+}
+
+#[test]
 fn a_rate_spaces_frames_out_and_its_queue_holds_a_round_trip() {
     // 1 MB in a round trip of 20 ms.
     let rate = 400_000_000;
