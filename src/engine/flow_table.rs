@@ -7,6 +7,7 @@
 //! holds eight bytes for each, hash included, so that it grows without looking at the flows.
 
 use std::hash::Hash;
+use std::ops::Range;
 
 use hashbrown::HashTable;
 
@@ -130,6 +131,7 @@ impl<K: Copy + Eq + Hash, F> FlowTable<K, F> {
         let token = self.next_token();
         if self.free.pop().is_none() {
             let generation = token.generation;
+            self.grow();
             self.places.push(Place { generation, older: NONE, newer: NONE, content: None });
         }
         self.places[token.index as usize].content = Some((key, flow));
@@ -137,6 +139,15 @@ impl<K: Copy + Eq + Hash, F> FlowTable<K, F> {
         self.index.insert_unique(spread(entry.hash), entry, |entry| spread(entry.hash));
         self.append_newest(token.index);
         Some(token)
+    }
+
+    /// Makes sure that there is room for another place: twice as much each time, but never for more
+    /// than there may be.
+    fn grow(&mut self) {
+        let taken = self.places.len();
+        if taken == self.places.capacity() {
+            self.places.reserve_exact(taken.clamp(4, self.limit.saturating_sub(taken).max(4)));
+        }
     }
 
     /// The flow named by `token`, if it still lives.
@@ -207,6 +218,14 @@ impl<K: Copy + Eq + Hash, F> FlowTable<K, F> {
         (self.oldest != NONE).then(|| self.token(self.oldest))
     }
 
+    /// The keys of the flows in some places, of which the first is 0; `None` if there are no such
+    /// places. For going through a large table in steps.
+    pub fn keys(&self, places: Range<usize>) -> Option<impl Iterator<Item = &K>> {
+        let end = places.end.min(self.places.len());
+        let places = self.places.get(places.start..end).filter(|places| !places.is_empty())?;
+        Some(places.iter().filter_map(|place| place.content.as_ref().map(|(key, _)| key)))
+    }
+
     /// All flows.
     pub fn iter(&self) -> impl Iterator<Item = (Token, &K, &F)> {
         self.places.iter().enumerate().filter_map(|(index, place)| {
@@ -273,6 +292,27 @@ mod tests {
         let new: Vec<Token> = (0..2000).map(|key| table.insert(key, "new").unwrap()).collect();
         assert!(old.iter().all(|&token| table.get(token).is_none()));
         assert!(new.iter().all(|&token| table.get(token) == Some(&"new")));
+    }
+
+    #[test]
+    fn going_through_a_table_in_steps_meets_every_flow_once() {
+        let mut table = FlowTable::new(Kind::Tcp, 100);
+        let tokens: Vec<Token> = (0..100).map(|key| table.insert(key, "x").unwrap()).collect();
+        tokens.iter().step_by(3).for_each(|&token| drop(table.remove(token)));
+        let (mut met, mut first) = (vec![], 0);
+        while let Some(keys) = table.keys(first..first + 7) {
+            met.extend(keys.copied());
+            first += 7;
+        }
+        assert_eq!(met, (0..100).filter(|key| key % 3 != 0).collect::<Vec<u16>>());
+        assert!(table.keys(usize::MAX..usize::MAX).is_none());
+    }
+
+    #[test]
+    fn places_are_not_made_for_more_flows_than_there_may_be() {
+        let mut table = FlowTable::new(Kind::Tcp, 1500);
+        (0..1500).for_each(|key: u16| drop(table.insert(key, "x").unwrap()));
+        assert_eq!(table.places.capacity(), 1500);
     }
 
     #[test]

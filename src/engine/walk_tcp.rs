@@ -146,12 +146,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// be entered: no other worker has one, and there are not as many as there may be of all
     /// workers together. It is entered next, or [`Worker::release_key`] called.
     pub(super) fn claim_key(&self, key: TcpKey) -> Result<(), Refusal> {
-        match &self.team {
-            Some(team) if let Some(directory) = team.directory() => {
-                directory.claim(key, team.id, self.limits.tcp_flows)
-            }
-            _ if self.tcp.is_full() => Err(Refusal::Full),
-            _ => Ok(()),
+        // Not all of them may have been entered yet.
+        if self.tcp.is_full() {
+            return Err(Refusal::Full);
+        }
+        match self.team.as_ref().and_then(|team| Some((team.id, team.directory()?))) {
+            Some((me, directory)) => directory.claim(key, me, self.limits.tcp_flows),
+            None => Ok(()),
         }
     }
 

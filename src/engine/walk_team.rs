@@ -28,6 +28,9 @@ use super::worker::Worker;
 /// Flows given back in one turn.
 const GIVE_BATCH: usize = 256;
 
+/// Places of the table whose flows are entered in the directory in one turn: half a millisecond.
+const ENTER_BATCH: usize = 2048;
+
 /// Batches of frames read from a queue before it is detached, at most: what comes later is lost and
 /// sent again.
 const LAST_BATCHES: usize = 16;
@@ -77,6 +80,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// to do about it.
     pub fn worked(&mut self, now: Instant, time: Duration) -> Advice {
         self.give_back();
+        self.enter_flows(now);
         self.come_home();
         let passed_on = self.io.passed_on;
         self.team.as_mut().map_or(Advice::Nothing, |team| team.worked(now, time, passed_on))
@@ -122,6 +126,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     pub(super) fn grow(&mut self, now: Instant) {
         let Some(team) = &mut self.team else { return };
         let Some(next) = team.next().filter(|_| !team.settled) else { return };
+        if team.lead.entering.is_some() {
+            return;
+        }
         if next.index() < team.lead.started {
             return self.call(now, next);
         }
@@ -152,21 +159,49 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         team.have_at_most(worker.index());
     }
 
-    /// As the lead: from here on `worker` takes part.
+    /// As the lead: `worker` is to take part. Before it reads a packet the directory has to tell
+    /// whose every connection is, or it would answer with resets.
     fn call(&mut self, now: Instant, worker: WorkerId) {
+        let Some(team) = &mut self.team else { return };
+        let first = if team.lead.listed { usize::MAX } else { 0 };
+        team.lead.entering = Some((worker, first));
+        team.lead.listed = true;
+        self.enter_flows(now);
+    }
+
+    /// As the lead who calls another: enters its flows in the directory, as many in each turn as do
+    /// not keep others waiting. Those that begin and end meanwhile are entered and taken out as they
+    /// do.
+    fn enter_flows(&mut self, now: Instant) {
+        let Some(team) = &mut self.team else { return };
+        let Some((worker, first)) = team.lead.entering else { return };
+        let end = first.saturating_add(ENTER_BATCH);
+        if let Some(keys) = self.tcp.keys(first..end)
+            && let Some(directory) = team.directory()
+        {
+            for key in keys {
+                // It is refused if it has been entered; there is room for as many as a table holds.
+                let _ = directory.claim(*key, team.id, self.limits.tcp_flows);
+            }
+        }
+        if self.tcp.keys(end..end.saturating_add(1)).is_some() {
+            team.lead.entering = Some((worker, end));
+            // Another turn, whatever happens.
+            return team.inbox.bell.ring();
+        }
+        team.lead.entering = None;
+        if !team.settled && team.next() == Some(worker) {
+            self.welcome(now, worker);
+        }
+    }
+
+    /// As the lead: from here on `worker` takes part.
+    fn welcome(&mut self, now: Instant, worker: WorkerId) {
         self.let_porter_go();
         let Some(team) = &mut self.team else { return };
         team.set_active(worker.index() + 1);
         team.meter.rest();
         (team.lead.reviewed, team.lead.light) = (Some((now, team.total_busy())), 0);
-        if !std::mem::replace(&mut team.lead.listed, true)
-            && let Some(directory) = team.directory()
-        {
-            for (_, key, _) in self.tcp.iter() {
-                // It is empty, and there is room for as many as a table holds.
-                let _ = directory.claim(*key, team.id, self.limits.tcp_flows);
-            }
-        }
         let forwards = self.ledger.forwards().collect();
         team.send(worker, Mail::Join(Box::new((self.exposures.clone(), forwards))));
         let resolvers = Command::SetResolvers(self.resolvers.clone());
@@ -291,7 +326,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// longer.
     fn come_home(&mut self) {
         let Some(team) = &mut self.team else { return };
-        if !team.lead.listed || team.active() > 1 {
+        if !team.lead.listed || team.active() > 1 || team.lead.entering.is_some() {
             return;
         }
         if let Some(directory) = team.directory()

@@ -5,13 +5,14 @@ use std::ops::Range;
 
 use nix::errno::Errno;
 use tapway::base::Instant;
-use tapway::engine::{Limits, Published};
+use tapway::engine::{Advice, Limits, Published};
 use tapway::gate::forward::{ForwardId, Transport};
 
 use crate::bench::{Bench, most_promised, small_limits};
 use crate::crew::{Steering, Team};
-use crate::frames::{ACK, FIN, ICMP, Ip, SYN, TCP, Tcp, UDP, icmp_frame, udp_frame};
+use crate::frames::{ACK, FIN, ICMP, Ip, PSH, RST, SYN, TCP, Tcp, UDP, icmp_frame, udp_frame};
 use crate::peer::{End, Script};
+use crate::teams::{connected, is_reset, quiet};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -176,6 +177,49 @@ fn a_worker_that_has_nothing_to_let_go_finds_room() {
     assert!(bench.now - start < SECOND, "they overlap");
     assert_eq!(bench.drops(), []);
     assert!(bench.crew.flows_of(1) > 0, "it has served some");
+}
+
+/// Turns of the lead and of those whom it has called.
+fn step(bench: &mut Bench) {
+    bench.crew.turn(bench.now, &mut bench.worker, |_| ());
+}
+
+#[test]
+fn a_worker_that_is_called_to_many_connections_finds_them_all_and_nobody_waits_for_it() {
+    const MANY: usize = 9_000;
+    let limits = Limits { tcp_flows: 2 * MANY, ..small_limits() };
+    let mut bench = Bench::with_team(quiet(2, Steering::Only(1)), false, limits);
+    bench.crew.set_unrest(false);
+    let server = Script { waits_for_end: true, ..Script::default() };
+    bench.host.0.borrow_mut().serve(80, server);
+    bench.host.0.borrow_mut().serve(81, Script { connect_delay: SECOND, ..Script::default() });
+    let (first, last) = (connected(&mut bench, 30_000), connected(&mut bench, 30_001));
+    for number in 0..MANY as u16 - 2 {
+        let syn = Tcp { ports: (40_000 + number, 81), ..Tcp::new(SYN) };
+        bench.queue(&syn.frame(Ip::v4(TCP)));
+    }
+    while bench.flow_count() < MANY {
+        step(&mut bench);
+    }
+    bench.worker.heed(Instant::from_nanos(bench.now), Advice::Grow);
+    let mut listed = vec![0];
+    // One ends and one begins meanwhile.
+    let reset = Tcp { flags: RST | ACK, ..last.clone() };
+    bench.queue(&reset.frame(Ip::v4(TCP)));
+    bench.queue(&Tcp { ports: (30_002, 81), ..Tcp::new(SYN) }.frame(Ip::v4(TCP)));
+    while bench.crew.queues().len() < 2 {
+        step(&mut bench);
+        listed.push(bench.worker.held().listed);
+        assert!(listed.len() < 20, "{listed:?}");
+    }
+    let longest = listed.windows(2).map(|pair| pair[1].abs_diff(pair[0])).max();
+    assert!(longest.is_some_and(|longest| longest <= 2_050), "{listed:?}");
+    assert_eq!((bench.flow_count(), listed.last()), (MANY, Some(&MANY)));
+    // These come by the new queue.
+    let data = Tcp { flags: PSH | ACK, payload: b"here".to_vec(), ..first };
+    assert!(!is_reset(&bench.feed(&data.frame(Ip::v4(TCP)))));
+    assert!(is_reset(&bench.feed(&last.frame(Ip::v4(TCP)))));
+    assert_eq!(bench.host.0.borrow().passed_on(80), 4);
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Directory {
     pub(in crate::engine) fn clear(&self) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.iter().for_each(|_| self.len.give_back());
+            self.len.give_back_all(shard.len());
             *shard = Shard::default();
         }
     }

@@ -145,6 +145,9 @@ pub(super) struct Lead {
     pub(super) retiring: bool,
     /// Flows of the lead stand in the directory.
     pub(super) listed: bool,
+    /// Whom the lead calls while its flows are entered there, and the place of the table to go on
+    /// from.
+    pub(super) entering: Option<(WorkerId, usize)>,
     /// Whom the next client goes to.
     pub(super) turn: usize,
     /// When to see whether all are needed.

@@ -19,7 +19,12 @@ impl Quota {
 
     /// Gives back one that was taken.
     pub(in crate::engine) fn give_back(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.give_back_all(1);
+    }
+
+    /// Gives back `count` that were taken.
+    pub(in crate::engine) fn give_back_all(&self, count: usize) {
+        self.0.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// How many are in use.
