@@ -90,7 +90,7 @@ impl Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            // 100,000 of either side's, with the quarter that is the guest's own; 90 MB at most.
+            // 100,000 of either side's, with the quarter that is the guest's own; 100 MB at most.
             tcp_flows: 160 << 10,
             udp_flows: 8_192,
             echo_flows: 256,
