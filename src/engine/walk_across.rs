@@ -45,7 +45,8 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         source_mac: Mac,
         packet: &Packet<'_>,
     ) -> Result<(), DropReason> {
-        let Some(team) = &self.team else { return Err(DropReason::HandOver) };
+        let Some(team) = &mut self.team else { return Err(DropReason::HandOver) };
+        team.meter.note_other();
         let hops = team.handed.map_or(0, |(hops, _)| hops + 1);
         let mail = Mail::Packet { from: team.id, source_mac, hops, bytes: packet.bytes.into() };
         if hops < MAX_HOPS && team.send(to, mail) { Ok(()) } else { Err(DropReason::HandOver) }

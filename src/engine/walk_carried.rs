@@ -32,7 +32,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             }
             return;
         }
-        let Some((token, _)) = team.meter.heaviest() else { return };
+        let Some(token) = team.meter.heaviest() else { return };
         let Some(flow) = self.tcp.get_mut(token).filter(|flow| flow.may_have_porter()) else {
             return;
         };

@@ -41,6 +41,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             Carried::Ipv4 => ip::parse_v4(frame.payload)?,
             Carried::Ipv6 => ip::parse_v6(frame.payload)?,
         };
+        if !matches!(&parsed, Parsed::Whole(packet) if packet.protocol == protocol::TCP) {
+            self.note_other();
+        }
         if let Some(verdict) = self.hand_to_lead(bytes, Some(&parsed)) {
             return verdict;
         }

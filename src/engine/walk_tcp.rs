@@ -60,6 +60,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             return Err(DropReason::NoFlow);
         }
         if !opens {
+            self.note_other();
             self.answer_reset(source_mac, &key, &segment);
             return Err(DropReason::NoFlow);
         }

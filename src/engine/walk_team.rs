@@ -19,7 +19,7 @@ use crate::gate::forward::ForwardId;
 use super::command::Command;
 use super::exposures::Exposures;
 use super::ports::{FramePort, SocketPort};
-use super::team::balance::{Advice, LIGHT, REVIEW};
+use super::team::balance::{Advice, REVIEW};
 use super::team::mail::Mail;
 use super::team::{Member, WorkerId};
 use super::token::{Kind, Token};
@@ -201,7 +201,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let Some(team) = &mut self.team else { return };
         team.set_active(worker.index() + 1);
         team.meter.rest();
-        (team.lead.reviewed, team.lead.light) = (Some((now, team.total_busy())), 0);
+        (team.lead.reviewed, team.lead.light) = (Some(team.review(now)), 0);
         let forwards = self.ledger.forwards().collect();
         team.send(worker, Mail::Join(Box::new((self.exposures.clone(), forwards))));
         let resolvers = Command::SetResolvers(self.resolvers.clone());
@@ -314,8 +314,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     pub(super) fn on_retired(&mut self, worker: WorkerId) {
         let Some(team) = &mut self.team else { return };
         team.lead.retiring = false;
-        team.lead.light = 0;
         team.set_active(worker.index());
+        // What was seen of the one that is gone says nothing of the last one now.
+        (team.lead.reviewed, team.lead.light) = (None, 0);
         self.divide_memory();
         tracing::debug!(workers = worker.index(), "one worker less");
         self.retire_surplus();
@@ -352,10 +353,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if team.lead.review_at.take_if(|at| *at <= now).is_none() {
             return;
         }
-        let busy = team.total_busy();
-        if let Some((then, before)) = team.lead.reviewed.replace((now, busy)) {
-            let elapsed = now.since(then).as_nanos().max(1);
-            let light = u128::from(busy - before) * 1000 < elapsed * u128::from(LIGHT);
+        let review = team.review(now);
+        if let Some(before) = team.lead.reviewed.replace(review) {
+            let light = review.finds_one_too_many(&before);
             team.lead.light = if light { team.lead.light + 1 } else { 0 };
         }
         if team.lead.light >= LIGHT_REVIEWS {

@@ -330,6 +330,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// `UnexpectedEof` if the guest has closed it.
     pub fn turn(&mut self, now: Instant, events: &[Event]) -> std::io::Result<()> {
         for event in events {
+            if !matches!(event.token.kind, Kind::Tap | Kind::Tcp | Kind::Mail) {
+                self.note_other();
+            }
             match event.token.kind {
                 Kind::Tap => {
                     self.tap_ready = true;
@@ -393,6 +396,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
         for _ in 0..self.run_list.len() {
             let Some(token) = self.run_list.pop_front() else { break };
+            self.note_other();
             match token.kind {
                 Kind::Listener => {
                     if let Some(listener) = self.listeners.get_mut(token) {
@@ -482,6 +486,13 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.release_key(&flow.key);
         self.ledger.close(FlowTransport::Tcp, &flow.account, flow.answered);
         flow.release(&mut self.io);
+    }
+
+    /// Tells the team of a piece of work that is for no TCP flow of this worker.
+    pub(super) fn note_other(&mut self) {
+        if let Some(team) = &mut self.team {
+            team.meter.note_other();
+        }
     }
 
     /// Lets `act` work on a flow, then sees to what the flow needs next: its acknowledgment at the

@@ -127,6 +127,8 @@ pub struct Crew {
     pub drained: bool,
     /// Loads and advice are invented.
     restless: bool,
+    /// Nobody has time to spare.
+    strained: bool,
     /// Workers are idle between turns, and so send the acknowledgments that they owe.
     pub waits: bool,
 }
@@ -150,6 +152,7 @@ impl Crew {
             rng: Rng::new(seed),
             drained: false,
             restless: true,
+            strained: false,
             waits: true,
         };
         let mut add = |tap: TapPort, host: HostPort, bell, spare| {
@@ -189,6 +192,11 @@ impl Crew {
     /// Whether workers are busy, or believe it; what was so before.
     pub fn set_unrest(&mut self, on: bool) -> bool {
         std::mem::replace(&mut self.restless, on)
+    }
+
+    /// Whatever workers do takes all their time from now on.
+    pub fn strain(&mut self) {
+        self.strained = true;
     }
 
     /// The queues that are attached.
@@ -335,7 +343,7 @@ impl Crew {
         }
         let elapsed = nanos - std::mem::replace(&mut seat.turned, nanos);
         if seat.bell.is_some() {
-            let busy = self.restless && self.rng.chance(500);
+            let busy = self.strained || self.restless && self.rng.chance(500);
             let advice = worker.worked(now, Duration::from_nanos(if busy { elapsed } else { 0 }));
             worker.heed(now, advice);
             if self.restless && self.rng.chance(self.team.unrest) {

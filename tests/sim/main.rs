@@ -24,6 +24,7 @@ mod host;
 mod hostile;
 mod inbound;
 mod link;
+mod loads;
 mod offload;
 mod operation;
 mod peer;

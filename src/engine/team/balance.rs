@@ -4,6 +4,12 @@
 //! remembers which flows its latest work was for. One that has had no time to spare gives flows to
 //! one that has; if nobody has, another worker is called. Whole flows move, so one flow alone
 //! stays where it is; if it is an upload, it may get a [`porter`](super::porter).
+//!
+//! Only TCP flows can be given away. Datagrams, services and published ports are the lead's, and a
+//! datagram that comes by another worker's queue makes work for both. So a worker counts the pieces
+//! of its work, and nobody is called for, or kept for, those that are not for its own TCP flows. A
+//! piece is what goes through the worker at once: a frame, a batch of datagrams, a turn of a flow.
+//! The time that it takes is not measured.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -31,8 +37,15 @@ const PATIENCE: u32 = 3;
 /// Windows after giving or taking flows in which the effect is awaited.
 const REST: u32 = 3;
 
+/// Load by flows that can be given away from which another worker is called. Above [`LIGHT`]: who
+/// is called is not sent away soon after.
+const SHAREABLE: Load = 600;
+
+/// Below this load by flows of its own the last worker is not needed.
+const LITTLE: Load = 50;
+
 /// Below this load, of all workers together, one of them is not needed.
-pub(in crate::engine) const LIGHT: Load = 500;
+const LIGHT: Load = 500;
 
 /// How often the lead looks whether a worker is not needed any more.
 pub(in crate::engine) const REVIEW: Duration = Duration::from_secs(1);
@@ -44,8 +57,40 @@ const WORTH_A_PORTER: u64 = 5 << 20;
 /// Windows in a row with less than half of that, after which a flow does without its porter.
 const IDLE_PORTER: u64 = 10;
 
-/// Pieces of work that are remembered.
+/// From this share of the work on, in thousandths, a flow is nearly all of it: 7/8.
+const ONE_FLOW: u64 = 875;
+
+/// Pieces of work whose flows are remembered.
 const REMEMBERED: usize = 64;
+
+/// Pieces of work: for flows that can be given away, and all others.
+#[derive(Clone, Copy, Default)]
+struct Pieces {
+    flows: u64,
+    others: u64,
+}
+
+impl Pieces {
+    fn all(self) -> u64 {
+        self.flows + self.others
+    }
+
+    /// The part of `amount` that was for flows.
+    fn for_flows(self, amount: u64) -> u64 {
+        // Neither exceeds what fits a window.
+        (u128::from(amount) * u128::from(self.flows) / u128::from(self.all().max(1))) as u64
+    }
+}
+
+/// A window of a worker's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Worked {
+    pub(super) load: Load,
+    /// Nanoseconds at work.
+    pub(super) busy: u64,
+    /// Those of them for flows that can be given away.
+    pub(super) for_flows: u64,
+}
 
 /// What a worker's time went into.
 pub(in crate::engine) struct Meter {
@@ -61,6 +106,10 @@ pub(in crate::engine) struct Meter {
     rate: u64,
     /// Windows in a row in which a porter did not pay.
     idle: u64,
+    /// Of the window at hand.
+    pieces: Pieces,
+    /// Of the one before it.
+    before: Pieces,
     recent: [Token; REMEMBERED],
     next: usize,
 }
@@ -97,6 +146,33 @@ pub(in crate::engine) enum Help {
     Hired,
 }
 
+/// Time at work since the start, in nanoseconds, as the lead sees it from time to time.
+#[derive(Clone, Copy)]
+pub(in crate::engine) struct Review {
+    pub(super) at: Instant,
+    /// Of all workers.
+    pub(super) total: u64,
+    /// Of the last of those at work.
+    pub(super) last: u64,
+    /// That one's for flows of its own.
+    pub(super) for_flows: u64,
+}
+
+impl Review {
+    /// Whether the last worker was too many since `before`: there was little to do for all, or
+    /// little for that one but to hand over what is not its own.
+    pub(in crate::engine) fn finds_one_too_many(&self, before: &Review) -> bool {
+        let elapsed = u128::from(self.at.since(before.at).as_nanos().max(1) as u64);
+        let below = |time: u64, load: Load| u128::from(time) * 1000 < elapsed * u128::from(load);
+        let for_flows = self.for_flows - before.for_flows;
+        // Read one after the other, while the worker goes on counting.
+        let for_others = (self.last - before.last).saturating_sub(for_flows);
+        below(self.total - before.total, LIGHT)
+            || below(for_flows, LITTLE)
+            || for_flows < for_others
+    }
+}
+
 impl Meter {
     pub(super) fn new(now: Instant) -> Meter {
         let nothing = Token::only(Kind::Housekeeping);
@@ -109,32 +185,40 @@ impl Meter {
             passed_on: 0,
             rate: 0,
             idle: 0,
+            pieces: Pieces::default(),
+            before: Pieces::default(),
             recent,
             next: 0,
         }
     }
 
-    /// Work was done for a TCP flow.
+    /// A piece of work was done for a TCP flow.
     pub(in crate::engine) fn note(&mut self, token: Token) {
+        self.pieces.flows += 1;
         self.recent[self.next] = token;
         self.next = (self.next + 1) % REMEMBERED;
     }
 
+    /// A piece of work was done that nobody else could have done.
+    pub(in crate::engine) fn note_other(&mut self) {
+        self.pieces.others += 1;
+    }
+
     /// The worker was at work for so long until `now`, and has passed on so many bytes of the guest
-    /// since the start. Gives the load, and the time at work since the last one was given, whenever
-    /// a window is over.
+    /// since the start. Gives what the time since the last window went into, whenever one is over.
     pub(super) fn worked(
         &mut self,
         now: Instant,
         time: Duration,
         passed_on: u64,
-    ) -> Option<(Load, Duration)> {
+    ) -> Option<Worked> {
         self.busy += time;
         let elapsed = now.since(self.window);
         if elapsed < WINDOW {
             return None;
         }
         let busy = std::mem::take(&mut self.busy);
+        self.before = std::mem::take(&mut self.pieces);
         self.window = now;
         self.rest = self.rest.saturating_sub(1);
         // At most 1000.
@@ -145,7 +229,9 @@ impl Meter {
         let windows = (elapsed.as_nanos() / WINDOW.as_nanos()).max(1) as u64;
         self.rate = bytes / windows;
         self.idle = if self.rate < WORTH_A_PORTER / 2 { self.idle + windows } else { 0 };
-        Some((load, busy))
+        // 500 years.
+        let busy = busy.as_nanos() as u64;
+        Some(Worked { load, busy, for_flows: self.before.for_flows(busy) })
     }
 
     /// Flows, or a porter, have come or gone: what that changes is to be seen first.
@@ -169,50 +255,73 @@ impl Meter {
             return Advice::Nothing;
         }
         match others.min_by_key(|(_, load)| *load) {
-            Some((to, their)) if their + LIKE <= load => {
+            Some((to, their)) if their + LIKE <= load && self.latest().flows > 0 => {
                 Advice::Give { to, share: (load - their) / 2 }
             }
             _ if self.streak < PATIENCE => Advice::Nothing,
             _ if help != Help::None && self.rate >= WORTH_A_PORTER && self.is_one_flow() => {
                 if help == Help::Possible { Advice::Hire } else { Advice::Nothing }
             }
-            _ if may_grow && self.flows().len() > 1 => Advice::Grow,
+            _ if may_grow && self.is_shareable(load) => Advice::Grow,
             _ => Advice::Nothing,
         }
     }
 
-    /// The flow that most of the latest work was for, with how many pieces of it.
-    pub(in crate::engine) fn heaviest(&self) -> Option<(Token, usize)> {
-        self.flows().into_iter().max_by_key(|&(token, weight)| (weight, token.index))
+    /// The flow that most of the latest work was for.
+    pub(in crate::engine) fn heaviest(&self) -> Option<Token> {
+        self.flows().first().map(|(token, _)| *token)
+    }
+
+    /// Pieces of the latest work: none is older than the window before the one at hand.
+    fn latest(&self) -> Pieces {
+        Pieces {
+            flows: self.before.flows + self.pieces.flows,
+            others: self.before.others + self.pieces.others,
+        }
     }
 
     /// Whether nearly all of the latest work was for one flow.
     fn is_one_flow(&self) -> bool {
-        self.heaviest().is_some_and(|(_, weight)| weight * 8 >= REMEMBERED * 7)
+        self.flows().first().is_some_and(|(_, share)| *share >= ONE_FLOW)
     }
 
-    /// The flows of the latest work with how many pieces of it they made up.
-    fn flows(&self) -> HashMap<Token, usize> {
-        let mut flows = HashMap::new();
-        for token in self.recent.iter().filter(|token| token.kind == Kind::Tcp) {
-            *flows.entry(*token).or_insert(0) += 1;
+    /// Whether so much of the load is for flows, and not for one alone, that another worker would
+    /// help.
+    fn is_shareable(&self, load: Load) -> bool {
+        let beside: u64 = self.flows().iter().skip(1).map(|(_, share)| share).sum();
+        let for_flows = self.latest().for_flows(load.into());
+        for_flows >= SHAREABLE.into() && beside > 1000 - ONE_FLOW
+    }
+
+    /// The flows of the latest work, the heaviest first, with the share of all work that each made
+    /// up, in thousandths.
+    fn flows(&self) -> Vec<(Token, u64)> {
+        let latest = self.latest();
+        let known = usize::try_from(latest.flows).map_or(REMEMBERED, |flows| flows.min(REMEMBERED));
+        let mut weights = HashMap::new();
+        for back in 1..=known {
+            let token = self.recent[(self.next + REMEMBERED - back) % REMEMBERED];
+            *weights.entry(token).or_insert(0) += 1;
         }
+        // There is a flow, so `known` is not 0.
+        let share = |weight: u64| latest.for_flows(1000 * weight) / known as u64;
+        let mut flows: Vec<(Token, u64)> =
+            weights.into_iter().map(|(token, weight)| (token, share(weight))).collect();
+        flows.sort_by_key(|&(token, share)| (std::cmp::Reverse(share), token.index));
         flows
     }
 
     /// Flows that make up at most `share` thousandths of the work, the heaviest that fit first.
     pub(in crate::engine) fn pick(&mut self, share: u16) -> Vec<Token> {
-        let mut flows: Vec<(Token, usize)> = self.flows().into_iter().collect();
-        flows.sort_by_key(|&(token, weight)| (std::cmp::Reverse(weight), token.index));
         // Whoever has one flow only would but change places with it.
-        let all: usize = flows.iter().map(|(_, weight)| weight).sum();
-        let mut room = (all * usize::from(share)).div_ceil(1000).min(all.saturating_sub(1));
-        flows.retain(|&(_, weight)| {
-            let fits = weight <= room;
-            room -= if fits { weight } else { 0 };
+        let mut room = u64::from(share.min(999));
+        let mut flows = self.flows();
+        flows.retain(|&(_, share)| {
+            let fits = share <= room;
+            room -= if fits { share } else { 0 };
             fits
         });
-        self.recent = [Token::only(Kind::Housekeeping); REMEMBERED];
+        (self.before, self.pieces) = (Pieces::default(), Pieces::default());
         flows.into_iter().map(|(token, _)| token).collect()
     }
 }
@@ -235,7 +344,10 @@ mod tests {
     fn busy(windows: u64, flows: u32) -> Meter {
         let mut meter = Meter::new(Instant::ZERO);
         for window in 1..=windows {
-            assert_eq!(meter.worked(at(10 * window), WORK, 0), Some((1000, WORK)));
+            assert_eq!(
+                meter.worked(at(10 * window), WORK, 0).map(|worked| worked.load),
+                Some(1000)
+            );
         }
         for piece in 0..64 {
             meter.note(flow(piece % flows));
@@ -247,10 +359,15 @@ mod tests {
     fn load_is_work_in_the_time() {
         let mut meter = Meter::new(Instant::ZERO);
         assert_eq!(meter.worked(at(4), Duration::from_millis(2), 0), None);
+        meter.note(flow(1));
+        (0..3).for_each(|_| meter.note_other());
         assert_eq!(
             meter.worked(at(20), Duration::from_millis(3), 0),
-            Some((250, Duration::from_millis(5)))
+            Some(Worked { load: 250, busy: 5_000_000, for_flows: 1_250_000 })
         );
+        // What it went into is not known.
+        let worked = meter.worked(at(40), Duration::from_millis(5), 0);
+        assert_eq!(worked, Some(Worked { load: 250, busy: 5_000_000, for_flows: 0 }));
     }
 
     #[test]
@@ -293,6 +410,65 @@ mod tests {
             meter.worked(at(10 * window), WORK, 0);
             assert_eq!(meter.advice(1000, std::iter::empty(), true, Help::None), Advice::Nothing);
         }
+    }
+
+    #[test]
+    fn work_that_nobody_could_take_over_calls_nobody() {
+        let mut meter = busy(9, 4);
+        (0..27).for_each(|_| meter.note_other());
+        assert_eq!(alone(&meter, Help::None), Advice::Grow);
+        (0..20).for_each(|_| meter.note_other());
+        assert_eq!(alone(&meter, Help::None), Advice::Nothing);
+        // What there is of flows may go to a worker that is there.
+        let others = [(WorkerId(1), 500)].into_iter();
+        let advice = meter.advice(1000, others, true, Help::None);
+        assert_eq!(advice, Advice::Give { to: WorkerId(1), share: 250 });
+        assert_eq!(meter.pick(250).len(), 1);
+        let mut upload = uploading(3, WORTH_A_PORTER);
+        (0..9).for_each(|_| upload.note_other());
+        assert_eq!(alone(&upload, Help::Possible), Advice::Hire);
+        upload.note_other();
+        assert_eq!(alone(&upload, Help::Possible), Advice::Nothing);
+    }
+
+    #[test]
+    fn flows_of_yesterday_are_forgotten() {
+        let mut meter = busy(9, 4);
+        for window in 10..=11 {
+            meter.note_other();
+            assert_eq!(alone(&meter, Help::None), Advice::Grow, "at the end of window {window}");
+            meter.worked(at(10 * window), WORK, 0);
+        }
+        let others = [(WorkerId(1), 0)].into_iter();
+        assert_eq!(meter.advice(1000, others, true, Help::None), Advice::Nothing);
+        assert_eq!((alone(&meter, Help::None), meter.heaviest()), (Advice::Nothing, None));
+        assert_eq!(meter.pick(1000), []);
+    }
+
+    /// A second in which two workers were at work for so many milliseconds, the last for some of
+    /// them for flows of its own.
+    fn review(lead: u64, last: u64, for_flows: u64) -> bool {
+        let at = |millis: u64| Instant::ZERO + Duration::from_millis(millis);
+        let before =
+            Review { at: at(500), total: 7_000_000, last: 5_000_000, for_flows: 3_000_000 };
+        let after = Review {
+            at: at(1500),
+            total: before.total + (lead + last) * 1_000_000,
+            last: before.last + last * 1_000_000,
+            for_flows: before.for_flows + for_flows * 1_000_000,
+        };
+        after.finds_one_too_many(&before)
+    }
+
+    #[test]
+    fn the_last_worker_is_needed_for_what_it_does_for_flows() {
+        assert!(!review(900, 900, 900));
+        assert!(!review(200, 300, 300));
+        assert!(review(200, 299, 299), "one could do it all");
+        assert!(!review(900, 900, 450));
+        assert!(review(900, 900, 449), "more of it is handed over");
+        assert!(!review(900, 50, 50));
+        assert!(review(900, 49, 49), "it has next to nothing");
     }
 
     /// A meter after `windows` without a pause for one upload of `rate` bytes a window.

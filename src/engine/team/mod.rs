@@ -43,7 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use balance::{Advice, Help, Load, Meter};
+use balance::{Advice, Help, Load, Meter, Review, Worked};
 use mail::{Inbox, Mail, Post, mailbox};
 use quota::Quota;
 
@@ -92,6 +92,8 @@ struct Shared {
     loads: Box<[AtomicU64]>,
     /// For each worker, nanoseconds at work since the start.
     busy: Box<[AtomicU64]>,
+    /// Those of them for flows that others could be given.
+    for_flows: Box<[AtomicU64]>,
 }
 
 /// How long a load says something: a worker that sleeps does not tell of it.
@@ -152,8 +154,8 @@ pub(super) struct Lead {
     pub(super) turn: usize,
     /// When to see whether all are needed.
     pub(super) review_at: Option<Instant>,
-    /// When it was last seen to whether all are needed, with the time at work until then.
-    pub(super) reviewed: Option<(Instant, u64)>,
+    /// What the last review of those at work saw.
+    pub(super) reviewed: Option<Review>,
     /// Reviews in a row that found one too many.
     pub(super) light: u32,
     /// Workers that give no flow away any more.
@@ -182,6 +184,7 @@ pub fn members<S: SocketPort>(
         active: AtomicUsize::new(1),
         loads: zeros(),
         busy: zeros(),
+        for_flows: zeros(),
     });
     let member = |(index, inbox): (usize, Inbox<S>)| Member {
         id: WorkerId::at(index),
@@ -290,11 +293,11 @@ impl<S: SocketPort> Member<S> {
     /// since the start. What to do about it.
     pub(super) fn worked(&mut self, now: Instant, time: Duration, passed_on: u64) -> Advice {
         let worked = self.meter.worked(now, time, passed_on);
-        let Some((load, busy)) = worked else { return Advice::Nothing };
+        let Some(Worked { load, busy, for_flows }) = worked else { return Advice::Nothing };
         let me = self.id.index();
         self.shared.loads[me].store(now.as_millis() << 16 | u64::from(load), Ordering::Relaxed);
-        // 500 years.
-        self.shared.busy[me].fetch_add(busy.as_nanos() as u64, Ordering::Relaxed);
+        self.shared.busy[me].fetch_add(busy, Ordering::Relaxed);
+        self.shared.for_flows[me].fetch_add(for_flows, Ordering::Relaxed);
         if !self.attached {
             return Advice::Nothing;
         }
@@ -316,8 +319,15 @@ impl<S: SocketPort> Member<S> {
         }
     }
 
-    /// Time at work of all workers since the start, in nanoseconds.
-    pub(super) fn total_busy(&self) -> u64 {
-        self.shared.busy.iter().map(|busy| busy.load(Ordering::Relaxed)).sum()
+    /// Time at work until `now`, as a review has it.
+    pub(super) fn review(&self, now: Instant) -> Review {
+        let last = self.last().index();
+        let nanos = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        Review {
+            at: now,
+            total: self.shared.busy.iter().map(nanos).sum(),
+            last: nanos(&self.shared.busy[last]),
+            for_flows: nanos(&self.shared.for_flows[last]),
+        }
     }
 }
