@@ -16,7 +16,7 @@ use tapway::base::{Instant, Mac};
 use tapway::engine::ports::{Accepted, Event, FramePort, Readiness, SocketPort, StreamFacts};
 use tapway::engine::token::{Kind, Token};
 use tapway::engine::{FlowTable, Limits, MappingKey, Options, TcpKey, Wheel, Worker};
-use tapway::gate::{AddressPlan, Habits, Plan4};
+use tapway::gate::{AddressPlan, Habits, Plan4, PublishPath};
 use tapway::stack::wire::{VNET_HEADER_LEN, checksum};
 use tapway::sys::datagram::{Batch, Marks, Outgoing, SocketError};
 
@@ -288,6 +288,7 @@ fn established(payload_len: u32) -> (Worker<TapPort, Host>, TapPort) {
         vnet_header: true,
         uso: true,
         big_packets: true,
+        publish_path: PublishPath::Tap,
         limits: Limits::default(),
         seed: 1,
     };

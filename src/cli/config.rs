@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use tracing::level_filters::LevelFilter;
 
 use crate::engine::host::Outbound;
-use crate::gate::AddressPlan;
 use crate::gate::forward::{AutoForward, Exposure, Forward, Inner};
+use crate::gate::{AddressPlan, PublishPath};
 use crate::setup::attach::AttachOptions;
 use crate::setup::listen::Opener;
 use crate::setup::machine::MachineOptions;
@@ -98,7 +98,7 @@ impl Config {
         let publishes = self.forwards.publishes()
             || self.conduct.api_socket.is_some()
             || self.pesto_socket.is_some();
-        if publishes && self.publish_path == PublishPath::Auto && self.plan.has_link() {
+        if publishes && self.publish_path.joins() && self.plan.has_link() {
             Wanted::ShortWay
         } else if self.leads_ports() {
             Wanted::Sockets
@@ -106,16 +106,6 @@ impl Config {
             Wanted::Nothing
         }
     }
-}
-
-/// Which way clients of published TCP ports take to the guest's own address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PublishPath {
-    /// By its link.
-    #[default]
-    Tap,
-    /// Socket to socket where the guest cannot tell it from the other, by its link where it could.
-    Auto,
 }
 
 /// What is to be done.

@@ -7,11 +7,10 @@ use std::path::PathBuf;
 
 use tracing::level_filters::LevelFilter;
 
-use super::config::PublishPath;
 use super::publish::{ExposeSpec, PublishSpec};
 use super::value::{AddedHost, Cidr, DnsChoice, Switch};
 use crate::base::Mac;
-use crate::gate::Habits;
+use crate::gate::{Habits, PublishPath};
 use crate::setup::attach::AttachOptions;
 use crate::setup::{Conduct, IfName, InstanceName, LinkSetup};
 
@@ -115,7 +114,7 @@ impl Draft {
             outbound_interface: None,
             publish: Vec::new(),
             publish_when_listening: false,
-            publish_path: PublishPath::default(),
+            publish_path: PublishPath::Tap,
             expose_host: Vec::new(),
             name: None,
             threads: None,

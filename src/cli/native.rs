@@ -11,12 +11,12 @@ use tracing::level_filters::LevelFilter;
 use crate::setup::doctor;
 
 use super::complete;
-use super::config::PublishPath;
 use super::draft::{Draft, DraftTarget, DraftThreads};
 use super::publish::{ExposeSpec, PublishSpec};
 use super::show::Show;
 use super::value::{self, AddedHost, Cidr, DnsChoice, Switch};
 use crate::base::Mac;
+use crate::gate::PublishPath;
 use crate::setup::attach::{AttachOptions, Target};
 use crate::setup::{IfName, InstanceName};
 
@@ -438,18 +438,20 @@ struct Shared {
     #[arg(long, help_heading = "Ports")]
     publish_when_listening: bool,
 
-    /// How clients reach published TCP ports: tap for the guest's link, or auto [default: tap]
+    /// How clients reach published TCP ports [default: auto, with --pcap tap]
     ///
-    /// With "tap", all go by the guest's interface. With "auto", a connection to a server in the
-    /// guest's namespace itself is joined to it socket to socket, which is faster for streams and
-    /// slower for many short connections. The server sees the same client address and port. Where
-    /// that cannot be had, or the guest could tell the difference (it has nftables or iptables
-    /// rules, or the server is behind a bridge of its own), connections go by the guest's
-    /// interface. `tapway flows` shows which way each took.
-    ///
-    /// With "auto", a client that comes back from the same port at once may have to wait where its
-    /// connections went by both ways.
-    #[arg(long, value_name = "auto|tap", value_parser = publish_path, help_heading = "Ports")]
+    /// A connection to a server in the guest's namespace itself can be joined to it socket to
+    /// socket. The server sees the same client address and port. With "auto", clients on the host
+    /// itself are joined so, which saves processor time; with "short", all are; with "tap", none.
+    /// Where it cannot be had, or the guest could tell the difference (it has nftables or iptables
+    /// rules, or the server is behind a bridge of its own), or thousands come in a minute,
+    /// connections go by the guest's interface. `tapway flows` shows which way each took.
+    #[arg(
+        long,
+        value_name = "auto|short|tap",
+        value_parser = publish_path,
+        help_heading = "Ports"
+    )]
     publish_path: Option<PublishPath>,
 
     /// Make a service of the host reachable at the gateway's address; repeatable
@@ -505,8 +507,9 @@ fn threads(text: &str) -> Result<DraftThreads, &'static str> {
 fn publish_path(text: &str) -> Result<PublishPath, &'static str> {
     match text {
         "auto" => Ok(PublishPath::Auto),
+        "short" => Ok(PublishPath::Short),
         "tap" => Ok(PublishPath::Tap),
-        _ => Err("neither auto nor tap"),
+        _ => Err("not one of tap, auto, short"),
     }
 }
 
@@ -522,6 +525,11 @@ fn level(text: &str) -> Result<LevelFilter, &'static str> {
 
 impl Shared {
     fn draft(self, target: DraftTarget) -> Draft {
+        // What a capture file is to show goes by the link.
+        let unasked_path = match self.pcap {
+            Some(_) => PublishPath::Tap,
+            None => PublishPath::Auto,
+        };
         Draft {
             ifname: self.ifname,
             mtu: self.mtu,
@@ -536,7 +544,7 @@ impl Shared {
             outbound_interface: self.outbound_interface,
             publish: self.publish,
             publish_when_listening: self.publish_when_listening,
-            publish_path: self.publish_path.unwrap_or_default(),
+            publish_path: self.publish_path.unwrap_or(unasked_path),
             expose_host: self.expose_host,
             name: self.name,
             threads: self.threads,

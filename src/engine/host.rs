@@ -338,6 +338,10 @@ impl SocketPort for HostSockets {
         Ok(Accepted { stream, client: client.as_socket().map(canonical) })
     }
 
+    fn addressed(&mut self, stream: &Socket) -> Option<SocketAddr> {
+        Some(canonical(stream.local_addr().ok()?.as_socket()?))
+    }
+
     fn connect_inside(&mut self, token: Token, target: SocketAddr) -> io::Result<Socket> {
         let socket = self.inside_stream(target)?;
         socket.set_out_of_band_inline(true)?;

@@ -40,6 +40,7 @@ mod tcp_flow;
 mod team;
 pub mod thread;
 pub mod token;
+mod trail;
 mod upkeep;
 mod walk_across;
 mod walk_back;

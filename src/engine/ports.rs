@@ -189,6 +189,11 @@ pub trait SocketPort {
         token: Token,
     ) -> io::Result<Accepted<Self::Stream>>;
 
+    /// The address of ours that the peer of a stream has connected to.
+    fn addressed(&mut self, stream: &Self::Stream) -> Option<SocketAddr> {
+        self.stream_facts(stream).local
+    }
+
     /// As [`SocketPort::connect`], with a socket of the guest's namespace.
     fn connect_inside(&mut self, _token: Token, _target: SocketAddr) -> io::Result<Self::Stream> {
         Err(io::ErrorKind::Unsupported.into())

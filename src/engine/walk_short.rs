@@ -2,8 +2,8 @@
 //! link, although the guest sees their addresses (D8 b).
 //!
 //! ```text
-//!   accept ─▶ gate::inbound ─▶ socket inside, bound to what the guest sees as the client ─▶ connect
-//!      answered ─▶ spliced        refused, late, impossible ─▶ the walk in, by the link
+//!   accept ─▶ gate::inbound ─▶ trail ─▶ socket inside, bound to what the guest sees as the client
+//!     connected ─▶ spliced        refused, late, impossible ─▶ the walk in, by the link
 //! ```
 //! Nothing may differ for the guest or the client, so whatever does not succeed here is tried by
 //! the link, before a byte of the client's is read: a port where nobody listens may still lead
@@ -11,10 +11,16 @@
 //! counts. [`super::short_way`] makes the connection; `setup::short_way` tells what the guest's
 //! namespace does for it.
 //!
-//! It costs less for a byte and more for a connection, by some ten system calls. And whoever comes
-//! back from the same port while the guest's end of its last connection is in TIME-WAIT has to come
-//! by the same way: the mark of that end sends what the guest answers to `lo`. So the choice is the
-//! user's, for all clients.
+//! It costs less for a byte and more for a connection, by some ten system calls. Clients from
+//! elsewhere are served as fast by the link, where the kernel does a part of the work on another
+//! processor; those on the host itself are not. So these go the short way unless the user wants it
+//! otherwise ([`PublishPath`]), and not by thousands a minute ([`super::trail`]).
+//!
+//! Whoever comes back from the same port while the guest's end of its last connection is in
+//! TIME-WAIT has to come by the same way. The [`Trail`](super::trail::Trail) tells who went the
+//! short way: such a client goes it again, or by the link under another port. Nothing has to be
+//! known of those who went by the link: if the guest's end does not take the new connection for a
+//! newer one, it says so by the link, is reset there, and is gone when we try [`AGAIN`].
 //!
 //! The guest can take the means away at any time. Its answers then go to the link, where they
 //! belong to nobody and are reset, and ours waits for them: for [`PATIENCE`]. After that the short
@@ -26,6 +32,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::base::{Instant, Mac};
+use crate::gate::PublishPath;
 use crate::observe::{Direction, FlowTransport};
 
 use super::ports::{Accepted, FramePort, Reached, Readiness, SocketPort};
@@ -34,21 +41,35 @@ use super::splice::Spliced;
 use super::tcp_flow::TcpKey;
 use super::team::Member;
 use super::token::{Kind, Token};
+use super::trail::Step;
 use super::worker::Worker;
 
 /// How long a connection inside may take, of which both ends are on this machine. A queue of a
 /// listening socket that is full takes longer, and is waited for by the link.
 const PATIENCE: Duration = Duration::from_millis(200);
 
+/// When a connection inside is tried anew: loopback has answered long ago, unless what the first
+/// met was the end of an older connection.
+const AGAIN: Duration = Duration::from_millis(10);
+
 /// Clients at a time that wait so: others go by the link meanwhile.
 pub(super) const MAX_REACHING: usize = 64;
 
-/// A client whose connection inside is on its way.
-pub(super) struct Reaching<S: SocketPort> {
+/// A client who is to go the short way.
+struct Walker<S: SocketPort> {
     rule: Published,
     guest_mac: Option<Mac>,
     client: SocketAddr,
     stream: S::Stream,
+    /// The first port under which it may be seen if it goes by the link.
+    port: u32,
+    /// It is tried for the second time, which is the last.
+    again: bool,
+}
+
+/// A client whose connection inside is on its way.
+pub(super) struct Reaching<S: SocketPort> {
+    walker: Walker<S>,
     target: S::Stream,
     /// Until when it may take.
     pub(super) until: Instant,
@@ -107,53 +128,93 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     ) -> Option<(Accepted<S::Stream>, u32)> {
         let Accepted { stream, client } = accepted;
         let by_the_link = |stream, port| Some((Accepted { stream, client }, port));
-        let trusted = self.short_way.is_given(now) && self.plan.has_link();
         let Some((client, ends)) = client
-            .filter(|_| trusted && !self.reaching.is_full())
+            .filter(|_| self.publish_path.joins() && self.plan.has_link())
             .and_then(|client| Some((client, self.short_ends(rule, client)?)))
         else {
             return by_the_link(stream, 0);
         };
-        if self.spliced.is_full() || self.lacks_room_for_two() {
-            return by_the_link(stream, 0);
+        let port = if self.trail.is_known(now, &ends) { OTHER_PORT } else { 0 };
+        let passable = self.is_for_short_way(client, &stream)
+            && self.short_way.is_given(now)
+            && !self.reaching.is_full()
+            && !self.spliced.is_full()
+            && !self.lacks_room_for_two()
+            && !self.is_taken(&ends);
+        if !passable {
+            return by_the_link(stream, port);
         }
-        let reached = match self.io.host.connect_as(now, ends.peer(), ends.guest()) {
-            Ok(reached) => reached,
-            // Another client has its port, as a client of another published port.
-            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
-                return by_the_link(stream, OTHER_PORT);
-            }
-            Err(error) => {
-                self.short_way.heed(now, &error);
-                return by_the_link(stream, 0);
-            }
-        };
-        let Reached { stream: target, connected } = reached;
-        if !connected && self.io.host.adopt(self.reaching.next_token(), &target).is_err() {
-            return by_the_link(stream, 0);
+        match self.trail.enter(now, ends) {
+            Step::Taken => {}
+            Step::Busy => return by_the_link(stream, OTHER_PORT),
+            Step::Full => return by_the_link(stream, port),
         }
-        // It was accepted for the link.
-        self.io.host.forget(&stream);
-        let until = now + PATIENCE;
-        let reaching = Reaching { rule, guest_mac, client, stream, target, until };
-        if connected {
-            self.begin_short(now, ends, reaching);
-        } else if let Some(token) = self.reaching.insert(ends, reaching) {
-            self.wheel.insert(until, token);
-        }
-        None
+        let walker = Walker { rule, guest_mac, client, stream, port, again: false };
+        let (walker, error) = self.reach(now, ends, walker).err()?;
+        self.trail.turn_back(now, &ends);
+        let port = self.port_after(&walker, &error);
+        self.short_way.heed(now, &error);
+        by_the_link(walker.stream, port)
     }
 
-    /// The ends of a client's connection on the short way; `None` if it is to go by the link.
+    /// Whether a client is one of those who are to go the short way.
+    fn is_for_short_way(&mut self, client: SocketAddr, stream: &S::Stream) -> bool {
+        match self.publish_path {
+            PublishPath::Tap => false,
+            PublishPath::Short => true,
+            // Whoever speaks to an address of its own gets that address for itself, if it has not
+            // chosen another.
+            PublishPath::Auto => {
+                let same = |own: SocketAddr| own.ip() == client.ip();
+                client.ip().is_loopback() || self.io.host.addressed(stream).is_some_and(same)
+            }
+        }
+    }
+
+    /// The ends of a client's connection as the guest sees them.
     fn short_ends(&self, rule: Published, client: SocketAddr) -> Option<TcpKey> {
         let ends = self.plan.inbound(Some(client.ip()), rule.guest_address)?;
         let guest = SocketAddr::new(ends.guest, rule.guest_port);
-        let key = TcpKey::new(guest, SocketAddr::new(ends.client, client.port()));
+        Some(TcpKey::new(guest, SocketAddr::new(ends.client, client.port())))
+    }
+
+    /// Whether there is a connection by the link between these ends, or another client on its way.
+    fn is_taken(&self, ends: &TcpKey) -> bool {
         let directory = self.team.as_ref().and_then(Member::directory);
-        let taken = self.tcp.find(&key).is_some()
-            || self.reaching.find(&key).is_some()
-            || directory.is_some_and(|directory| directory.owner(&key).is_some());
-        (!taken).then_some(key)
+        self.tcp.find(ends).is_some()
+            || self.reaching.find(ends).is_some()
+            || directory.is_some_and(|directory| directory.owner(ends).is_some())
+    }
+
+    /// Begins a client's connection inside. A client who cannot have one comes back.
+    fn reach(
+        &mut self,
+        now: Instant,
+        ends: TcpKey,
+        walker: Walker<S>,
+    ) -> Result<(), (Walker<S>, io::Error)> {
+        let host = &mut self.io.host;
+        let Reached { stream: target, connected } =
+            match host.connect_as(now, ends.peer(), ends.guest()) {
+                Ok(reached) => reached,
+                Err(error) => return Err((walker, error)),
+            };
+        if !connected && let Err(error) = host.adopt(self.reaching.next_token(), &target) {
+            return Err((walker, error));
+        }
+        if !walker.again {
+            // It was accepted for the link.
+            host.forget(&walker.stream);
+        }
+        if connected {
+            self.begin_short(now, ends, walker, target);
+            return Ok(());
+        }
+        let until = now + if walker.again { PATIENCE } else { AGAIN };
+        if let Some(token) = self.reaching.insert(ends, Reaching { walker, target, until }) {
+            self.wheel.insert(until, token);
+        }
+        Ok(())
     }
 
     /// Whether there is no room for the two sockets of one more client.
@@ -164,13 +225,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     }
 
     /// The guest has answered: the client's connection and the one inside become one.
-    fn begin_short(&mut self, now: Instant, ends: TcpKey, reaching: Reaching<S>) {
-        let Reaching { rule, stream, target, .. } = reaching;
+    fn begin_short(&mut self, now: Instant, ends: TcpKey, walker: Walker<S>, target: S::Stream) {
+        let Walker { rule, stream, .. } = walker;
         let token = self.spliced.next_token();
         let host = &mut self.io.host;
         let far = Token { kind: Kind::SplicedTarget, ..token };
         if host.adopt(token, &stream).and_then(|()| host.adopt(far, &target)).is_err() {
             // No memory for another event: as if the host had lost the connection.
+            self.trail.leave(now, ends);
             self.ledger.refuse(FlowTransport::Tcp);
             host.reset(target);
             return host.reset(stream);
@@ -198,13 +260,19 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             Readiness { failed: false, .. } => None,
             _ => Some(self.io.host.take_error(&reaching.target).unwrap_or_else(refused)),
         };
-        let Some((ends, reaching)) = self.reaching.remove(token) else { return };
+        let Some((ends, Reaching { walker, target, .. })) = self.reaching.remove(token) else {
+            return;
+        };
         match error {
             None => {
-                self.io.host.forget(&reaching.target);
-                self.begin_short(now, ends, reaching);
+                self.io.host.forget(&target);
+                self.begin_short(now, ends, walker, target);
             }
-            Some(error) => self.give_up(now, reaching, &error),
+            Some(error) => {
+                // First, so that the guest hears of one connection at a time.
+                drop(target);
+                self.give_up(now, ends, walker, &error);
+            }
         }
     }
 
@@ -214,24 +282,45 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if self.reaching.get(token).is_none_or(|reaching| reaching.until > now) {
             return;
         }
-        let Some((ends, reaching)) = self.reaching.remove(token) else { return };
-        tracing::debug!(guest = %ends.guest(), "no answer on the short way");
-        self.give_up(now, reaching, &ErrorKind::TimedOut.into());
+        let Some((ends, Reaching { walker, target, .. })) = self.reaching.remove(token) else {
+            return;
+        };
+        drop(target);
+        let failed = match walker.again {
+            true => Err((walker, ErrorKind::TimedOut.into())),
+            false => self.reach(now, ends, Walker { again: true, ..walker }),
+        };
+        if let Err((walker, error)) = failed {
+            tracing::debug!(guest = %ends.guest(), %error, "no answer on the short way");
+            self.give_up(now, ends, walker, &error);
+        }
     }
 
-    /// A client goes by the link after all.
-    fn give_up(&mut self, now: Instant, reaching: Reaching<S>, error: &io::Error) {
+    /// The first port for a client who goes by the link after this.
+    fn port_after(&self, walker: &Walker<S>, error: &io::Error) -> u32 {
+        match error.kind() {
+            // Another client has its port, as a client of another published port.
+            ErrorKind::AddrNotAvailable => OTHER_PORT,
+            _ => walker.port,
+        }
+    }
+
+    /// A client whose stream is not watched goes by the link after all.
+    fn give_up(&mut self, now: Instant, ends: TcpKey, walker: Walker<S>, error: &io::Error) {
         self.short_way.heed(now, error);
-        let Reaching { rule, guest_mac, client, stream, target, .. } = reaching;
-        // First, so that the guest hears of one connection at a time.
-        drop(target);
+        match error.kind() {
+            ErrorKind::TimedOut => self.trail.leave(now, ends),
+            _ => self.trail.turn_back(now, &ends),
+        }
+        let port = self.port_after(&walker, error);
+        let Walker { rule, guest_mac, client, stream, .. } = walker;
         self.make_room(Direction::Inbound);
         if self.io.host.adopt(self.tcp.next_token(), &stream).is_err() {
             self.ledger.refuse(FlowTransport::Tcp);
             return self.io.host.reset(stream);
         }
         let accepted = Accepted { stream, client: Some(client) };
-        self.take_client(now, rule, guest_mac, accepted, 0);
+        self.take_client(now, rule, guest_mac, accepted, port);
     }
 }
 

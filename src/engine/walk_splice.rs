@@ -14,6 +14,7 @@ use crate::sys::datagram::Marks;
 use super::ports::{FramePort, Readiness, SocketPort};
 use super::published::Rule;
 use super::splice::{End, Fate, Spliced};
+use super::tcp_flow::TcpKey;
 use super::token::{Kind, Token};
 use super::worker::Worker;
 
@@ -145,6 +146,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 let Some((_, spliced)) = self.spliced.remove(token) else { return };
                 if spliced.account.direction == Direction::Inbound {
                     self.inbound_spliced.give_back();
+                }
+                if self.publish_path.joins() {
+                    self.trail.leave(now, TcpKey::new(spliced.guest, spliced.peer));
                 }
                 let answered = spliced.is_connected();
                 self.ledger.close(FlowTransport::Tcp, &spliced.account, answered);

@@ -64,6 +64,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.queue_attached = lead;
         self.inbound_tcp = member.inbound();
         self.inbound_spliced = member.spliced();
+        self.trail = member.trail();
         self.team = Some(member);
         self.divide_memory();
         if lead && least > 1 {

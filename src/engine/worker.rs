@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::base::Instant;
-use crate::gate::AddressPlan;
+use crate::gate::{AddressPlan, PublishPath};
 use crate::observe::{Direction, FlowTransport};
 use crate::stack::ip::reassembly::Reassembly;
 use crate::stack::services::Services;
@@ -39,6 +39,7 @@ use super::team::porter::Load;
 use super::team::quota::Quota;
 use super::team::{Directory, Member};
 use super::token::{Kind, Token};
+use super::trail::Trail;
 use super::walk_dns::PendingQueries;
 use super::walk_short::{MAX_REACHING, Reaching, Trust};
 use super::walk_team::Order;
@@ -70,6 +71,8 @@ pub struct Options {
     pub uso: bool,
     /// The guest's kernel takes TCP packets beyond 64 KiB; only with a virtio-net header.
     pub big_packets: bool,
+    /// Which way clients of published TCP ports take.
+    pub publish_path: PublishPath,
     /// Bounds on what the guest can make us hold.
     pub limits: Limits,
     /// Randomness for sequence numbers and hash keys.
@@ -126,7 +129,10 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     pub(super) inbound_spliced: Quota,
     /// Clients whose way is not known yet, by both ends as the guest sees them.
     pub(super) reaching: FlowTable<TcpKey, Reaching<S>>,
+    pub(super) publish_path: PublishPath,
     pub(super) short_way: Trust,
+    /// Who went the short way lately, from this worker or another.
+    pub(super) trail: Trail,
     pub(super) relayed: FlowTable<RelayKey, Relayed<S>>,
     pub(super) exposures: Exposures,
     pub(super) ledger: Ledger,
@@ -171,7 +177,7 @@ pub struct Worker<F: FramePort, S: SocketPort> {
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// A worker without flows.
     pub fn new(now: Instant, frames: F, host: S, options: Options) -> Worker<F, S> {
-        let Options { plan, vnet_header, uso, big_packets, limits, seed } = options;
+        let Options { plan, vnet_header, uso, big_packets, publish_path, limits, seed } = options;
         let tcp_options = [20, 40].map(|ip_header| {
             // An MTU is at least 68 (RFC 791).
             let mss = plan.mtu.saturating_sub(ip_header + 20).max(48);
@@ -223,7 +229,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             spliced: FlowTable::new(Kind::Spliced, limits.tcp_flows),
             inbound_spliced: Quota::default(),
             reaching: FlowTable::new(Kind::Reaching, MAX_REACHING),
+            publish_path,
             short_way: Trust::default(),
+            trail: Trail::default(),
             relayed: FlowTable::new(Kind::Relayed, limits.relayed),
             exposures: Exposures::default(),
             ledger: Ledger::default(),

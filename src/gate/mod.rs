@@ -13,4 +13,4 @@ pub mod table;
 
 pub use inbound::Inbound;
 pub use plan::{AddressPlan, Destination, Habits, Plan4, Plan6, SharedServices, Sharing};
-pub use splicing::Splicing;
+pub use splicing::{PublishPath, Splicing};

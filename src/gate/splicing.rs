@@ -3,6 +3,9 @@
 //! A client on the host's loopback has no address that a link could carry. Instead of giving it
 //! another one, its connection can be joined to a second one, made inside the guest's namespace.
 //! Which of the guest's servers it finds there depends on the address that this one leads to.
+//!
+//! A client of a published port who has an address that a link can carry may be joined too, and
+//! keep that address ([`PublishPath`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -23,6 +26,26 @@ pub enum Splicing {
     /// As [`Splicing::Loopback`], and there is no link: nobody else reaches the guest, and the
     /// guest nobody.
     Only,
+}
+
+/// Which way clients of published TCP ports take to a server of the guest, who sees the same of
+/// them either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublishPath {
+    /// By the guest's link.
+    Tap,
+    /// Those on the host itself socket to socket where the guest cannot tell it from the link;
+    /// others by the link.
+    Auto,
+    /// Socket to socket, whoever it is, where the guest cannot tell it from the link.
+    Short,
+}
+
+impl PublishPath {
+    /// Whether anybody is joined socket to socket.
+    pub fn joins(self) -> bool {
+        self != PublishPath::Tap
+    }
 }
 
 impl AddressPlan {

@@ -33,7 +33,7 @@ use crate::engine::stream_link::{Ends, StreamLink};
 use crate::engine::tap::TapQueue;
 use crate::engine::thread::{self, CommandSender, End, Seat};
 use crate::engine::{Command, Limits, Options, Reply};
-use crate::gate::AddressPlan;
+use crate::gate::{AddressPlan, PublishPath};
 use crate::observe::Capture;
 use crate::setup::inside::Inside;
 use crate::setup::{Tap, TapFeatures, resolv_conf};
@@ -68,6 +68,8 @@ pub struct LaunchOptions {
     pub plan: AddressPlan,
     /// How host sockets are bound.
     pub outbound: Outbound,
+    /// Which way clients of published TCP ports take.
+    pub publish_path: PublishPath,
     /// Resolvers to ask; `None` follows the host's `/etc/resolv.conf`.
     pub upstreams: Option<Vec<std::net::SocketAddr>>,
     /// Whether there is a DNS service.
@@ -119,6 +121,7 @@ impl DataPath {
             vnet_header: features.vnet_hdr,
             uso: features.uso,
             big_packets: features.big_packets,
+            publish_path: options.publish_path,
             limits: limits(options.published_sockets),
             seed: u64::from_ne_bytes(seed),
         };

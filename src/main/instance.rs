@@ -212,6 +212,7 @@ fn start_data_path(
     let options = LaunchOptions {
         plan: AddressPlan { guest_mac, ..config.plan.clone() },
         outbound: config.outbound.clone(),
+        publish_path: config.publish_path,
         upstreams: config.dns.upstreams.clone(),
         dns: config.dns.enabled,
         search: config.dns.search.clone(),

@@ -119,7 +119,7 @@ impl Inside {
             ForkResult::Child => {
                 drop(ours);
                 // What fails here is told by the end of the conversation.
-                let _ = settle(theirs, wanted).map(|(channel, way)| serve(channel, way));
+                let _ = settle(theirs, wanted).map(|(channel, means)| serve(channel, means));
                 process::exit_now(0)
             }
         }
@@ -142,7 +142,7 @@ impl Inside {
                 // What fails here is told by the end of the conversation.
                 let _ = enter(guest)
                     .and_then(|()| settle(theirs, wanted))
-                    .map(|(channel, way)| serve(channel, way));
+                    .map(|(channel, means)| serve(channel, means));
                 process::exit_now(0)
             }
         }
@@ -270,24 +270,56 @@ fn enter(guest: Pid) -> io::Result<()> {
     Ok(())
 }
 
+/// The means of the [`short_way`], of which the guest has nothing before the first client that is
+/// to go it.
+enum Means {
+    /// There are none.
+    None,
+    /// They may be wanted.
+    Allowed,
+    /// They are set up.
+    Ready(ShortWay),
+}
+
+impl Means {
+    fn sockets(&mut self, ipv6: bool, count: usize) -> io::Result<Vec<OwnedFd>> {
+        if let Means::Allowed = self {
+            *self = match ShortWay::open() {
+                Ok(way) => Means::Ready(way),
+                Err(_) => {
+                    // Nothing else needs it. If it stays, no harm is done.
+                    for set in [CapSet::Effective, CapSet::Permitted] {
+                        let _ = caps::drop(None, set, Capability::CAP_NET_ADMIN);
+                    }
+                    Means::None
+                }
+            };
+        }
+        match self {
+            Means::Ready(way) => way.sockets(ipv6, count),
+            _ => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        }
+    }
+}
+
 /// Gives up all that is not needed for opening sockets. What is `wanted` and cannot be had is
 /// missed when it is asked for.
-fn settle(channel: Channel, wanted: Wanted) -> io::Result<(Channel, Option<ShortWay>)> {
+fn settle(channel: Channel, wanted: Wanted) -> io::Result<(Channel, Means)> {
     // Its own session: keys of the caller's terminal are not for it.
     let _ = nix::unistd::setsid();
     daemon::silence()?;
     let channel = Channel::from(inherit::keep_only(channel.into())?);
     let fail = |e: caps::errors::CapsError| io::Error::other(e.to_string());
-    let way = (wanted == Wanted::ShortWay).then(ShortWay::open).and_then(Result::ok);
+    let short_way = wanted == Wanted::ShortWay;
     prctl::set_no_new_privs()?;
     prctl::set_dumpable(false)?;
     let had = caps::read(None, CapSet::Permitted).map_err(fail)?;
-    let kept: CapsHashSet = had.into_iter().filter(|cap| is_kept(*cap, way.is_some())).collect();
+    let kept: CapsHashSet = had.into_iter().filter(|cap| is_kept(*cap, short_way)).collect();
     caps::clear(None, CapSet::Ambient).map_err(fail)?;
     caps::clear(None, CapSet::Inheritable).map_err(fail)?;
     caps::set(None, CapSet::Effective, &kept).map_err(fail)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(fail)?;
-    Ok((channel, way))
+    Ok((channel, if short_way { Means::Allowed } else { Means::None }))
 }
 
 /// Whether a capability is needed from here on, with the short way or without.
@@ -300,7 +332,7 @@ fn is_kept(capability: Capability, short_way: bool) -> bool {
 }
 
 /// Opens what is asked for until nobody asks any more.
-fn serve(first: Channel, mut way: Option<ShortWay>) {
+fn serve(first: Channel, mut means: Means) {
     let mut conversations = vec![first];
     while !conversations.is_empty() {
         let mut ready: Vec<PollFd<'_>> = conversations
@@ -317,7 +349,7 @@ fn serve(first: Channel, mut way: Option<ShortWay>) {
         let mut spoke = spoke.into_iter();
         let room = CONVERSATIONS.saturating_sub(conversations.len());
         conversations.retain(|conversation| {
-            !spoke.next().unwrap_or(false) || answer(conversation, &mut way, room, &mut begun)
+            !spoke.next().unwrap_or(false) || answer(conversation, &mut means, room, &mut begun)
         });
         conversations.append(&mut begun);
     }
@@ -327,7 +359,7 @@ fn serve(first: Channel, mut way: Option<ShortWay>) {
 /// which is to have `room` at most.
 fn answer(
     conversation: &Channel,
-    way: &mut Option<ShortWay>,
+    means: &mut Means,
     room: usize,
     begun: &mut Vec<Channel>,
 ) -> bool {
@@ -340,10 +372,7 @@ fn answer(
             begun.push(ours);
             vec![OwnedFd::from(theirs)]
         }),
-        Want::Marked { ipv6, count } => match way {
-            Some(way) => way.sockets(ipv6, count.min(AT_ONCE)),
-            None => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
-        },
+        Want::Marked { ipv6, count } => means.sockets(ipv6, count.min(AT_ONCE)),
         want => open(want),
     };
     let sent = match given {
@@ -442,7 +471,7 @@ mod tests {
     #[test]
     fn conversations_are_counted_and_end_with_who_asks() {
         let (ours, theirs) = Channel::pair().unwrap();
-        let server = std::thread::spawn(move || serve(theirs, None));
+        let server = std::thread::spawn(move || serve(theirs, Means::None));
         let first = Inside::new(ours.into()).unwrap();
         let others: Vec<_> = (1..CONVERSATIONS).map(|_| first.another().unwrap()).collect();
         assert_eq!(first.another().map(|_| ()).unwrap_err().raw_os_error(), Some(libc::EMFILE));

@@ -217,6 +217,16 @@ print(s.recv(100).decode(), end='')";
         self.tapway.until(&format!("{address} is open"), connects);
     }
 
+    /// Waits until it has no flow.
+    pub(crate) fn wait_until_idle(&mut self, lab: &Lab) {
+        let name = self.name.clone();
+        let idle = || {
+            let ran: Ran = lab.tapway(&["flows", &name, "--json"]).output().unwrap().into();
+            ran.stdout.is_empty()
+        };
+        self.tapway.until("there is no flow", idle);
+    }
+
     /// Waits until something in the guest listens behind the published port number `id`.
     pub(crate) fn wait_until_heard(&mut self, lab: &Lab, id: u64) {
         let name = self.name.clone();

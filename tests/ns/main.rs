@@ -14,6 +14,7 @@ mod offload;
 mod ports;
 mod ports_tcp;
 mod ports_udp;
+mod publish_path;
 mod quic;
 #[path = "../support/quic.rs"]
 mod quic_ends;

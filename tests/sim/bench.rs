@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tapway::base::{DropReason, Instant};
 use tapway::engine::{Command, Held, Limits, Options, Reply, Worker};
-use tapway::gate::AddressPlan;
+use tapway::gate::{AddressPlan, PublishPath};
 use tapway::stack::wire::VNET_HEADER_LEN;
 
 use crate::crew::{Crew, SimWorker, Team};
@@ -75,7 +75,9 @@ impl Bench {
         limits: Limits,
     ) -> Bench {
         let (tap, host) = (TapPort::default(), HostPort::default());
-        let options = Options { plan, vnet_header, uso, big_packets: false, limits, seed: 7 };
+        let publish_path = PublishPath::Tap;
+        let options =
+            Options { plan, vnet_header, uso, big_packets: false, publish_path, limits, seed: 7 };
         let mut worker = Worker::new(Instant::ZERO, tap.clone(), host.clone(), options.clone());
         let mut crew = Crew::new(team, options, tap.clone(), host.clone(), &mut worker, 7);
         crew.waits = false;

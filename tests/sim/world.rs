@@ -7,7 +7,7 @@ use tapway::base::{Instant, Mac};
 use tapway::engine::ports::{Event, Readiness};
 use tapway::engine::token::{Kind, Token};
 use tapway::engine::{Held, Limits, Options, Worker};
-use tapway::gate::{AddressPlan, Habits, Plan4, Plan6};
+use tapway::gate::{AddressPlan, Habits, Plan4, Plan6, PublishPath};
 
 use crate::crew::{Crew, SimWorker, Team};
 use crate::guest::Guest;
@@ -106,6 +106,7 @@ impl World {
             vnet_header: setting.vnet_header,
             uso: setting.vnet_header,
             big_packets: setting.big_packets,
+            publish_path: PublishPath::Tap,
             limits: setting.limits,
             seed: rng.bits(),
         };

@@ -15,10 +15,12 @@ use super::command::{Command, Subject};
 use super::passt::{self, Mode};
 use super::ports;
 use crate::base::Mac;
-use crate::cli::config::{Action, Config, DnsOptions, LogOptions, PublishPath, Threads};
+use crate::cli::config::{Action, Config, DnsOptions, LogOptions, Threads};
 use crate::engine::host::Outbound;
 use crate::gate::forward::PortRange;
-use crate::gate::{AddressPlan, Habits, Plan4, Plan6, SharedServices, Sharing, Splicing};
+use crate::gate::{
+    AddressPlan, Habits, Plan4, Plan6, PublishPath, SharedServices, Sharing, Splicing,
+};
 use crate::setup::attach::{AttachOptions, Target};
 use crate::setup::daemon::Person;
 use crate::setup::run::Isolation;
@@ -112,7 +114,8 @@ pub(super) fn resolve(command: &Command, facts: &PastaFacts) -> Result<Config, P
         dns: dns(command, &plan),
         outbound: outbound(command),
         forwards,
-        publish_path: PublishPath::default(),
+        // What it splices is said by `plan`.
+        publish_path: PublishPath::Tap,
         threads: Threads::auto(),
         pcap: command.pcap.clone(),
         pesto_socket: command.pesto_socket.clone(),

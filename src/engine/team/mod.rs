@@ -51,6 +51,7 @@ pub(super) use directory::{Directory, Refusal};
 
 use super::ports::SocketPort;
 use super::token::Token;
+use super::trail::Trail;
 use crate::base::Instant;
 
 /// The most workers of one guest.
@@ -85,6 +86,7 @@ struct Shared {
     inbound: Quota,
     /// Spliced connections that did.
     spliced: Quota,
+    trail: Trail,
     /// How many are at work: those with the lowest numbers. The lead alone changes it.
     active: AtomicUsize,
     /// For each worker, its latest load and when that was: milliseconds of the clock, then
@@ -181,6 +183,7 @@ pub fn members<S: SocketPort>(
         directory: Directory::new(),
         inbound: Quota::default(),
         spliced: Quota::default(),
+        trail: Trail::default(),
         active: AtomicUsize::new(1),
         loads: zeros(),
         busy: zeros(),
@@ -240,6 +243,11 @@ impl<S: SocketPort> Member<S> {
     /// Spliced connections of all workers that began outside.
     pub(super) fn spliced(&self) -> Quota {
         self.shared.spliced.clone()
+    }
+
+    /// Who went the short way lately, from any worker.
+    pub(super) fn trail(&self) -> Trail {
+        self.shared.trail.clone()
     }
 
     /// Bytes of packets in this worker's mail.

@@ -8,7 +8,7 @@ use crate::engine::host::{DnsLink, Links, Outbound};
 use crate::engine::tap::TapQueue;
 use crate::engine::{Limits, Options, thread};
 use crate::gate::forward::Transport;
-use crate::gate::{Habits, Plan4};
+use crate::gate::{Habits, Plan4, PublishPath};
 
 /// A worker that ends with this.
 struct Worker {
@@ -32,6 +32,7 @@ fn worker() -> Worker {
         vnet_header: false,
         uso: false,
         big_packets: false,
+        publish_path: PublishPath::Tap,
         limits,
         seed: 1,
     };
