@@ -285,6 +285,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let Some((ends, Reaching { walker, target, .. })) = self.reaching.remove(token) else {
             return;
         };
+        if self.io.host.stream_facts(&target).peer.is_some() {
+            // It has come about, and we are late to hear of it.
+            self.io.host.forget(&target);
+            return self.begin_short(now, ends, walker, target);
+        }
         drop(target);
         let failed = match walker.again {
             true => Err((walker, ErrorKind::TimedOut.into())),
