@@ -247,6 +247,8 @@ pub struct Cell {
     pub sent: u64,
     /// The same towards the guest.
     pub received: u64,
+    /// Processor time of the client, in seconds, where it tells.
+    pub client_busy: Option<f64>,
     /// Why some figures of the cell could not be had.
     pub lacking: Option<Failure>,
 }
@@ -347,6 +349,13 @@ pub fn measure(
         }
         cell.figures.push((format!("{}/cpu", workload.id()), busy / (bytes as f64 / 1e9)));
     }
+    let no_helper = guest.contender == Contender::Direct;
+    if let (Workload::Tcp { streams: 1, .. }, true, Some(busy)) =
+        (workload, no_helper, cell.client_busy)
+    {
+        let bytes = cell.sent + cell.received;
+        cell.figures.push((format!("{}/cpu", workload.id()), busy / (bytes as f64 / 1e9)));
+    }
     // Who sends datagrams as fast as it can fills every queue, and QUIC finds out by losses how
     // fast that is; what did not fit is not counted.
     let overrun = matches!(workload, Workload::Udp { .. } | Workload::Quic { .. });
@@ -392,7 +401,7 @@ impl<'a> Ends<'a> {
     fn cell(&self, figures: Vec<Figure>, to_server: u64, to_client: u64) -> Cell {
         let (sent, received) =
             if self.inward { (to_client, to_server) } else { (to_server, to_client) };
-        Cell { figures, sent, received, lacking: None }
+        Cell { figures, sent, received, ..Cell::default() }
     }
 }
 
@@ -429,8 +438,11 @@ fn tcp(lab: &Lab, ends: &Ends<'_>, way: Way, streams: u32, seconds: u32) -> Resu
     };
     let rate = number("/end/sum_received/bits_per_second")?;
     let bytes = number("/end/sum_received/bytes")? as u64;
+    let busy = number("/end/cpu_utilization_percent/host_total")? / 100.0;
+    let client_busy = Some(busy * number("/end/sum_received/seconds")?);
     let figures = vec![(String::new(), rate / 1e9)];
-    Ok(if to_client { ends.cell(figures, 0, bytes) } else { ends.cell(figures, bytes, 0) })
+    let (to_server, to_client) = if to_client { (0, bytes) } else { (bytes, 0) };
+    Ok(Cell { client_busy, ..ends.cell(figures, to_server, to_client) })
 }
 
 /// What the web server sends: a small page, so that requests count and not bytes.

@@ -32,7 +32,7 @@ pub(super) fn alone(
 ) -> Result<Cell, Failure> {
     let pings = ping(lab, guest, over, seconds)?;
     let figures = vec![(String::new(), pings.mean), ("/p99".into(), pings.p99)];
-    Ok(Cell { figures, sent: pings.bytes, received: pings.bytes, lacking: None })
+    Ok(Cell { figures, sent: pings.bytes, received: pings.bytes, ..Cell::default() })
 }
 
 /// The same with one stream from the guest beside it: the median, which says what is usual where
@@ -60,7 +60,7 @@ pub(super) fn beside_stream(
     let figures =
         vec![(String::new(), pings.median), ("/p99".into(), pings.p99), ("/stream".into(), rate)];
     let (sent, received) = (stream.sent + pings.bytes, stream.received + pings.bytes);
-    Ok(Cell { figures, sent, received, lacking: None })
+    Ok(Cell { figures, sent, received, ..Cell::default() })
 }
 
 /// What sockperf found: halves of round trips, in microseconds.
