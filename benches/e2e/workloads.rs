@@ -4,35 +4,32 @@
 //! sockperf), so that anyone can repeat a cell by hand. Servers are started for the cell: a
 //! client that had to be ended early cannot leave one behind that refuses the next.
 
+mod idle;
 mod ping;
+mod start;
 mod udp;
 
 use std::fs;
-use std::io::{BufReader, Read, Write};
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::base::{Failure, Process, Usage, output_of, pause, read_line};
-use crate::contenders::{Contender, Guest, Programs, run_args};
+use crate::base::{Failure, output_of};
+use crate::contenders::{Contender, Guest, Programs};
 use crate::crowd;
 use crate::engines::{Engine, Load, Ports};
 use crate::lab::{Lab, Namespace, SERVER, Transport};
-use crate::published::{self, Published};
-use crate::report::median;
+use crate::published;
 
+pub use idle::{idle, while_idle};
+pub use start::{launch, start};
 pub use udp::Sending;
 
 /// MTU at which everything but the MTU comparison runs: what engines give slirp4netns and pasta.
 pub const MTU: u32 = 65520;
 /// The other MTU of the comparison: Ethernet's.
 pub const SMALL_MTU: u32 = 1500;
-
-/// How many connections stay open in [`Workload::Connections`].
-pub const IDLE_CONNECTIONS: usize = 10_000;
 
 /// Which way the payload goes, seen from the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -303,7 +300,7 @@ pub fn measure(
         Workload::PingPong { over, beside_stream: true } => {
             ping::beside_stream(lab, guest, over, seconds)
         }
-        Workload::Connections => connections(lab, guest, seconds),
+        Workload::Connections => idle::connections(lab, guest, seconds),
         Workload::Crowd => crowd::cell(lab, programs, guest, seconds),
         Workload::Idle
         | Workload::Start
@@ -520,165 +517,4 @@ fn milliseconds(text: &str) -> Option<f64> {
         _ => return None,
     };
     Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * factor)
-}
-
-/// Opens the connections one after the other, lets them be silent, and proves them open afterwards.
-fn connections(lab: &Lab, guest: &Guest, seconds: u32) -> Result<Cell, Failure> {
-    const PORT: u16 = 7001;
-    /// Seconds to open them all. A helper whose work per packet grows with its connections may
-    /// not get there; its cell then says how far it came.
-    const OPENING: u32 = 20;
-    let program = lab.agent.to_string_lossy().into_owned();
-    let _holder = lab.serve(&lab.ext, &program, &["agent", "hold", "7001"], PORT, "hold.log")?;
-    let (server, count) = (format!("{SERVER}:{PORT}"), IDLE_CONNECTIONS.to_string());
-    let mut command = lab.as_user(guest.net(lab), Path::new("timeout"));
-    let bound = OPENING + 4 * GRACE + seconds;
-    command.args(["--signal=KILL", &bound.to_string()]).arg(&lab.agent);
-    command.args(["agent", "connect", &server, &count, &OPENING.to_string()]);
-    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut opener = Process::start(pipes)?;
-    let child = opener.child();
-    let (Some(mut stdin), Some(stdout), Some(mut stderr)) =
-        (child.stdin.take(), child.stdout.take(), child.stderr.take())
-    else {
-        return Err(Failure("the client has no pipes".into()));
-    };
-    let mut answers = BufReader::new(stdout);
-    if read_line(&mut answers).is_err() {
-        let mut why = String::new();
-        let _ = stderr.read_to_string(&mut why);
-        return Err(Failure(why.trim().trim_start_matches("e2e: ").to_owned()));
-    }
-    let figures = while_idle(lab, guest, seconds);
-    writeln!(stdin, "go").map_err(|e| Failure::because("ask the client", e))?;
-    let alive = read_line(&mut answers)?;
-    if alive != count {
-        return Err(Failure(format!("only {alive} of {count} idle connections stayed open")));
-    }
-    // One byte of greeting for each.
-    Ok(Cell { figures, received: IDLE_CONNECTIONS as u64, ..Cell::default() })
-}
-
-/// What the helper holds and uses while its connections are silent; nothing without a helper.
-pub fn while_idle(lab: &Lab, guest: &Guest, seconds: u32) -> Vec<Figure> {
-    settle(lab, &[guest]);
-    let figures = watch(&[guest], seconds).into_iter().flat_map(|(_, interval)| {
-        [
-            ("/rss".into(), interval.resident_mb),
-            ("/cpu".into(), interval.cpu_percent),
-            ("/wakeups".into(), interval.wakeups_per_second),
-        ]
-    });
-    figures.collect()
-}
-
-/// Measures all helpers at once while nothing happens; they hardly disturb each other.
-pub fn idle(lab: &Lab, guests: &[&Guest], seconds: u32) -> Vec<(Contender, Vec<Figure>)> {
-    settle(lab, guests);
-    let figures = |interval: Interval| {
-        vec![
-            ("idle/rss".into(), interval.resident_mb),
-            ("idle/anon".into(), interval.anonymous_mb),
-            ("idle/wakeups".into(), interval.wakeups_per_second),
-        ]
-    };
-    watch(guests, seconds).into_iter().map(|(who, interval)| (who, figures(interval))).collect()
-}
-
-/// Waits until no guest's device has moved a packet for two seconds, at most five: a new guest
-/// announces itself (neighbour discovery, router solicitation), which is not idleness.
-fn settle(lab: &Lab, guests: &[&Guest]) {
-    const QUIET_STEPS: u32 = 4;
-    const STEP: Duration = Duration::from_millis(500);
-    const STEPS: u32 = 10;
-    let packets = || -> Vec<Option<u64>> {
-        guests.iter().map(|guest| Some(guest.counters(lab, false).ok()?.packets)).collect()
-    };
-    let (mut last, mut quiet) = (packets(), 0);
-    for _ in 0..STEPS {
-        pause(STEP);
-        let now = packets();
-        quiet = if now == last { quiet + 1 } else { 0 };
-        last = now;
-        if quiet == QUIET_STEPS {
-            return;
-        }
-    }
-}
-
-/// What a helper used over an interval in which it had nothing to do.
-struct Interval {
-    /// Units of 10⁶ bytes.
-    resident_mb: f64,
-    anonymous_mb: f64,
-    wakeups_per_second: f64,
-    /// Of one core.
-    cpu_percent: f64,
-}
-
-fn watch(guests: &[&Guest], seconds: u32) -> Vec<(Contender, Interval)> {
-    let usages = || -> Vec<(Contender, Usage)> {
-        guests.iter().filter_map(|g| Some((g.contender, g.usage()?))).collect()
-    };
-    let before = usages();
-    pause(Duration::from_secs(seconds.into()));
-    let after = usages();
-    let time = f64::from(seconds);
-    let interval = |from: Usage, to: Usage| Interval {
-        resident_mb: to.resident as f64 / 1e6,
-        anonymous_mb: to.anonymous as f64 / 1e6,
-        wakeups_per_second: to.wakeups.saturating_sub(from.wakeups) as f64 / time,
-        cpu_percent: 100.0 * (to.seconds() - from.seconds()) / time,
-    };
-    before
-        .into_iter()
-        .zip(after)
-        .map(|((contender, from), (_, to))| (contender, interval(from, to)))
-        .collect()
-}
-
-/// Starts the contender with a command inside and gives the medians.
-///
-/// For [`Contender::Direct`] it is the bare command: the part of the figures that no helper can
-/// save.
-pub fn start(
-    lab: &Lab,
-    programs: &Programs,
-    contender: Contender,
-    host: usize,
-) -> Result<Vec<Figure>, Failure> {
-    /// Enough for a median; the slowest contender needs two seconds for them.
-    const STARTS: u32 = 20;
-    let (first, total) = launch(lab, programs, contender, host, Published::Nothing, STARTS)?;
-    Ok(vec![("start".into(), first), ("start/total".into(), total)])
-}
-
-/// Starts the contender `starts` times with `published` ports and a command inside: the median
-/// milliseconds to the command's first instruction, and to the end of everything.
-pub fn launch(
-    lab: &Lab,
-    programs: &Programs,
-    contender: Contender,
-    host: usize,
-    published: Published,
-    starts: u32,
-) -> Result<(f64, f64), Failure> {
-    let net = &lab.hosts[host].net;
-    let mut command = lab.as_user(net, Path::new("timeout"));
-    command.args(["--signal=KILL", "60"]).arg(&lab.agent);
-    command.args(["agent", "launch", &starts.to_string()]);
-    if contender.is_rootless() {
-        command.arg(&programs.get(contender)?.runs).args(run_args(contender, published));
-    }
-    let report = output_of(command.arg(&lab.agent).args(["agent", "stamp"]))?;
-    let (mut first, mut total) = (Vec::new(), Vec::new());
-    for line in report.lines() {
-        let mut nanos = line.split_whitespace().map_while(|w| w.parse::<f64>().ok());
-        if let (Some(to_first), Some(to_end)) = (nanos.next(), nanos.next()) {
-            first.push(to_first / 1e6);
-            total.push(to_end / 1e6);
-        }
-    }
-    let medians = median(&first).zip(median(&total));
-    medians.ok_or_else(|| Failure::because("the launcher's report", report.trim()))
 }
