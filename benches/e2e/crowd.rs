@@ -10,8 +10,9 @@
 //! nothing happens. Each connection is proved end to end by the server's greeting, and the helper is
 //! asked how many it has. "direct" is there for the kernel's own share: its tables grow as well.
 //!
-//! Where the machine does not let a process have so many descriptors, the cell says so and gives the
-//! rates that it came to.
+//! Where the limit of open files does not let a helper have so many, there are as many as it does
+//! allow. The rows say how many that is, and what is promised of 100,000 is then asked of each: its
+//! share of the memory, and the rate beside all that are there.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tapway::base::Instant;
+use tapway::engine::Limits;
 use tapway::sys::clock;
 
 use crate::agent::{listen, say};
@@ -39,14 +41,15 @@ const HELD: RangeInclusive<u16> = 7100..=7107;
 /// Where connections come and go, at ports that no kept one takes part of.
 const PASSING: RangeInclusive<u16> = 7108..=7115;
 
-/// How many are open while the rate is measured, with the ends of the rows' ids.
-const STEPS: [(usize, &str); 3] = [(100, "100"), (10_000, "10k"), (MOST, "100k")];
+/// How many are open while the rate is measured before all are, with the ends of the rows' ids.
+const STEPS: [(usize, &str); 2] = [(100, "100"), (10_000, "10k")];
 
-/// How many there are in the end.
+/// How many there are in the end, if the limit of open files allows it.
 const MOST: usize = 100_000;
 
-/// Descriptors that a process needs beside those of the connections.
-const SPARE: u64 = 300;
+/// Descriptors that a process needs beside those of the connections, and those of connections that
+/// come and go.
+const SPARE: usize = 300;
 
 /// Clients that open connections at the same time.
 const OPENERS: usize = 8;
@@ -233,40 +236,51 @@ impl Client {
 /// Opens the connections in steps, with the rate of others at each, and watches the helper with all
 /// of them open.
 pub fn cell(lab: &Lab, programs: &Programs, guest: &Guest, seconds: u32) -> Result<Cell, Failure> {
-    let limit = descriptors()?;
+    let most = allowed()?;
     guest.net(lab).sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
     let program = lab.agent.to_string_lossy().into_owned();
     let words = ["agent", "crowd-serve"];
     let _servers = lab.serve(&lab.ext, &program, &words, *PASSING.end(), "crowd.log")?;
     let mut client = Client::start(lab, guest)?;
-    let mut figures: Vec<Figure> = Vec::new();
-    for (count, name) in STEPS {
-        let needed = count as u64 * 6 / 5 + SPARE;
-        if limit < needed {
-            let why = format!("the limit of open files is {limit}; {needed} are needed");
-            return Ok(Cell { figures, lacking: Some(Failure(why)), ..Cell::default() });
-        }
+    let mut rates: Vec<Figure> = Vec::new();
+    let last = (most, if most == MOST { "100k" } else { "most" });
+    for (count, name) in STEPS.into_iter().filter(|(count, _)| *count < most).chain([last]) {
         let open = client.obey(&format!("open {count}"))?;
         if open != count {
             return Err(Failure(format!("{open} connections are open instead of {count}")));
         }
         let rate = client.obey(&format!("pass {seconds}"))?;
-        figures.push((format!("/rate-{name}"), rate as f64));
+        rates.push((format!("/rate-{name}"), rate as f64));
     }
-    let idle = workloads::while_idle(lab, guest, seconds);
+    let mut figures = workloads::while_idle(lab, guest, seconds);
+    if most < MOST {
+        if let Some((row, resident)) = figures.iter_mut().find(|(row, _)| row == "/rss") {
+            (*row, *resident) = ("/each".into(), *resident * 1e6 / most as f64);
+        }
+        figures.push(("/count".into(), most as f64));
+    }
     if guest.contender == Contender::Tapway {
         let known = known_to_tapway(lab, programs, guest)?;
-        if known < MOST {
+        if known < most {
             return Err(Failure(format!("tapway knows of {known} connections only")));
         }
     }
     let alive = client.obey("alive")?;
-    if alive != MOST {
-        return Err(Failure(format!("only {alive} of {MOST} connections stayed open")));
+    if alive != most {
+        return Err(Failure(format!("only {alive} of {most} connections stayed open")));
     }
-    let figures = idle.into_iter().chain(figures).collect();
+    figures.extend(rates);
     // One byte of greeting for each of those that stayed.
-    Ok(Cell { figures, received: MOST as u64, ..Cell::default() })
+    Ok(Cell { figures, received: most as u64, ..Cell::default() })
+}
+
+/// How many connections are to be open in the end: 100,000, or the thousands that the limit of open
+/// files allows. A helper may keep a part of it for other things; tapway keeps a fifth, and all are
+/// asked for the same number.
+fn allowed() -> Result<usize, Failure> {
+    let limit = usize::try_from(descriptors()?).unwrap_or(usize::MAX);
+    let possible = Limits::default().with_descriptors(limit).tcp_flows;
+    Ok(MOST.min(possible.saturating_sub(SPARE) / 1000 * 1000))
 }
 
 /// How many TCP connections the only instance in the host's namespace has open, as it says.

@@ -28,11 +28,11 @@ pub const GROUPS: [Group; 6] = [
     Group { title: "Processor time of the helper", begin: &["tcp"], ends: &["cpu"] },
     Group { title: "Datagrams and QUIC", begin: &["udp", "quic"], ends: &[""] },
     Group { title: "Requests and answers", begin: &["http", "latency"], ends: &["", "p99"] },
-    Group { title: "Published ports", begin: &["publish"], ends: &["", "p99"] },
+    Group { title: "Published ports", begin: &["publish"], ends: &["", "p99", "count", "each"] },
     Group {
         title: "Memory, connections, start",
         begin: &["idle", "conns", "start"],
-        ends: &["", "rss", "rate"],
+        ends: &["", "count", "each", "rss", "rate"],
     },
 ];
 

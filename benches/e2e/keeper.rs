@@ -39,7 +39,7 @@ const ACCOUNT: &str = "tapway-bench";
 const LOCK: &str = "/run/tapway-bench.lock";
 
 /// Descriptors that a process may open, where the machine lets us choose: what 100,000 connections
-/// need, and more than three for each of 20,000 published ports, whatever a helper needs them for.
+/// need with what tapway keeps for other things, and more than three for each of 20,000 published ports, whatever a helper needs them for.
 const DESCRIPTORS: u64 = 131_072;
 
 /// Descriptors without which 10,000 connections cannot be: one each in client, helper and server.

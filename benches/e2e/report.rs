@@ -82,7 +82,7 @@ const fn row(
 }
 
 /// All rows, in the order of the table. "up" is guest → server, "down" server → guest.
-pub const ROWS: [Row; 99] = {
+pub const ROWS: [Row; 104] = {
     use Better::{Less, More};
     [
         row("tcp-up-65520", "TCP up, 1 stream, MTU 65520", "Gbit/s", More, 2),
@@ -131,12 +131,15 @@ pub const ROWS: [Row; 99] = {
         row("conns-10k/rss", "resident, 10,000 idle connections", "MB", Less, 1),
         row("conns-10k/cpu", "CPU, 10,000 idle connections", "% core", Less, 1),
         row("conns-10k/wakeups", "wake-ups, 10,000 idle connections", "per s", Less, 2),
+        row("conns-100k/count", "connections that the limit of files allows", "open", More, 0),
+        row("conns-100k/each", "resident, with that many, for each", "bytes", Less, 0),
         row("conns-100k/rss", "resident, 100,000 idle connections", "MB", Less, 1),
-        row("conns-100k/cpu", "CPU, 100,000 idle connections", "% core", Less, 1),
-        row("conns-100k/wakeups", "wake-ups, 100,000 idle connections", "per s", Less, 2),
+        row("conns-100k/cpu", "CPU, that many or 100,000 idle", "% core", Less, 1),
+        row("conns-100k/wakeups", "wake-ups, that many or 100,000 idle", "per s", Less, 2),
         row("conns-100k/rate-100", "new connections, 100 others open", "conn/s", More, 0),
         row("conns-100k/rate-10k", "new connections, 10,000 others open", "conn/s", More, 0),
         row("conns-100k/rate-100k", "new connections, 100,000 others open", "conn/s", More, 0),
+        row("conns-100k/rate-most", "new connections, that many others open", "conn/s", More, 0),
         row("start", "start to first instruction", "ms", Less, 1),
         row("start/total", "start to end of the command", "ms", Less, 1),
         row("published-up", "published TCP up, 1 stream", "Gbit/s", More, 2),
@@ -153,9 +156,11 @@ pub const ROWS: [Row; 99] = {
         row("published-rate/p99", "  its 99th percentile", "ms", Less, 2),
         row("publish-add", "publish one port more", "ms", Less, 3),
         row("published-ports", "start with 20,000 published ports", "ms", Less, 1),
-        row("published-ports/rss", "resident, 20,000 published ports", "MB", Less, 2),
+        row("published-ports/count", "ports that the limit of files allows", "open", More, 0),
+        row("published-ports/each", "start with that many, for each", "µs", Less, 1),
+        row("published-ports/rss", "resident, that many or 20,000 ports", "MB", Less, 2),
         row("published-ports/anon", "  of it anonymous", "MB", Less, 2),
-        row("published-ports/wakeups", "wake-ups, 20,000 published ports", "per s", Less, 2),
+        row("published-ports/wakeups", "wake-ups, that many or 20,000 ports", "per s", Less, 2),
         row("podman-up", "podman: TCP up, 1 stream", "Gbit/s", More, 2),
         row("podman-down", "podman: TCP down, 1 stream", "Gbit/s", More, 2),
         row("podman-up/cpu", "podman: helper CPU, up", "s/GB", Less, 2),
