@@ -19,7 +19,7 @@ use tapway::base::{Instant, Mac};
 use tapway::engine::ports::{Accepted, Event, FramePort, Readiness, SocketPort, StreamFacts};
 use tapway::engine::token::{Kind, Token};
 use tapway::engine::{Limits, MappingKey, Options, Worker};
-use tapway::gate::{AddressPlan, Habits, Plan4};
+use tapway::gate::{AddressPlan, Habits, Plan4, PublishPath};
 use tapway::observe::FlowQuery;
 use tapway::stack::wire::{VNET_HEADER_LEN, checksum};
 use tapway::sys::datagram::{Batch, Marks, Outgoing, SocketError};
@@ -260,8 +260,15 @@ impl Crowd {
         let head = [0; VNET_HEADER_LEN + 54];
         let link = LinkPort(Rc::new(RefCell::new(Link { frame: [0; _], len: 0, head })));
         let (host, limits) = (HostPort::default(), Limits::default());
-        let options =
-            Options { plan, vnet_header: true, uso: true, big_packets: true, limits, seed: 1 };
+        let options = Options {
+            plan,
+            vnet_header: true,
+            uso: true,
+            big_packets: true,
+            publish_path: PublishPath::Tap,
+            limits,
+            seed: 1,
+        };
         let worker = Worker::new(Instant::ZERO, link.clone(), host.clone(), options);
         let open = Vec::with_capacity(most);
         Crowd { worker, link, host, now: 0, open, most, passed: 0 }
