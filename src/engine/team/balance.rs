@@ -313,9 +313,10 @@ impl Meter {
 
     /// Flows that make up at most `share` thousandths of the work, the heaviest that fit first.
     pub(in crate::engine) fn pick(&mut self, share: u16) -> Vec<Token> {
-        // Whoever has one flow only would but change places with it.
-        let mut room = u64::from(share.min(999));
         let mut flows = self.flows();
+        // Whoever has one flow only would but change places with it.
+        let all: u64 = flows.iter().map(|(_, share)| share).sum();
+        let mut room = u64::from(share).min(all.saturating_sub(1));
         flows.retain(|&(_, share)| {
             let fits = share <= room;
             room -= if fits { share } else { 0 };
