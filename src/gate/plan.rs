@@ -311,10 +311,10 @@ impl AddressPlan {
             Destination::Link(DropReason::Broadcast)
         } else if a.is_multicast() {
             Destination::Link(DropReason::Multicast)
-        } else if a.octets()[0] == 0 || a.is_loopback() || a.octets()[0] >= 240 || plan.contains(a)
-        {
+        } else if a.octets()[0] == 0 || a.is_loopback() || plan.contains(a) {
             Destination::Martian
         } else {
+            // 240.0.0.0/4 too, which RFC 1112 §4 reserves: networks do use it, and Linux routes it.
             Destination::Host(a.into())
         }
     }
@@ -427,10 +427,12 @@ impl Plan6 {
     }
 }
 
-/// Whether a host can have `address`: it is no loopback, multicast, broadcast or reserved address.
+/// Whether a host can have `address`: it is no loopback, multicast or broadcast address.
 fn is_a_hosts(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(a) => (1..=223).contains(&a.octets()[0]) && !a.is_loopback(),
+        IpAddr::V4(a) => {
+            a.octets()[0] != 0 && !a.is_loopback() && !a.is_multicast() && !a.is_broadcast()
+        }
         IpAddr::V6(a) => {
             !a.is_unspecified()
                 && !a.is_loopback()
@@ -544,6 +546,7 @@ pub(super) mod tests {
         assert_eq!(meaning("10.0.2.3"), Destination::Dns);
         assert_eq!(meaning("10.0.2.9"), Destination::Host(Ipv4Addr::LOCALHOST.into()));
         assert_eq!(meaning("192.0.2.7"), Destination::Host("192.0.2.7".parse().unwrap()));
+        assert_eq!(meaning("240.0.0.1"), Destination::Host("240.0.0.1".parse().unwrap()));
         assert_eq!(meaning("2001:db8::7"), Destination::Host("2001:db8::7".parse().unwrap()));
         assert_eq!(meaning("10.0.2.255"), Destination::Link(DropReason::Broadcast));
         assert_eq!(meaning("255.255.255.255"), Destination::Link(DropReason::Broadcast));
@@ -554,7 +557,6 @@ pub(super) mod tests {
             "127.3.4.5",
             "0.0.0.0",
             "0.1.2.3",
-            "240.0.0.1",
             "10.0.2.77",
             "::1",
             "::",
