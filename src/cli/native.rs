@@ -156,7 +156,6 @@ fn subcommand(words: &[OsString]) -> Option<String> {
     version,
     max_term_width = 100,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
     after_help = "See `tapway run --help` for all options with their defaults.",
     long_about = "tapway gives a network namespace that belongs to an ordinary user a full IPv4 \
         and IPv6 network. It makes a TAP interface inside and carries every connection of the \
@@ -638,6 +637,16 @@ mod tests {
         for bad in [&["attach"][..], &["attach", "12", "--netns", "/a"], &["attach", "x"]] {
             assert!(target(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn help_is_a_command_too() {
+        let text = |words: &[&str]| match parse(words.iter().map(OsString::from)) {
+            Ok(Invocation::Print(text)) => text,
+            _ => panic!("{words:?} prints nothing"),
+        };
+        assert_eq!(text(&["help"]), text(&["--help"]));
+        assert_eq!(text(&["help", "run"]), text(&["run", "--help"]));
     }
 
     #[test]
