@@ -64,10 +64,8 @@ impl Path {
     /// Over which bytes are counted: whole round trips, and so many of them where losses make one
     /// unlike the other that two runs differ by a few percent.
     pub fn time(self) -> Duration {
-        match self.loss_ppm {
-            0 => (4 * self.round_trip()).max(Duration::from_millis(600)),
-            _ => (32 * self.round_trip()).max(Duration::from_millis(1600)),
-        }
+        let round_trips = if self.loss_ppm == 0 { 4 } else { 32 };
+        (round_trips * self.round_trip()).max(Duration::from_millis(1600))
     }
 
     /// After which nothing comes any more: a SYN may be lost twice.
