@@ -55,7 +55,12 @@ impl Bench {
 
     /// As [`Bench::new`], with a team.
     pub fn with_team(team: Team, vnet_header: bool, limits: Limits) -> Bench {
-        Bench::with_all(plan(1500), team, vnet_header, vnet_header, limits)
+        Bench::with_all(plan(1500), team, vnet_header, vnet_header, PublishPath::Tap, limits)
+    }
+
+    /// As [`Bench::new`], where clients of published ports may go another way.
+    pub fn with_publish_path(publish_path: PublishPath, limits: Limits) -> Bench {
+        Bench::with_all(plan(1500), Team::NONE, true, true, publish_path, limits)
     }
 
     pub fn with_plan(plan: AddressPlan, vnet_header: bool, limits: Limits) -> Bench {
@@ -64,7 +69,7 @@ impl Bench {
 
     /// As on a kernel before 6.2 if `uso` is off.
     pub fn with_uso(plan: AddressPlan, vnet_header: bool, uso: bool, limits: Limits) -> Bench {
-        Bench::with_all(plan, Team::NONE, vnet_header, uso, limits)
+        Bench::with_all(plan, Team::NONE, vnet_header, uso, PublishPath::Tap, limits)
     }
 
     fn with_all(
@@ -72,10 +77,10 @@ impl Bench {
         team: Team,
         vnet_header: bool,
         uso: bool,
+        publish_path: PublishPath,
         limits: Limits,
     ) -> Bench {
         let (tap, host) = (TapPort::default(), HostPort::default());
-        let publish_path = PublishPath::Tap;
         let options =
             Options { plan, vnet_header, uso, big_packets: false, publish_path, limits, seed: 7 };
         let mut worker = Worker::new(Instant::ZERO, tap.clone(), host.clone(), options.clone());

@@ -31,6 +31,7 @@ mod peer;
 mod porters;
 mod reasons;
 mod rng;
+mod short_ways;
 mod splices;
 mod streams;
 mod teams;
