@@ -47,9 +47,10 @@
 //! whose port leads to the host's, need no link: one socket on each side of the namespace's border,
 //! and `splice` between them ([`gate::Splicing`]; the `splice` room of [`engine`]).
 //!
-//! Other clients of a published TCP port take it too if that is asked for, where the server is in
-//! the guest's namespace itself: the socket inside has the client's address, and a mark brings the
-//! answers back to it (D8; `walk_short` and `short_way` of [`engine`], `short_way` of [`setup`]).
+//! It is also taken where the server is in the guest's namespace itself by clients of published TCP
+//! ports who are on the host, and by all if that is asked for ([`gate::PublishPath`]): the socket
+//! inside has the address as which the client is seen, and a mark brings the answers back to it (D8;
+//! `walk_short`, `trail` and `short_way` of [`engine`], `short_way` of [`setup`]).
 //!
 //! # Who may use whom
 //!

@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
@@ -89,6 +90,9 @@ pub struct InnerError {
 
 /// How long a socket may take. It takes some ten microseconds.
 pub(super) const PATIENCE: TimeVal = TimeVal::new(2, 0);
+
+/// How long nobody has asked for the [`short_way`] when it is put to rest.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// The interface of the guest's loopback.
 const LOOPBACK: &str = "lo";
@@ -277,15 +281,15 @@ enum Means {
     None,
     /// They may be wanted.
     Allowed,
-    /// They are set up.
-    Ready(ShortWay),
+    /// They are set up, and whether somebody has asked for them lately.
+    Ready { way: ShortWay, awake: bool },
 }
 
 impl Means {
     fn sockets(&mut self, ipv6: bool, count: usize) -> io::Result<Vec<OwnedFd>> {
         if let Means::Allowed = self {
             *self = match ShortWay::open() {
-                Ok(way) => Means::Ready(way),
+                Ok(way) => Means::Ready { way, awake: true },
                 Err(_) => {
                     // Nothing else needs it. If it stays, no harm is done.
                     for set in [CapSet::Effective, CapSet::Permitted] {
@@ -296,8 +300,19 @@ impl Means {
             };
         }
         match self {
-            Means::Ready(way) => way.sockets(ipv6, count),
+            Means::Ready { way, awake } => {
+                *awake = true;
+                way.sockets(ipv6, count)
+            }
             _ => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        }
+    }
+
+    /// Nobody has asked for anything for a while.
+    fn rest(&mut self) {
+        if let Means::Ready { way, awake } = self {
+            way.rest();
+            *awake = false;
         }
     }
 }
@@ -339,7 +354,17 @@ fn serve(first: Channel, mut means: Means) {
             .iter()
             .map(|conversation| PollFd::new(conversation.as_fd(), PollFlags::POLLIN))
             .collect();
-        match poll(&mut ready, PollTimeout::NONE) {
+        let timeout = match means {
+            Means::Ready { awake: true, .. } => {
+                PollTimeout::try_from(QUIET).unwrap_or(PollTimeout::MAX)
+            }
+            _ => PollTimeout::NONE,
+        };
+        match poll(&mut ready, timeout) {
+            Ok(0) => {
+                means.rest();
+                continue;
+            }
             Ok(_) => {}
             Err(Errno::EINTR) => continue,
             Err(_) => return,

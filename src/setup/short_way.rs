@@ -14,6 +14,9 @@
 //!   listens.
 //! - A rule and a table with one route, by which packets with the mark stay in the namespace.
 //!
+//! The first of these matters to connections that begin, and to marks of the guest's own as well: it
+//! is set back when nobody has come for a while ([`ShortWay::rest`]).
+//!
 //! Packets on this way meet neither the TAP nor the hooks that packets from outside meet. A guest
 //! with a firewall, or one that passes published ports on by DNAT, would notice: for a guest that
 //! has any netfilter table there is no short way ([`ShortWay::is_clear`]), and the switches are set
@@ -58,11 +61,11 @@ const TABLE: u32 = 29_815;
 const PRIORITY: u32 = 2_981;
 
 /// Switches of the namespace that have to be on.
-const SWITCHES: [&str; 3] = [
-    "/proc/sys/net/ipv4/tcp_fwmark_accept",
-    "/proc/sys/net/ipv4/fwmark_reflect",
-    "/proc/sys/net/ipv6/fwmark_reflect",
-];
+const SWITCHES: [&str; 3] =
+    [ACCEPT, "/proc/sys/net/ipv4/fwmark_reflect", "/proc/sys/net/ipv6/fwmark_reflect"];
+
+/// The switch that new connections alone need.
+const ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
 
 /// Where the tables of the older iptables are listed, as far as its modules are loaded.
 const LEGACY_TABLES: [&str; 2] =
@@ -130,7 +133,17 @@ impl ShortWay {
 
     /// Sets the switches back that we have set.
     fn switch_off(&mut self) {
-        for (path, before) in self.switched.drain(..) {
+        self.set_back(|_| true);
+    }
+
+    /// Leaves on only what connections need that are there. The next who asks for
+    /// [`ShortWay::sockets`] ends that.
+    pub(super) fn rest(&mut self) {
+        self.set_back(|path| path == ACCEPT);
+    }
+
+    fn set_back(&mut self, which: impl Fn(&str) -> bool) {
+        for (path, before) in self.switched.extract_if(.., |(path, _)| which(path)) {
             // It could be written before; the namespace may be going.
             let _ = fs::write(path, before);
         }

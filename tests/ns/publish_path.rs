@@ -39,6 +39,22 @@ fn those_on_the_host_itself_go_the_short_way_and_others_by_the_link() {
 }
 
 #[test]
+fn new_connections_are_not_marked_when_nobody_has_come_for_a_while() {
+    let lab = Lab::new();
+    let guest = echo(&lab, "web", &["-p", "8007:7"]);
+    const SWITCH: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+    let mut stream = client_in(&lab, &lab.host, "127.0.0.1:45690", LOOPBACK[0]);
+    assert_eq!(inside(&guest, &format!("cat {SWITCH}")), "1\n");
+    let off = format!("until grep -q 0 {SWITCH}; do sleep 0.2; done");
+    inside(&guest, &format!("timeout 60 sh -c '{off}'"));
+    // Those that are there go on, and who comes finds it on again.
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    assert_eq!(path_from(&lab, &lab.host, &guest, LOOPBACK[0]), "spliced");
+    assert_eq!(inside(&guest, &format!("cat {SWITCH}")), "1\n");
+}
+
+#[test]
 fn what_is_to_be_captured_and_whoever_is_told_so_goes_by_the_link() {
     let lab = Lab::new();
     let file = lab.runtime().join("link.pcap");
