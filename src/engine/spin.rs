@@ -18,7 +18,7 @@ pub(super) fn next_events<F: FramePort>(
     patience: Option<Duration>,
     events: &mut Vec<Event>,
 ) -> io::Result<()> {
-    if spin.worthwhile() {
+    if spin.worthwhile() && !worker.works_with_porter() {
         loop {
             worker.wait(Some(Duration::ZERO), events)?;
             let now = clock::now();

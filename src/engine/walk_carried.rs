@@ -58,6 +58,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
+    /// Whether it has a porter, or is one. Such a pair does not look for events without sleeping:
+    /// the slower of the two finds something to do whenever it looks, and the other would spend its
+    /// spare time on looking. One stream up, medians of runs in turn: 0.50 s of processor time for a
+    /// gigabyte, where spinning took 0.56 s, at the same throughput.
+    pub(super) fn works_with_porter(&self) -> bool {
+        self.load.is_some() || self.team.as_ref().is_some_and(|team| team.lead.hired.is_some())
+    }
+
     /// As the lead: sees to it that the flow that has a porter does without.
     pub(super) fn let_porter_go(&mut self) {
         if let Some(token) = self.team.as_ref().and_then(|team| team.lead.hired) {
