@@ -41,7 +41,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let Ok(shared) = self.io.host.share(stream) else { return };
         self.io.host.no_delay(stream);
         team.lead.hired = Some(token);
-        team.meter.rest();
+        team.meter.hires(token);
         team.send(porter, Mail::Hire(team.id, token, shared));
     }
 
@@ -54,6 +54,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             tracing::debug!(peer = %flow.key.peer(), "a porter");
         } else {
             team.lead.hired = None;
+            team.meter.lets_go();
             team.send(WorkerId::SECOND, Mail::LetGo(token));
         }
     }
@@ -90,7 +91,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 What::LetGo => {
                     team.send(errand.porter, Mail::LetGo(errand.flow));
                     team.lead.hired = None;
-                    team.meter.rest();
+                    team.meter.lets_go();
                     self.io.spare_frames = Vec::new();
                     continue;
                 }

@@ -36,6 +36,7 @@ mod directory;
 pub(super) mod mail;
 pub(super) mod porter;
 pub(super) mod quota;
+mod trial;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
