@@ -22,10 +22,11 @@
 //! ratios between columns say what a helper costs, not what a network carries. "up" is guest →
 //! server. "direct" and "bridge" have no TAP and are there as the ceiling; the bridge is the
 //! rootful way to do the same job. CPU per GB (10⁹ bytes) is the helper's own time, without what
-//! the kernel does for it in interrupts; under "direct" stands what one TCP stream costs the client
-//! itself, whose system calls a helper has to make as well: it cannot cost less than that and what it
-//! takes to fetch the bytes from the guest. MB are 10⁶ bytes of `VmRSS`, so pages shared with other
-//! processes count in full. Wake-ups are voluntary context switches of all of a helper's threads.
+//! the kernel does for it in interrupts; under "direct" stands what one TCP stream costs the
+//! client itself, whose system calls a helper has to make as well: it cannot cost less than that
+//! and what it takes to fetch the bytes from the guest. MB are 10⁶ bytes of `VmRSS`, so pages
+//! shared with other processes count in full. Wake-ups are voluntary context switches of all of a
+//! helper's threads.
 //!
 //! Below it stands what tapway promises, with the verdict of this run. A frame dropped by tapway's
 //! TAP is a defect whatever the speed was. A published path whose figures bear a `*` does not show
