@@ -36,13 +36,24 @@ impl Resting {
         self.list(direction).push_back(token);
     }
 
+    /// How many are on the lists, those included that are gone.
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(VecDeque::len).sum()
+    }
+
+    /// Forgets those for which `lives` does not hold.
+    pub(super) fn retain(&mut self, lives: impl Fn(Token) -> bool) {
+        self.0.iter_mut().for_each(|list| list.retain(|&token| lives(token)));
+    }
+
     fn first(&self, directions: &[Direction]) -> Option<Token> {
         let lists = directions.iter().map(|&d| &self.0[usize::from(d == Direction::Inbound)]);
         lists.filter_map(|list| list.front()).next().copied()
     }
 
     /// `flow` has been taken out of `table`. Those at the front that are gone are forgotten: so the
-    /// first is always there, and the others have come within the second that it has to live.
+    /// first is always there. The others have come within the second that it has to live, unless
+    /// the guest repeats its FIN and so keeps it ([`Worker::sweep_lists`]).
     pub(super) fn tidy<S: SocketPort>(
         &mut self,
         flow: &TcpFlow<S>,

@@ -12,8 +12,9 @@ use super::worker::Worker;
 /// Free slabs are given back this long after the first of them became free for good.
 const TRIM_AFTER: Duration = Duration::from_secs(2);
 
-/// Timer entries, beside two for each flow, from which on the wheel is filled anew.
-const SPARE_TIMERS: usize = 4096;
+/// Entries, beside two for each flow, from which on the wheel or a list is rid of those that nobody
+/// waits for.
+const SPARE_ENTRIES: usize = 4096;
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     pub(super) fn run_timers(&mut self, now: Instant) {
@@ -48,13 +49,14 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.due = due;
         self.flush_acknowledgments(false);
         self.sweep_timers();
+        self.sweep_lists();
     }
 
     /// Entries of flows that are gone, or that look at a later time again, must not pile up: a
     /// keep-alive entry stands for two hours. Filling the wheel anew costs as much as the entries
     /// that it rids us of.
     fn sweep_timers(&mut self) {
-        if self.wheel.len() <= 2 * self.flow_count() + SPARE_TIMERS {
+        if self.wheel.len() <= 2 * self.flow_count() + SPARE_ENTRIES {
             return;
         }
         self.wheel.clear();
@@ -99,6 +101,38 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             if let Some(at) = listener.retry_at {
                 self.wheel.insert(at, token);
             }
+        }
+    }
+
+    /// Flows that are gone must not pile up on lists either while nothing is taken off them. The
+    /// guest decides how long that is: it holds every slab, takes no frames, or has the connection
+    /// stay in TIME-WAIT for which others are kept in mind.
+    pub(super) fn sweep_lists(&mut self) {
+        let sockets = self.listeners.len() + self.datagram_ports.len();
+        let most = 2 * (self.flow_count() + sockets) + SPARE_ENTRIES;
+        if self.read_list.len() > most {
+            self.read_list.retain(|&token| self.tcp.get(token).is_some());
+        }
+        if self.resting.len() > most {
+            self.resting.retain(|token| self.tcp.get(token).is_some());
+        }
+        if self.run_list.len() > most {
+            let mut list = std::mem::take(&mut self.run_list);
+            list.retain(|&token| self.is_runnable(token));
+            self.run_list = list;
+        }
+    }
+
+    /// Whether what was put on the list of those that have more to do is still there.
+    fn is_runnable(&self, token: Token) -> bool {
+        match token.kind {
+            Kind::Listener => self.listeners.get(token).is_some(),
+            Kind::DatagramPort => self.datagram_ports.get(token).is_some(),
+            Kind::Spliced => self.spliced.get(token).is_some(),
+            Kind::Relayed => self.relayed.get(token).is_some(),
+            Kind::Udp => self.udp.get(token).is_some(),
+            Kind::Echo => self.echo.get(token).is_some(),
+            _ => false,
         }
     }
 

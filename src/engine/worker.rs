@@ -94,6 +94,9 @@ pub struct Held {
     pub reassembly_bytes: usize,
     /// Entries in the timer wheel, those that nobody waits for any more included.
     pub timers: usize,
+    /// Entries of the lists of flows whose turn is still to come, or that remember connections that
+    /// are over; flows that are gone meanwhile included.
+    pub queued: usize,
     /// Bytes of packets that other workers have handed over.
     pub mail_bytes: usize,
     /// TCP flows of all workers in the directory that these share; none while one worker has all.
@@ -149,7 +152,7 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     /// Sockets of clients and datagrams that have more, and TCP flows that have: these need slabs,
     /// the others go on without.
     pub(super) run_list: VecDeque<Token>,
-    read_list: VecDeque<Token>,
+    pub(super) read_list: VecDeque<Token>,
     /// Reused between calls; empty between calls.
     pub(super) actions: Vec<Action>,
     pub(super) answers: Vec<Vec<u8>>,
@@ -298,6 +301,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             promised_bytes: self.io.promised,
             reassembly_bytes: self.reassembly.bytes(),
             timers: self.wheel.len(),
+            queued: self.run_list.len() + self.read_list.len() + self.resting.len(),
             mail_bytes: self.team.as_ref().map_or(0, Member::waiting),
             listed: self.team.as_ref().and_then(Member::directory).map_or(0, Directory::len),
         }

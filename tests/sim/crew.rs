@@ -456,6 +456,7 @@ impl Crew {
             all.promised_bytes += held.promised_bytes;
             all.reassembly_bytes += held.reassembly_bytes;
             all.timers += held.timers;
+            all.queued += held.queued;
             all.mail_bytes += held.mail_bytes;
             // It is one directory.
             all.listed = all.listed.max(held.listed);

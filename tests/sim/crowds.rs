@@ -44,17 +44,22 @@ fn clients(bench: &mut Bench, listener: u64, ports: Range<u16>) {
     }
 }
 
-/// Has a guest that acknowledges nothing take every slab.
-fn exhaust_pool(bench: &mut Bench) {
-    bench.host.0.borrow_mut().serve(9000, Script { sends: 1 << 20, ..Script::default() });
-    let ports = (40_000, 9000);
+/// Opens a connection of the guest; the acknowledgment that completed the handshake.
+fn open(bench: &mut Bench, ports: (u16, u16)) -> Tcp {
     bench.feed(&Tcp { ports, ..Tcp::new(SYN) }.frame(Ip::v4(TCP)));
     let frames = bench.pass(1_000_000);
-    let syn_ack = frames.last().unwrap();
+    let syn_ack = frames.iter().find(|frame| frame[47] & SYN != 0).unwrap();
     let seq = u32::from_be_bytes(syn_ack[38..42].try_into().unwrap());
     let ack = Tcp { ports, seq: 1001, ack: seq.wrapping_add(1), ..Tcp::new(ACK) };
     bench.feed(&ack.frame(Ip::v4(TCP)));
     bench.pass(1_000_000);
+    ack
+}
+
+/// Has a guest that acknowledges nothing take every slab.
+fn exhaust_pool(bench: &mut Bench) {
+    bench.host.0.borrow_mut().serve(9000, Script { sends: 1 << 20, ..Script::default() });
+    open(bench, (40_000, 9000));
     assert_eq!(bench.worker.held().slabs, 1);
 }
 
@@ -112,8 +117,8 @@ fn clients_do_not_fill_the_table_up_to_the_guests_own_connections() {
 }
 
 /// Opens connection number `number` of the guest, which its peer ends at once, and ends it too:
-/// ours was the first FIN, so we are in TIME-WAIT.
-fn come_and_go(bench: &mut Bench, number: u16) {
+/// ours was the first FIN, so we are in TIME-WAIT. The frame with its FIN.
+fn come_and_go(bench: &mut Bench, number: u16) -> Vec<u8> {
     let ports = (20_000 + number, 81);
     bench.feed(&Tcp { ports, ..Tcp::new(SYN) }.frame(Ip::v4(TCP)));
     let mut frames = vec![];
@@ -137,7 +142,9 @@ fn come_and_go(bench: &mut Bench, number: u16) {
     }
     assert_eq!(frames[0][47] & 1, 1, "a FIN");
     let fin = Tcp { ports, seq: 1001, ack: seq.wrapping_add(2), ..Tcp::new(FIN | ACK) };
-    bench.feed(&fin.frame(Ip::v4(TCP)));
+    let fin = fin.frame(Ip::v4(TCP));
+    bench.feed(&fin);
+    fin
 }
 
 #[test]
@@ -163,6 +170,42 @@ fn connections_that_are_over_leave_room_for_new_ones() {
     assert_eq!(bench.worker.flow_count(), limits.inbound_tcp_flows(), "only they are left");
 }
 
+/// Entries that lists may have beyond two for each flow.
+const SPARE: usize = 4200;
+
+#[test]
+fn a_connection_that_is_kept_in_time_wait_keeps_no_others_in_mind() {
+    let mut bench = Bench::new(true, small_limits());
+    bench.host.0.borrow_mut().serve(81, Script::default());
+    let fin = come_and_go(&mut bench, 0);
+    for number in 1..=5_000 {
+        come_and_go(&mut bench, 1 + number % 20_000);
+        bench.now += 50_000_000;
+        if number % 10 == 0 {
+            bench.feed(&fin);
+        }
+    }
+    assert!(bench.flow_count() < 50, "the others are over in time");
+    let held = bench.held();
+    assert!(held.queued < SPARE, "{held:?}");
+    bench.pass(2 * SECOND);
+    assert_eq!((bench.flow_count(), bench.held().queued), (0, 0));
+}
+
+#[test]
+fn connections_that_come_and_go_while_nothing_can_be_read_do_not_pile_up() {
+    let mut bench = Bench::new(true, Limits { slabs: 1, ..small_limits() });
+    exhaust_pool(&mut bench);
+    bench.host.0.borrow_mut().serve(81, Script { sends: 100, ..Script::default() });
+    for number in 0..5_000 {
+        let ack = open(&mut bench, (1000 + number, 81));
+        bench.feed(&Tcp { flags: RST, ..ack }.frame(Ip::v4(TCP)));
+    }
+    let held = bench.held();
+    assert_eq!((bench.flow_count(), held.slabs), (1, 1), "still exhausted");
+    assert!(held.queued < SPARE, "{held:?}");
+}
+
 #[test]
 fn a_worker_that_has_nothing_to_let_go_finds_room() {
     let limits = small_limits();
@@ -171,9 +214,9 @@ fn a_worker_that_has_nothing_to_let_go_finds_room() {
     bench.host.0.borrow_mut().serve(81, Script::default());
     let (start, fitting) = (bench.now, limits.tcp_flows as u16);
     bench.crew.steer(Steering::Only(0));
-    (0..fitting).for_each(|number| come_and_go(&mut bench, number));
+    (0..fitting).for_each(|number| drop(come_and_go(&mut bench, number)));
     bench.crew.steer(Steering::Only(1));
-    (fitting..fitting + 50).for_each(|number| come_and_go(&mut bench, number));
+    (fitting..fitting + 50).for_each(|number| drop(come_and_go(&mut bench, number)));
     assert!(bench.now - start < SECOND, "they overlap");
     assert_eq!(bench.drops(), []);
     assert!(bench.crew.flows_of(1) > 0, "it has served some");

@@ -283,6 +283,7 @@ impl Guest {
         assert!(held.backlog_bytes <= held.promised_bytes, "{held:?}");
         assert!(held.reassembly_bytes <= 1 << 20, "{held:?}");
         assert!(held.timers < 10_000, "{held:?}");
+        assert!(held.queued < 10_000, "{held:?}");
         self.check_counters();
     }
 
