@@ -97,7 +97,7 @@ pub struct Held {
     /// Entries of the lists of flows whose turn is still to come, or that remember connections that
     /// are over; flows that are gone meanwhile included.
     pub queued: usize,
-    /// Bytes of packets that other workers have handed over.
+    /// Bytes of packets that other workers have handed over, bookkeeping included.
     pub mail_bytes: usize,
     /// TCP flows of all workers in the directory that these share; none while one worker has all.
     pub listed: usize,

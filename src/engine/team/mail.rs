@@ -18,9 +18,12 @@ use crate::engine::tcp_flow::TcpFlow;
 use crate::engine::token::Token;
 use crate::gate::forward::ForwardId;
 
-/// Bytes of packets that may wait for a worker. Whoever sends faster than that for longer loses
-/// packets, as on a full queue of the TAP.
+/// Bytes of packets that may wait for a worker, with [`PRICE`] for each. Whoever sends faster than
+/// that for longer loses packets, as on a full queue of the TAP.
 const WAITING: usize = 4 << 20;
+
+/// What a packet costs beyond its bytes: the message and the allocation behind it.
+const PRICE: usize = 128;
 
 /// A message to a worker. Packets are bounded by [`WAITING`], flows and clients by the limits on
 /// flows, parcels by [`MAX_PARCELS`](super::porter::MAX_PARCELS); the others are few.
@@ -88,7 +91,7 @@ impl<S: SocketPort> Mail<S> {
     /// Bytes that count against [`WAITING`].
     fn weight(&self) -> usize {
         match self {
-            Mail::Frame(bytes) | Mail::Packet { bytes, .. } => bytes.len(),
+            Mail::Frame(bytes) | Mail::Packet { bytes, .. } => bytes.len() + PRICE,
             _ => 0,
         }
     }
@@ -234,7 +237,8 @@ mod tests {
         let (post, inbox) = mailbox::<HostSockets>().unwrap();
         let frame = || Mail::Frame(vec![0; 60_000].into());
         let taken = (0..1000).filter(|_| post.send(frame())).count();
-        assert_eq!((taken, inbox.waiting()), (WAITING / 60_000, taken * 60_000));
+        let weight = 60_000 + PRICE;
+        assert_eq!((taken, inbox.waiting()), (WAITING / weight, taken * weight));
         assert!(post.send(Mail::Retire));
         assert_eq!((wait(&inbox), inbox.waiting()), (taken + 1, 0));
         assert!(post.send(frame()));
