@@ -248,9 +248,12 @@ pub fn tcp_unreachable(message: &[u8], ipv6: bool) -> Option<TcpUnreachable> {
         false => header[0] == UNREACHABLE && header[1] != 4,
         true => header[0] == UNREACHABLE_V6,
     };
+    if !unreachable {
+        return None;
+    }
     let (peer, guest, protocol::TCP, transport) = quoted_header(quoted, ipv6)? else { return None };
     let [from_high, from_low, to_high, to_low, seq @ ..] = transport.first_chunk::<8>()?;
-    unreachable.then_some(TcpUnreachable {
+    Some(TcpUnreachable {
         peer: SocketAddr::new(peer, u16::from_be_bytes([*from_high, *from_low])),
         guest: SocketAddr::new(guest, u16::from_be_bytes([*to_high, *to_low])),
         seq: Seq(u32::from_be_bytes(*seq)),

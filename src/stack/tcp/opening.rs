@@ -108,16 +108,7 @@ impl Connection {
             return;
         }
         if refuse {
-            out.push(Action::Emit(Emit {
-                seq: Seq(0),
-                ack: Some(self.irs + 1),
-                flags: Flags { rst: true, ..Flags::default() },
-                window: 0,
-                len: 0,
-                segment_size: u16::MAX,
-                syn: None,
-                sack: [None; 3],
-            }));
+            out.push(reset(Seq(0), Some(self.irs + 1)));
         }
         self.kill();
     }
@@ -304,9 +295,13 @@ impl Connection {
 /// <SEQ=seq><CTL=RST>: the answer to an acknowledgment of something that this connection never
 /// sent, and the end of an attempt that the guest has not answered.
 pub(super) fn reset_at(seq: Seq) -> Action {
+    reset(seq, None)
+}
+
+fn reset(seq: Seq, ack: Option<Seq>) -> Action {
     Action::Emit(Emit {
         seq,
-        ack: None,
+        ack,
         flags: Flags { rst: true, ..Flags::default() },
         window: 0,
         len: 0,

@@ -235,8 +235,11 @@ impl UdpHeader {
     /// Writes all headers in front of the `payload_len` bytes at [`HEADROOM`] of `buffer`.
     /// Returns where the frame starts; it ends at `HEADROOM + payload_len`.
     ///
+    /// The payload is that of one datagram or of several that are joined: at most 65,507 bytes over
+    /// IPv4, 65,527 over IPv6.
+    ///
     /// # Panics
-    /// If `buffer` is too short, the payload exceeds 65,507 bytes, or the families differ.
+    /// If `buffer` is too short, or the families differ.
     pub fn emit(
         &self,
         buffer: &mut [u8],
@@ -249,7 +252,7 @@ impl UdpHeader {
         let mut udp = UdpPacket::new_unchecked(&mut buffer[udp_at..HEADROOM]);
         udp.set_src_port(addresses.peer.port());
         udp.set_dst_port(addresses.guest.port());
-        // Bounded by the assertion of the total length in `emit_ip`.
+        debug_assert!(transport_len <= usize::from(u16::MAX), "longer than UDP can say");
         udp.set_len(transport_len as u16);
         udp.set_checksum(0);
         let ip_at = emit_ip(&mut buffer[..udp_at], addresses, protocol::UDP, transport_len, self);
