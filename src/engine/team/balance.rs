@@ -58,7 +58,7 @@ const WORTH_A_PORTER: u64 = 5 << 20;
 
 /// Windows without time to spare before a porter is hired: what a worker does alone is measured in
 /// them.
-const ALONE: u32 = 10;
+const ALONE: u32 = 5;
 
 /// Windows in a row with less than half of that rate, after which a flow does without its porter.
 const IDLE_PORTER: u64 = 10;
@@ -460,7 +460,7 @@ mod tests {
         let advice = meter.advice(1000, others, true, Help::None);
         assert_eq!(advice, Advice::Give { to: WorkerId(1), share: 250 });
         assert_eq!(meter.pick(250).len(), 1);
-        let mut upload = uploading(10, WORTH_A_PORTER);
+        let mut upload = uploading(5, WORTH_A_PORTER);
         (0..9).for_each(|_| upload.note_other());
         assert_eq!(alone(&upload, Help::Possible), Advice::Hire);
         upload.note_other();
@@ -523,17 +523,17 @@ mod tests {
 
     #[test]
     fn one_upload_that_takes_all_the_time_gets_a_porter_but_not_at_once() {
-        assert_eq!(alone(&uploading(9, WORTH_A_PORTER), Help::Possible), Advice::Nothing);
-        assert_eq!(alone(&uploading(10, WORTH_A_PORTER), Help::Possible), Advice::Hire);
-        assert_eq!(alone(&uploading(10, WORTH_A_PORTER), Help::None), Advice::Nothing);
-        assert_eq!(alone(&uploading(10, WORTH_A_PORTER), Help::Hired), Advice::Nothing);
+        assert_eq!(alone(&uploading(4, WORTH_A_PORTER), Help::Possible), Advice::Nothing);
+        assert_eq!(alone(&uploading(5, WORTH_A_PORTER), Help::Possible), Advice::Hire);
+        assert_eq!(alone(&uploading(5, WORTH_A_PORTER), Help::None), Advice::Nothing);
+        assert_eq!(alone(&uploading(5, WORTH_A_PORTER), Help::Hired), Advice::Nothing);
         // Its time goes into something else than bytes.
-        assert_eq!(alone(&uploading(10, WORTH_A_PORTER - 1), Help::Possible), Advice::Nothing);
+        assert_eq!(alone(&uploading(5, WORTH_A_PORTER - 1), Help::Possible), Advice::Nothing);
     }
 
     #[test]
     fn little_beside_a_large_upload_is_no_reason_to_call_another() {
-        let mut meter = uploading(10, WORTH_A_PORTER);
+        let mut meter = uploading(5, WORTH_A_PORTER);
         (0..8).for_each(|_| meter.note(flow(2)));
         assert_eq!(alone(&meter, Help::Possible), Advice::Hire);
         meter.note(flow(2));
@@ -556,9 +556,9 @@ mod tests {
 
     #[test]
     fn a_porter_by_whom_nothing_is_gained_is_dismissed_and_not_hired_again_at_once() {
-        let mut meter = uploading(10, WORTH_A_PORTER);
+        let mut meter = uploading(5, WORTH_A_PORTER);
         meter.hires(flow(1));
-        let mut window = 10;
+        let mut window = 5;
         let mut pass = |meter: &mut Meter, windows: u64| {
             for _ in 0..windows {
                 window += 1;

@@ -6,17 +6,17 @@
 //! What that gives depends on who else works for the flow. One stream to a veth on a 4-core VM
 //! (Linux 6.18), medians of runs in turn:
 //!
-//! | MTU of the guest | alone                 | with a porter         |
-//! |------------------|-----------------------|-----------------------|
-//! | 65,520           | 19 Gbit/s, 0.40 s/GB  | 25 Gbit/s, 0.50 s/GB  |
-//! | 1,500            | 19 Gbit/s, 0.40 s/GB  | 19 Gbit/s, 0.55 s/GB  |
+//! | MTU of the guest, machine  | alone                 | with a porter         |
+//! |----------------------------|-----------------------|-----------------------|
+//! | 65,520, without other work | 19 Gbit/s, 0.40 s/GB  | 24 Gbit/s, 0.50 s/GB  |
+//! | 1,500, without other work  | 18 Gbit/s, 0.45 s/GB  | 20 Gbit/s, 0.60 s/GB  |
+//! | 65,520, with other work    | 14 Gbit/s, 0.35 s/GB  | 12 Gbit/s, 0.50 s/GB  |
 //!
-//! With segments of 1,500 bytes the two ends have no time to spare either, nor has anybody on a
-//! machine with other work. So a worker remembers what it passed on alone, and does without the
-//! porter if that does not become more. Either result holds for a while only, since what a flow
-//! does in its first moments, or beside a burst of other work, is not what it does later: the next
-//! trial is a second after the first, and each that finds the same doubles the time to the one
-//! after it.
+//! On a machine with other work a porter takes the time of those who work for the flow at its ends.
+//! So a worker remembers what it passed on alone, and does without the porter if that does not
+//! become more. Either result holds for a while only, since what a flow does in its first moments,
+//! or beside a burst of other work, is not what it does later: the next trial is a second after the
+//! first, and each that finds the same doubles the time to the one after it.
 
 use std::time::Duration;
 
