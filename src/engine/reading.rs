@@ -89,7 +89,7 @@ impl FramesAtHand {
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// Takes what frames there are, up to a batch. `Err` as [`Worker::turn`] has it.
     pub(super) fn read_frames(&mut self, now: Instant) -> io::Result<()> {
-        let result = match self.team.as_ref().is_some_and(|team| team.lead.hired.is_some()) {
+        let result = match self.team.as_ref().is_some_and(|team| team.hired.is_some()) {
             true => self.read_singly(now),
             false => self.read_together(now),
         };

@@ -121,8 +121,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             Mail::Command(command) => self.obey(now, *command),
             Mail::Hire(owner, flow, stream) => self.take_load(owner, flow, stream),
             Mail::Ready(flow, ready) => self.on_ready(flow, ready),
-            Mail::Carry(flow, parcel) => self.take_parcel(flow, parcel),
-            Mail::LetGo(flow) => self.drop_load(flow),
+            Mail::Resign(flow) => self.on_resignation(flow),
+            Mail::Carry(owner, flow, parcel) => self.take_parcel(owner, flow, parcel),
+            Mail::Return(owner, flow) => self.return_load(owner, flow),
+            Mail::LetGo(owner, flow) => self.drop_load(owner, flow),
             Mail::Delivered(delivery) => self.on_delivery(delivery),
             Mail::Settle => self.settle(),
             Mail::Settled => self.on_settled(),
@@ -186,20 +188,21 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    /// Gives a flow to another worker.
-    pub(super) fn give(&mut self, token: Token, to: WorkerId) {
-        let Some(team) = self.team.as_ref().filter(|team| !team.settled) else { return };
-        let Some(directory) = team.directory() else { return };
+    /// Gives a flow to another worker; whether it is gone. One that has a porter stays until it does
+    /// without.
+    pub(super) fn give(&mut self, token: Token, to: WorkerId) -> bool {
+        let Some(team) = self.team.as_ref().filter(|team| !team.settled) else { return false };
+        let Some(directory) = team.directory() else { return false };
         if self.tcp.get(token).is_some_and(|flow| flow.porter.is_some()) {
-            // It will do without before long, and can be given then.
-            return;
+            return false;
         }
-        let Some((key, mut flow)) = self.tcp.remove(token) else { return };
+        let Some((key, mut flow)) = self.tcp.remove(token) else { return false };
         self.resting.tidy(&flow, &self.tcp);
         flow.leave(&mut self.io);
         directory.pass(&key, to, || {
             team.send(to, Mail::Flow(Box::new(flow)));
         });
+        true
     }
 
     /// Takes a flow that another worker has given.

@@ -6,12 +6,13 @@
 //!   porter           watches it           ─▶ sends as many as there are ──┘      until it is let go
 //! ```
 
+use crate::base::Instant;
+
 use super::ports::{FramePort, SocketPort};
 use super::reading::FRAME_LEN;
 use super::team::WorkerId;
-use super::team::balance::Help;
 use super::team::mail::Mail;
-use super::team::porter::{Delivery, Load, Parcel, What};
+use super::team::porter::{Delivery, Engaged, Load, Parcel, What};
 use super::token::Token;
 use super::walk_team::Order;
 use super::worker::Worker;
@@ -20,13 +21,11 @@ use super::worker::Worker;
 const SPARE_FRAMES: usize = 32;
 
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
-    /// As the lead: has another worker send for the flow that most of the latest work was for.
-    pub(super) fn hire_porter(&mut self) {
-        let Some(team) = self.team.as_mut().filter(|team| team.help() == Help::Possible) else {
-            return;
-        };
-        let porter = WorkerId::SECOND;
-        if team.lead.started <= porter.index() {
+    /// Has another worker send for the flow that most of the latest work was for.
+    pub(super) fn hire_porter(&mut self, now: Instant) {
+        let Some(team) = self.team.as_mut().filter(|team| team.hired.is_none()) else { return };
+        let Some(porter) = team.porter(now) else { return };
+        if team.active() == 1 && team.lead.started <= porter.index() {
             if !std::mem::replace(&mut team.lead.starting, true) {
                 self.orders.push_back(Order::Start(porter));
             }
@@ -40,7 +39,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         // Without a descriptor to spare it goes on as it is.
         let Ok(shared) = self.io.host.share(stream) else { return };
         self.io.host.no_delay(stream);
-        team.lead.hired = Some(token);
+        team.hired = Some(Engaged { porter, flow: token, wanted: true });
         team.meter.hires(token);
         team.send(porter, Mail::Hire(team.id, token, shared));
     }
@@ -48,14 +47,19 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// As the owner: the porter is `ready`, or has no use of the socket.
     pub(super) fn on_ready(&mut self, token: Token, ready: bool) {
         let Some(team) = &mut self.team else { return };
+        let Some(Engaged { porter, wanted, .. }) = team.hired.filter(|it| it.flow == token) else {
+            return;
+        };
         let flow = self.tcp.get_mut(token).filter(|flow| ready && flow.may_have_porter());
-        if let Some(flow) = flow.filter(|_| team.active() == 1 && !team.settled) {
-            flow.hire(WorkerId::SECOND, token);
-            tracing::debug!(peer = %flow.key.peer(), "a porter");
+        if let Some(flow) = flow.filter(|_| wanted) {
+            flow.hire(porter, token);
+            tracing::debug!(peer = %flow.key.peer(), porter = porter.index(), "a porter");
         } else {
-            team.lead.hired = None;
+            team.hired = None;
             team.meter.lets_go();
-            team.send(WorkerId::SECOND, Mail::LetGo(token));
+            if ready {
+                team.send(porter, Mail::LetGo(team.id, token));
+            }
         }
     }
 
@@ -64,14 +68,24 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// spare time on looking. One stream up, medians of runs in turn: 0.50 s of processor time for a
     /// gigabyte, where spinning took 0.56 s, at the same throughput.
     pub(super) fn works_with_porter(&self) -> bool {
-        self.load.is_some() || self.team.as_ref().is_some_and(|team| team.lead.hired.is_some())
+        self.load.is_some() || self.team.as_ref().is_some_and(|team| team.hired.is_some())
     }
 
-    /// As the lead: sees to it that the flow that has a porter does without.
+    /// Sees to it that the flow that has a porter, or is about to, does without.
     pub(super) fn let_porter_go(&mut self) {
-        if let Some(token) = self.team.as_ref().and_then(|team| team.lead.hired) {
-            self.with_tcp(token, |flow, io, actions| flow.let_porter_go(io, actions));
+        let hired = self.team.as_mut().and_then(|team| team.hired.as_mut());
+        if let Some(hired) = hired {
+            hired.wanted = false;
+            let token = hired.flow;
+            self.with_tcp(token, |flow, io, _| flow.let_porter_go(io));
             self.send_errands(None);
+        }
+    }
+
+    /// As the owner: the porter of the flow has work of its own.
+    pub(super) fn on_resignation(&mut self, token: Token) {
+        if self.team.as_ref().and_then(|team| team.hired).is_some_and(|it| it.flow == token) {
+            self.let_porter_go();
         }
     }
 
@@ -88,19 +102,23 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                     Parcel { buffer: std::mem::replace(frame, spare), payload }
                 }
                 What::Bytes(buffer) => Parcel { payload: 0..buffer.len(), buffer },
+                What::Return => {
+                    team.send(errand.porter, Mail::Return(team.id, errand.flow));
+                    continue;
+                }
                 What::LetGo => {
-                    team.send(errand.porter, Mail::LetGo(errand.flow));
-                    team.lead.hired = None;
+                    team.send(errand.porter, Mail::LetGo(team.id, errand.flow));
+                    team.hired = None;
                     team.meter.lets_go();
                     self.io.spare_frames = Vec::new();
                     continue;
                 }
             };
-            team.send(errand.porter, Mail::Carry(errand.flow, parcel));
+            team.send(errand.porter, Mail::Carry(team.id, errand.flow, parcel));
         }
     }
 
-    /// As the owner: the porter has sent something.
+    /// As the owner: the porter has sent something, or has let go of the flow.
     pub(super) fn on_delivery(&mut self, mut delivery: Delivery) {
         self.with_tcp(delivery.flow, |flow, io, actions| {
             flow.on_delivery(&delivery, io, actions);
@@ -109,34 +127,63 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.keep_frame(buffer);
         }
         self.send_errands(None);
+        if let Some(team) = &mut self.team
+            && team
+                .hired
+                .take_if(|it| delivery.left.is_some() && it.flow == delivery.flow)
+                .is_some()
+        {
+            team.meter.lets_go();
+            self.io.spare_frames = Vec::new();
+        }
     }
 
     /// Keeps a buffer for the next frame, if there is a porter and it is of use.
     pub(super) fn keep_frame(&mut self, buffer: Vec<u8>) {
-        let hired = self.team.as_ref().is_some_and(|team| team.lead.hired.is_some());
+        let hired = self.team.as_ref().is_some_and(|team| team.hired.is_some());
         if hired && buffer.len() == FRAME_LEN && self.io.spare_frames.len() < SPARE_FRAMES {
             self.io.spare_frames.push(buffer);
         }
     }
 
-    /// As a porter: a flow is to be served.
+    /// As a worker who is to serve a flow of another: it does, if it serves none.
     pub(super) fn take_load(&mut self, owner: WorkerId, flow: Token, stream: S::Stream) {
-        self.load = Load::new(owner, flow, stream, &mut self.io.host).ok();
+        let idle = self.load.is_none();
+        if idle {
+            self.load = Load::new(owner, flow, stream, &mut self.io.host).ok();
+        }
         if let Some(team) = &self.team {
-            team.send(owner, Mail::Ready(flow, self.load.is_some()));
+            team.send(owner, Mail::Ready(flow, idle && self.load.is_some()));
+        }
+    }
+
+    /// As a porter: has the owner of the flow do without. Until it does, what it sends is served.
+    pub(super) fn resign(&mut self) {
+        if let (Some(team), Some(load)) = (&self.team, &self.load) {
+            team.send(load.owner(), Mail::Resign(load.flow()));
         }
     }
 
     /// As a porter: something to be sent, when the rest of the mail is read.
-    pub(super) fn take_parcel(&mut self, flow: Token, parcel: Parcel) {
-        if let Some(load) = self.load.as_mut().filter(|load| load.is_of(flow)) {
+    pub(super) fn take_parcel(&mut self, owner: WorkerId, flow: Token, parcel: Parcel) {
+        if let Some(load) = self.load.as_mut().filter(|load| load.is_of(owner, flow)) {
             load.push(parcel);
         }
     }
 
-    /// As a porter: the flow does without.
-    pub(super) fn drop_load(&mut self, flow: Token) {
-        if let Some(load) = self.load.take_if(|load| load.is_of(flow)) {
+    /// As a porter: the flow does without, and has what is not sent back.
+    pub(super) fn return_load(&mut self, owner: WorkerId, flow: Token) {
+        if let Some(load) = self.load.take_if(|load| load.is_of(owner, flow)) {
+            let delivery = load.give_back(&mut self.io.host);
+            if let Some(team) = &self.team {
+                team.send(owner, Mail::Delivered(delivery));
+            }
+        }
+    }
+
+    /// As a porter: the flow is over.
+    pub(super) fn drop_load(&mut self, owner: WorkerId, flow: Token) {
+        if let Some(load) = self.load.take_if(|load| load.is_of(owner, flow)) {
             load.close(&mut self.io.host);
         }
     }

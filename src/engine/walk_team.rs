@@ -84,7 +84,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         self.enter_flows(now);
         self.come_home();
         let passed_on = self.io.passed_on;
-        self.team.as_mut().map_or(Advice::Nothing, |team| team.worked(now, time, passed_on))
+        let carries = self.load.is_some();
+        let team = self.team.as_mut();
+        team.map_or(Advice::Nothing, |team| team.worked(now, time, passed_on, carries))
     }
 
     /// Does what is advised, as far as the team allows.
@@ -98,7 +100,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 }
                 let tokens = team.meter.pick(share);
                 team.meter.rest();
-                tokens.into_iter().for_each(|token| self.give(token, to));
+                for token in tokens {
+                    self.give(token, to);
+                }
             }
             Advice::Grow if team.is_lead() => self.grow(now),
             Advice::Grow => {
@@ -110,8 +114,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                     self.retire_last();
                 }
             }
-            Advice::Hire => self.hire_porter(),
+            Advice::Hire => self.hire_porter(now),
             Advice::Dismiss => self.let_porter_go(),
+            Advice::Resign => self.resign(),
         }
     }
 
@@ -264,6 +269,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if let Some(team) = &mut self.team {
             (team.attached, team.retires) = (false, true);
         }
+        self.let_porter_go();
     }
 
     /// As a worker whose part is over, or that was given flows nevertheless: gives everything back,
@@ -284,7 +290,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
         for _ in 0..GIVE_BATCH {
             let Some(token) = self.tcp.oldest() else { break };
-            self.give(token, WorkerId::LEAD);
+            if !self.give(token, WorkerId::LEAD) {
+                // It can when its porter has returned what it has, by mail.
+                return;
+            }
         }
         if let Some(team) = &self.team {
             // Another turn, if only to say that everything is given back.
@@ -381,6 +390,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
 
     /// As another worker: no flow leaves from here on.
     pub(super) fn settle(&mut self) {
+        self.let_porter_go();
         if let Some(team) = &mut self.team {
             team.settled = true;
             team.send(WorkerId::LEAD, Mail::Settled);

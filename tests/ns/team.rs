@@ -100,6 +100,15 @@ fn workers_come_with_load_and_go_without() {
 
 #[test]
 fn an_upload_that_has_a_porter_arrives_as_it_was_sent() {
+    upload_with_a_porter("auto");
+}
+
+#[test]
+fn so_does_one_whose_porter_is_at_work_from_the_start() {
+    upload_with_a_porter("3");
+}
+
+fn upload_with_a_porter(threads: &str) {
     let lab = Lab::new();
     if std::thread::available_parallelism().unwrap().get() < 4 {
         crate::support::loudly("SKIPPED: with less than four processors there is no porter");
@@ -110,7 +119,7 @@ fn an_upload_that_has_a_porter_arrives_as_it_was_sent() {
     let file = lab.write("pattern", "");
     std::fs::write(&file, &pattern).unwrap();
     let listener = lab.within(&lab.outside, || TcpListener::bind("192.0.2.2:7000").unwrap());
-    let mut guest = echo(&lab, "web", &["--log-level", "debug"]);
+    let mut guest = echo(&lab, "web", &["--log-level", "debug", "--threads", threads]);
     let times = 50;
     let send = format!(
         "for i in $(seq {times}); do cat {}; done | socat -b 1048576 -u - TCP:192.0.2.2:7000",

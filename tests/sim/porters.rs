@@ -11,16 +11,46 @@ use crate::guest::Application;
 use crate::link::Faults;
 use crate::peer::Script;
 use crate::streams::{complete, finish};
-use crate::teams::{MILLI, SECOND, advise, at_port, connected, is_reset, quiet};
+use crate::teams::{MILLI, SECOND, advise, at_port, bench_of, connected, is_reset, quiet};
 use crate::world::{Setting, World};
+
+/// Who is at work when an upload begins.
+#[derive(Clone, Copy, Debug)]
+enum Workers {
+    /// The lead.
+    One,
+    /// The lead and another. This one's the connection is to be.
+    Two(usize),
+}
+
+impl Workers {
+    fn owner(self) -> usize {
+        match self {
+            Workers::One => 0,
+            Workers::Two(owner) => owner,
+        }
+    }
+
+    /// The worker that has the upload is told what to do.
+    fn advise(self, world: &mut World, advice: Advice) {
+        match self.owner() {
+            0 => world.worker.heed(Instant::from_nanos(world.now), advice),
+            other => world.crew.advise(world.now, other, advice),
+        }
+    }
+}
 
 /// How many steps an upload of 800 KB in large frames takes; before each, `disturb` is told its
 /// number.
-fn upload(mut disturb: impl FnMut(u64, &mut World)) -> u64 {
+fn upload(workers: Workers, mut disturb: impl FnMut(u64, &mut World)) -> u64 {
     let faults = Faults { loss: 10, reordering: 10, ..Faults::default() };
-    let team = quiet(2, Steering::Only(0));
+    let team = quiet(2, Steering::Only(workers.owner()));
     let mut world = World::new(Setting { team, faults, mtu: 65_520, ..Setting::calm(7) });
     world.crew.set_unrest(false);
+    if matches!(workers, Workers::Two(_)) {
+        world.worker.heed(Instant::ZERO, Advice::Grow);
+        world.run_until(MILLI, |world| world.crew.queues().len() == 2);
+    }
     let script = Script { sends: 5000, buffer: 50_000, waits_for_end: true, ..Script::default() };
     world.host.0.borrow_mut().serve(80, script);
     world.guest.connect(Application { sends: 800_000, ..at_port(80) });
@@ -39,25 +69,48 @@ fn upload(mut disturb: impl FnMut(u64, &mut World)) -> u64 {
 
 #[test]
 fn a_porter_may_come_and_go_in_every_moment_of_an_upload() {
-    let steps = upload(|_, _| ());
-    assert!(steps > 30, "{steps} steps");
-    let mut served = 0;
-    for at in 0..steps {
-        let stay = [3, 10, 10_000][at as usize % 3];
-        let mut shares = 0;
-        upload(|step, world| {
-            let now = Instant::from_nanos(world.now);
-            // The thread has to be started first.
-            if step == 0 || (at..at + stay).contains(&step) {
-                world.worker.heed(now, Advice::Hire);
-            } else if step == at + stay {
-                world.worker.heed(now, Advice::Dismiss);
-            }
-            shares = world.host.0.borrow().shares;
-        });
-        served += u64::from(shares > 0);
+    for workers in [Workers::One, Workers::Two(0), Workers::Two(1)] {
+        let steps = upload(workers, |_, _| ());
+        assert!(steps > 30, "{steps} steps");
+        let mut served = 0;
+        for at in 0..steps {
+            let stay = [3, 10, 10_000][at as usize % 3];
+            let mut shares = 0;
+            upload(workers, |step, world| {
+                // The thread has to be started first.
+                if step == 0 || (at..at + stay).contains(&step) {
+                    workers.advise(world, Advice::Hire);
+                } else if step == at + stay {
+                    workers.advise(world, Advice::Dismiss);
+                }
+                shares = world.host.0.borrow().shares;
+            });
+            served += u64::from(shares > 0);
+        }
+        assert!(served > steps / 2, "{workers:?}: {served} uploads of {steps} had a porter");
     }
-    assert!(served > steps / 2, "{served} uploads of {steps} had a porter");
+}
+
+#[test]
+fn the_owner_of_a_flow_with_a_porter_may_retire_in_every_moment_and_so_may_the_porter() {
+    for owner in [0, 1] {
+        let workers = Workers::Two(owner);
+        let steps = upload(workers, |_, _| ());
+        let mut retired = 0;
+        for at in 0..steps {
+            let mut last = 0;
+            upload(workers, |step, world| {
+                if step <= at {
+                    workers.advise(world, Advice::Hire);
+                } else if step == at + 1 {
+                    world.worker.heed(Instant::from_nanos(world.now), Advice::Shrink);
+                }
+                last = world.crew.queues().len();
+            });
+            retired += u64::from(last == 1);
+        }
+        assert!(retired > steps / 2, "{retired} of {steps} were over");
+    }
 }
 
 /// A connection whose guest has sent something, and its porter, which does not run.
@@ -181,4 +234,75 @@ fn a_porter_that_is_called_to_work_has_sent_first() {
     bench.pass(MILLI);
     assert_eq!((passed_on(&bench), bench.host.0.borrow().shared()), (2500, 0));
     assert_eq!(bench.crew.queues().len(), 2);
+}
+
+#[test]
+fn what_a_socket_does_not_take_from_a_porter_comes_back() {
+    let slow = Script { buffer: 1500, reads_from: SECOND, ..Script::default() };
+    let (mut bench, mut ack) = hired(Script { waits_for_end: true, ..slow });
+    send(&mut bench, &mut ack, 1000);
+    bench.crew.pause(1, false);
+    advise(&mut bench, 0, Advice::Dismiss);
+    assert_eq!((bench.held().backlog_bytes, bench.host.0.borrow().shared()), (500, 0));
+    send(&mut bench, &mut ack, 200);
+    bench.pass(3 * SECOND);
+    assert_eq!((passed_on(&bench), bench.held().backlog_bytes), (2200, 0));
+}
+
+#[test]
+fn a_porter_declines_a_second_flow_and_what_becomes_of_that_one_is_nothing_to_it() {
+    let mut bench = bench_of(3, 2);
+    let mut first = connected(&mut bench, 40_000);
+    send(&mut bench, &mut first, 1000);
+    bench.crew.steer(Steering::Only(0));
+    let mut second = connected(&mut bench, 40_001);
+    send(&mut bench, &mut second, 1000);
+    // Both are the first flow of their worker, and have the same name there.
+    bench.crew.pause(2, true);
+    advise(&mut bench, 1, Advice::Hire);
+    advise(&mut bench, 0, Advice::Hire);
+    assert_eq!(bench.host.0.borrow().shares, 2);
+    bench.crew.pause(2, false);
+    bench.turn();
+    assert_eq!((bench.host.0.borrow().shared(), passed_on(&bench)), (1, 2000));
+    bench.crew.pause(2, true);
+    send(&mut bench, &mut second, 100);
+    assert_eq!(passed_on(&bench), 2100);
+    bench.crew.steer(Steering::Only(1));
+    send(&mut bench, &mut first, 1000);
+    assert_eq!((passed_on(&bench), bench.held().backlog_bytes), (2100, 1000));
+    let reset = Tcp { flags: RST | ACK, ..second.clone() };
+    bench.feed(&reset.frame(Ip::v4(TCP)));
+    bench.pass(MILLI);
+    let before = passed_on(&bench);
+    bench.crew.pause(2, false);
+    bench.turn();
+    assert_eq!((passed_on(&bench) - before, bench.held().backlog_bytes), (1000, 0));
+    assert_eq!((bench.flow_count(), bench.host.0.borrow().shared()), (1, 1));
+}
+
+#[test]
+fn a_porter_that_resigns_is_done_without() {
+    let mut bench = bench_of(2, 1);
+    let mut ack = connected(&mut bench, 40_000);
+    advise(&mut bench, 1, Advice::Hire);
+    assert_eq!(bench.host.0.borrow().shared(), 1);
+    advise(&mut bench, 0, Advice::Resign);
+    assert_eq!(bench.host.0.borrow().shared(), 0);
+    send(&mut bench, &mut ack, 1000);
+    assert_eq!((passed_on(&bench), bench.crew.flows_of(1)), (1000, 1));
+}
+
+#[test]
+fn a_porter_that_is_let_go_before_it_is_ready_goes() {
+    let mut bench = bench_of(2, 1);
+    let mut ack = connected(&mut bench, 40_000);
+    bench.crew.pause(0, true);
+    advise(&mut bench, 1, Advice::Hire);
+    advise(&mut bench, 1, Advice::Dismiss);
+    bench.crew.pause(0, false);
+    bench.turn();
+    assert_eq!((bench.host.0.borrow().shares, bench.host.0.borrow().shared()), (1, 0));
+    send(&mut bench, &mut ack, 1000);
+    assert_eq!(passed_on(&bench), 1000);
 }

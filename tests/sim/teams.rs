@@ -166,7 +166,7 @@ pub fn connected(bench: &mut Bench, port: u16) -> Tcp {
 }
 
 /// A bench whose lead has called `others` more; frames come by the queue of worker 1.
-fn bench_of(most: usize, called: usize) -> Bench {
+pub fn bench_of(most: usize, called: usize) -> Bench {
     let mut bench = Bench::with_team(quiet(most, Steering::Only(1)), false, small_limits());
     bench.crew.set_unrest(false);
     let server = Script { connect_delay: 0, waits_for_end: true, ..Script::default() };

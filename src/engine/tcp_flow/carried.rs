@@ -6,7 +6,9 @@ use super::TcpFlow;
 use crate::engine::io::Io;
 use crate::engine::ports::{FramePort, SocketPort};
 use crate::engine::team::WorkerId;
-use crate::engine::team::porter::{Delivery, Errand, Hired, MAX_PARCELS, WHOLE_FRAME, What};
+use crate::engine::team::porter::{
+    Delivery, Errand, Hired, MAX_PARCELS, Parcel, WHOLE_FRAME, What,
+};
 use crate::engine::token::Token;
 
 impl<S: SocketPort> TcpFlow<S> {
@@ -30,7 +32,7 @@ impl<S: SocketPort> TcpFlow<S> {
             return false;
         };
         if hired.parcels == MAX_PARCELS {
-            hired.leaving = true;
+            self.let_porter_go(io);
             return false;
         }
         hired.parcels += 1;
@@ -61,36 +63,31 @@ impl<S: SocketPort> TcpFlow<S> {
         hired.parcels -= delivery.buffers.len();
         io.backlog_bytes -= delivery.taken;
         if delivery.failed {
+            // That is the end of the flow, and it does without.
             self.machine.on_host_reset(actions);
-        } else {
-            // Bounded by the window, a u32.
-            self.machine.on_host_took(delivery.taken as u32, actions);
+            return self.perform(&[], io, actions);
         }
-        self.perform(&[], io, actions);
-        self.part(io, actions);
-    }
-
-    /// The flow is to do without its porter: as soon as that one has sent what it has.
-    pub(in crate::engine) fn let_porter_go<F: FramePort>(
-        &mut self,
-        io: &mut Io<F, S>,
-        actions: &mut Vec<Action>,
-    ) {
-        if let Some(hired) = &mut self.porter {
-            hired.leaving = true;
-            self.part(io, actions);
-        }
-    }
-
-    /// Sends by itself again, if the porter is to go and has nothing left.
-    fn part<F: FramePort>(&mut self, io: &mut Io<F, S>, actions: &mut Vec<Action>) {
-        if self.porter.as_ref().is_some_and(|hired| hired.leaving && hired.carried == 0) {
-            self.dismiss(io);
+        // Bounded by the window, a u32.
+        self.machine.on_host_took(delivery.taken as u32, actions);
+        if let Some(left) = &delivery.left {
+            let left: Vec<&[u8]> = left.iter().map(Parcel::bytes).collect();
+            debug_assert_eq!(hired.carried, left.iter().map(|bytes| bytes.len()).sum::<usize>());
+            // It counts as backlog already, and stands in front of what came since.
+            self.backlog.push_front(&left);
+            self.porter = None;
             // If the socket is full, it says so, and tells when it is not.
             self.writable = true;
             self.flush_backlog(io, actions);
-            self.perform(&[], io, actions);
         }
+        self.perform(&[], io, actions);
+    }
+
+    /// The flow is to do without its porter: as soon as that one has given back what it has.
+    pub(in crate::engine) fn let_porter_go<F: FramePort>(&mut self, io: &mut Io<F, S>) {
+        let Some(hired) = self.porter.as_mut().filter(|hired| !hired.leaving) else { return };
+        hired.leaving = true;
+        let Hired { porter, flow, .. } = **hired;
+        io.errands.push(Errand { porter, flow, what: What::Return });
     }
 
     /// Does without the porter; what that one has not sent is forgotten.

@@ -52,6 +52,9 @@ const LIGHT: Load = 500;
 /// How often the lead looks whether a worker is not needed any more.
 pub(in crate::engine) const REVIEW: Duration = Duration::from_secs(1);
 
+/// Below this load a worker has nothing to do that a flow of another would keep it from.
+pub(super) const IDLE: Load = 100;
+
 /// Bytes of the guest passed on in a [`WINDOW`] from which a porter pays: 4 Gbit/s. A worker that
 /// has no time to spare below that has it from something else.
 const WORTH_A_PORTER: u64 = 5 << 20;
@@ -139,10 +142,12 @@ pub enum Advice {
     Grow,
     /// As the lead: do without the last worker.
     Shrink,
-    /// As the lead, while nobody else is at work: get a porter for the upload that all work is for.
+    /// Get a porter for the upload that all work is for.
     Hire,
-    /// As the lead: do without the porter.
+    /// Do without the porter.
     Dismiss,
+    /// As a porter: have the other do without, for there is other work.
+    Resign,
 }
 
 /// Whether a porter can help.
@@ -284,12 +289,14 @@ impl Meter {
         if self.streak == 0 || self.rest > 0 {
             return Advice::Nothing;
         }
+        // To give away the little that there is beside one flow would not help that one.
+        let helps = help != Help::None && self.rate >= WORTH_A_PORTER && self.is_one_flow();
         match others.min_by_key(|(_, load)| *load) {
-            Some((to, their)) if their + LIKE <= load && self.latest().flows > 0 => {
+            Some((to, their)) if !helps && their + LIKE <= load && self.latest().flows > 0 => {
                 Advice::Give { to, share: (load - their) / 2 }
             }
             _ if self.streak < PATIENCE => Advice::Nothing,
-            _ if help != Help::None && self.rate >= WORTH_A_PORTER && self.is_one_flow() => {
+            _ if helps => {
                 let ready = help == Help::Possible && self.streak >= ALONE;
                 let may = |flow| self.trials.may_begin(self.window, flow);
                 match ready && self.heaviest().is_some_and(may) {
@@ -300,6 +307,11 @@ impl Meter {
             _ if may_grow && self.is_shareable(load) => Advice::Grow,
             _ => Advice::Nothing,
         }
+    }
+
+    /// Whether a porter has no time to spare, and that not for others alone.
+    pub(super) fn has_own_work(&self, load: Load) -> bool {
+        load >= BUSY && self.before.flows >= REMEMBERED as u64
     }
 
     /// The flow that most of the latest work was for.
@@ -539,6 +551,27 @@ mod tests {
         meter.note(flow(2));
         assert_eq!(alone(&meter, Help::Possible), Advice::Grow);
         assert_eq!(alone(&meter, Help::Hired), Advice::Grow);
+    }
+
+    #[test]
+    fn little_beside_a_large_upload_is_not_given_away_in_place_of_a_porter() {
+        let idle = || [(WorkerId(1), 0)].into_iter();
+        let mut meter = uploading(3, WORTH_A_PORTER);
+        assert_eq!(meter.advice(1000, idle(), true, Help::Possible), Advice::Hire);
+        assert_eq!(meter.advice(1000, idle(), true, Help::Hired), Advice::Nothing);
+        (0..9).for_each(|_| meter.note(flow(2)));
+        let give = Advice::Give { to: WorkerId(1), share: 500 };
+        assert_eq!(meter.advice(1000, idle(), true, Help::Possible), give);
+    }
+
+    #[test]
+    fn a_porter_has_work_of_its_own_when_it_has_no_time_to_spare_for_that() {
+        let mut meter = busy(1, 4);
+        assert!(!meter.has_own_work(1000), "a window later");
+        meter.worked(at(20), WORK, 0);
+        assert!(meter.has_own_work(1000) && !meter.has_own_work(BUSY - 1));
+        meter.worked(at(30), WORK, 0);
+        assert!(!meter.has_own_work(1000));
     }
 
     #[test]

@@ -69,13 +69,17 @@ pub(in crate::engine) enum Mail<S: SocketPort> {
     Command(Box<Command>),
     /// Be the porter of this flow of the sender: its socket once more.
     Hire(WorkerId, Token, S::Stream),
-    /// The receiver can be that, or not.
+    /// The sender can be that, or not.
     Ready(Token, bool),
-    /// Something of that flow to be sent.
-    Carry(Token, Parcel),
-    /// The flow does without from here on, or is over; what is not sent is forgotten.
-    LetGo(Token),
-    /// From the porter: what was sent.
+    /// From the porter: it has work of its own.
+    Resign(Token),
+    /// Something of that flow, of this owner, to be sent.
+    Carry(WorkerId, Token, Parcel),
+    /// The flow of this owner is to do without: give back what is not sent.
+    Return(WorkerId, Token),
+    /// The flow of this owner is over; what is not sent is forgotten.
+    LetGo(WorkerId, Token),
+    /// From the porter: what was sent, and what was not.
     Delivered(Delivery),
     /// The program is ending: give no flow away any more.
     Settle,

@@ -44,14 +44,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use balance::{Advice, Help, Load, Meter, Review, Worked};
+use balance::{Advice, Help, IDLE, Load, Meter, Review, Worked};
 use mail::{Inbox, Mail, Post, mailbox};
+use porter::Engaged;
 use quota::Quota;
 
 pub(super) use directory::{Directory, Refusal};
 
 use super::ports::SocketPort;
-use super::token::Token;
 use super::trail::Trail;
 use crate::base::Instant;
 
@@ -127,6 +127,8 @@ pub struct Member<S: SocketPort> {
     pub(super) settled: bool,
     /// How often the packet at hand was handed over, and by whom it was last.
     pub(super) handed: Option<(u8, WorkerId)>,
+    /// The porter that one of this worker's flows has, or is about to have.
+    pub(super) hired: Option<Engaged>,
     /// The lead's: how it leads.
     pub(super) lead: Lead,
 }
@@ -140,8 +142,6 @@ pub(super) struct Lead {
     pub(super) starting: bool,
     /// It is to be called as soon as its thread runs.
     pub(super) calling: bool,
-    /// The flow that has a porter.
-    pub(super) hired: Option<Token>,
     /// The most workers there may be; fewer if one could not be started, or got no queue.
     pub(super) most: usize,
     /// Workers that are never let go.
@@ -200,6 +200,7 @@ pub fn members<S: SocketPort>(
         retires: false,
         settled: false,
         handed: None,
+        hired: None,
         lead: Lead { started: 1, most, least: least.clamp(1, most), ..Lead::default() },
     };
     Ok(inboxes.into_iter().enumerate().map(member).collect())
@@ -299,8 +300,14 @@ impl<S: SocketPort> Member<S> {
     }
 
     /// The worker was at work for so long until `now`, and has passed on so many bytes of the guest
-    /// since the start. What to do about it.
-    pub(super) fn worked(&mut self, now: Instant, time: Duration, passed_on: u64) -> Advice {
+    /// since the start; `carries` says whether it is a porter. What to do about it.
+    pub(super) fn worked(
+        &mut self,
+        now: Instant,
+        time: Duration,
+        passed_on: u64,
+        carries: bool,
+    ) -> Advice {
         let worked = self.meter.worked(now, time, passed_on);
         let Some(Worked { load, busy, for_flows }) = worked else { return Advice::Nothing };
         let me = self.id.index();
@@ -314,18 +321,32 @@ impl<S: SocketPort> Member<S> {
         let others = others.map(|worker| (worker, self.shared.load(worker, now)));
         // The others cannot know; the lead does.
         let may_grow = !self.is_lead() || self.next().is_some();
-        self.meter.advice(load, others, may_grow, self.help())
+        if carries && self.meter.has_own_work(load) {
+            return Advice::Resign;
+        }
+        self.meter.advice(load, others, may_grow, self.help(now))
     }
 
-    /// Whether a porter can help. To be asked by the lead, who alone has one, and only while nobody
-    /// else is at work: who could be a porter then does nothing.
-    pub(super) fn help(&self) -> Help {
-        let alone = self.is_lead() && self.active() == 1 && !self.settled;
-        match self.lead.hired {
+    /// Whether a porter can help.
+    fn help(&self, now: Instant) -> Help {
+        match self.hired {
             Some(_) => Help::Hired,
-            None if alone && self.lead.most > 1 => Help::Possible,
+            None if self.porter(now).is_some() => Help::Possible,
             None => Help::None,
         }
+    }
+
+    /// Who could be a porter for this worker: of those at work, one who has had nothing to do; while
+    /// there is only the lead, who would be called next, whether its thread runs or not.
+    pub(super) fn porter(&self, now: Instant) -> Option<WorkerId> {
+        if self.settled || !self.attached {
+            return None;
+        }
+        if self.active() == 1 {
+            return (self.is_lead() && self.lead.most > 1).then_some(WorkerId::SECOND);
+        }
+        let mut others = (0..self.takers()).rev().map(WorkerId::at).filter(|at| *at != self.id);
+        others.find(|&worker| self.shared.load(worker, now) < IDLE)
     }
 
     /// Time at work until `now`, as a review has it.
@@ -338,5 +359,32 @@ impl<S: SocketPort> Member<S> {
             last: nanos(&self.shared.busy[last]),
             for_flows: nanos(&self.shared.for_flows[last]),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::host::HostSockets;
+
+    #[test]
+    fn a_porter_is_who_has_nothing_to_do() {
+        let mut team = members::<HostSockets>(Instant::ZERO, 1, 3).unwrap();
+        let porter = |team: &[Member<HostSockets>], worker: usize, now| {
+            team[worker].porter(now).map(WorkerId::index)
+        };
+        // While the lead is alone it is who would be called next.
+        let now = Instant::ZERO + Duration::from_millis(10);
+        assert_eq!([0, 1].map(|worker| porter(&team, worker, now)), [Some(1), None]);
+        team.iter_mut().for_each(|member| member.attached = true);
+        team[0].set_active(3);
+        assert_eq!([0, 1, 2].map(|worker| porter(&team, worker, now)), [Some(2), Some(2), Some(1)]);
+        team[2].worked(now, Duration::from_millis(1), 0, false);
+        assert_eq!([0, 1, 2].map(|worker| porter(&team, worker, now)), [Some(1), Some(0), Some(1)]);
+        // What was told long ago says nothing.
+        let later = now + Duration::from_millis(100);
+        assert_eq!(porter(&team, 0, later), Some(2));
+        team[1].settled = true;
+        assert_eq!(porter(&team, 1, later), None);
     }
 }

@@ -11,8 +11,20 @@
 //! ```
 //! For the machine, bytes that are with the porter are backlog: acknowledged, counted against the
 //! window, and in front of the FIN. A porter holds a descriptor of its own for the same socket, and
-//! knows neither machine nor guest. The owner is the lead, and the porter a worker that has not
-//! been called: as soon as that one is needed for flows of its own, this one does without.
+//! knows neither machine nor guest.
+//!
+//! Any worker may have a porter for one of its flows, and be one for one flow of another's. Who is
+//! asked has nothing to do: while the lead is alone the worker that would be called next, else one
+//! at work that has been idle. It does not have to stay so. What a porter has to do besides is done
+//! as ever, and when that is much, it resigns. Whoever is a porter already declines.
+//!
+//! ```text
+//!   owner    Hire ─▶            Carry, Carry, … ─▶                 Return ─▶
+//!   porter           ◀─ Ready                      ◀─ Delivered              ◀─ Delivered, with what
+//!                                                                               is not sent
+//! ```
+//! Of a flow that is over nothing has to come back: `LetGo` takes the place of `Return`. Mail between
+//! two workers keeps its order, so whatever belongs to a porter's last flow is in front of the next.
 //!
 //! **Memory.** What the guest has under way is bounded by its window, which says nothing of how many
 //! parcels that makes: a parcel is a whole frame's buffer only if much of it is used, else a copy,
@@ -41,6 +53,13 @@ pub(in crate::engine) struct Parcel {
     pub(in crate::engine) payload: Range<usize>,
 }
 
+impl Parcel {
+    /// What is to be sent.
+    pub(in crate::engine) fn bytes(&self) -> &[u8] {
+        &self.buffer[self.payload.clone()]
+    }
+}
+
 /// Something for a porter to do, as a flow wants it. The worker makes mail of it.
 pub(in crate::engine) struct Errand {
     /// Who is to do it.
@@ -56,8 +75,21 @@ pub(in crate::engine) enum What {
     Frame(Range<usize>),
     /// To send these bytes.
     Bytes(Vec<u8>),
+    /// To let go of the flow, and give back what is not sent.
+    Return,
     /// To let go of the flow, and forget what is not sent.
     LetGo,
+}
+
+/// A porter, as its owner sees it.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::engine) struct Engaged {
+    pub(in crate::engine) porter: WorkerId,
+    /// Which flow it is for. That one may not know of it yet ([`Hired`]).
+    pub(in crate::engine) flow: Token,
+    /// The flow is to have it. If not, the porter is let go as soon as it is ready, or has sent
+    /// what it has.
+    pub(in crate::engine) wanted: bool,
 }
 
 /// A porter, as its flow sees it.
@@ -70,7 +102,7 @@ pub(in crate::engine) struct Hired {
     pub(in crate::engine) carried: usize,
     /// In so many parcels.
     pub(in crate::engine) parcels: usize,
-    /// No more is given: the flow does without as soon as nothing is there any more.
+    /// No more is given: the flow does without as soon as it has back what is not sent.
     pub(in crate::engine) leaving: bool,
 }
 
@@ -95,6 +127,8 @@ pub(in crate::engine) struct Delivery {
     pub(in crate::engine) buffers: Vec<Vec<u8>>,
     /// The socket failed; nothing more is sent.
     pub(in crate::engine) failed: bool,
+    /// The porter has let go of the flow, and these are not sent.
+    pub(in crate::engine) left: Option<VecDeque<Parcel>>,
 }
 
 impl<S: SocketPort> Load<S> {
@@ -129,9 +163,14 @@ impl<S: SocketPort> Load<S> {
         self.owner
     }
 
-    /// Whether it is part of this flow.
-    pub(in crate::engine) fn is_of(&self, flow: Token) -> bool {
-        self.flow == flow
+    /// The flow's name with its owner.
+    pub(in crate::engine) fn flow(&self) -> Token {
+        self.flow
+    }
+
+    /// Whether it is part of this flow of this worker.
+    pub(in crate::engine) fn is_of(&self, owner: WorkerId, flow: Token) -> bool {
+        (self.owner, self.flow) == (owner, flow)
     }
 
     /// The socket takes more, or has failed.
@@ -146,13 +185,13 @@ impl<S: SocketPort> Load<S> {
 
     /// Sends what the socket takes. `None` if nothing has become of anything.
     pub(in crate::engine) fn send(&mut self, host: &mut S) -> Option<Delivery> {
-        let mut delivery = Delivery { flow: self.flow, taken: 0, buffers: vec![], failed: false };
+        let mut delivery = self.nothing();
         let had_failed = self.failed;
         while !self.failed && self.writable && !self.parcels.is_empty() {
             let mut parts = [IoSlice::new(&[]); PARTS];
             let count = self.parcels.len().min(PARTS);
             for (part, parcel) in parts.iter_mut().zip(&self.parcels) {
-                *part = IoSlice::new(&parcel.buffer[parcel.payload.clone()]);
+                *part = IoSlice::new(parcel.bytes());
             }
             let offered: usize = parts[..count].iter().map(|part| part.len()).sum();
             match host.send(&self.stream, &parts[..count]) {
@@ -173,6 +212,18 @@ impl<S: SocketPort> Load<S> {
         }
         delivery.failed = self.failed && !had_failed;
         (delivery.taken > 0 || delivery.failed).then_some(delivery)
+    }
+
+    /// Sends what the socket takes, and gives back the rest.
+    pub(in crate::engine) fn give_back(mut self, host: &mut S) -> Delivery {
+        let mut delivery = self.send(host).unwrap_or_else(|| self.nothing());
+        delivery.left = Some(std::mem::take(&mut self.parcels));
+        self.close(host);
+        delivery
+    }
+
+    fn nothing(&self) -> Delivery {
+        Delivery { flow: self.flow, taken: 0, buffers: vec![], failed: false, left: None }
     }
 
     fn consume(&mut self, mut len: usize, buffers: &mut Vec<Vec<u8>>) {
