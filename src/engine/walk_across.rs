@@ -193,7 +193,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     pub(super) fn give(&mut self, token: Token, to: WorkerId) -> bool {
         let Some(team) = self.team.as_ref().filter(|team| !team.settled) else { return false };
         let Some(directory) = team.directory() else { return false };
-        if self.tcp.get(token).is_some_and(|flow| flow.porter.is_some()) {
+        if team.hired.is_some_and(|hired| hired.flow == token) {
             return false;
         }
         let Some((key, mut flow)) = self.tcp.remove(token) else { return false };

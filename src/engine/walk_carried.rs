@@ -54,12 +54,12 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         if let Some(flow) = flow.filter(|_| wanted) {
             flow.hire(porter, token);
             tracing::debug!(peer = %flow.key.peer(), porter = porter.index(), "a porter");
+        } else if ready {
+            // Until it has let go there is no other: a connection has one porter at a time.
+            team.send(porter, Mail::Return(team.id, token));
         } else {
             team.hired = None;
             team.meter.lets_go();
-            if ready {
-                team.send(porter, Mail::LetGo(team.id, token));
-            }
         }
     }
 

@@ -290,20 +290,24 @@ impl Meter {
             return Advice::Nothing;
         }
         // To give away the little that there is beside one flow would not help that one.
-        let helps = help != Help::None && self.rate >= WORTH_A_PORTER && self.is_one_flow();
+        let helps = match help {
+            Help::None => false,
+            Help::Possible => {
+                let may = |flow| self.trials.may_begin(self.window, flow);
+                self.heaviest().is_some_and(may)
+            }
+            Help::Hired => true,
+        } && self.rate >= WORTH_A_PORTER
+            && self.is_one_flow();
         match others.min_by_key(|(_, load)| *load) {
             Some((to, their)) if !helps && their + LIKE <= load && self.latest().flows > 0 => {
                 Advice::Give { to, share: (load - their) / 2 }
             }
             _ if self.streak < PATIENCE => Advice::Nothing,
-            _ if helps => {
-                let ready = help == Help::Possible && self.streak >= ALONE;
-                let may = |flow| self.trials.may_begin(self.window, flow);
-                match ready && self.heaviest().is_some_and(may) {
-                    true => Advice::Hire,
-                    false => Advice::Nothing,
-                }
-            }
+            _ if helps => match help == Help::Possible && self.streak >= ALONE {
+                true => Advice::Hire,
+                false => Advice::Nothing,
+            },
             _ if may_grow && self.is_shareable(load) => Advice::Grow,
             _ => Advice::Nothing,
         }
