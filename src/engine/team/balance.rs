@@ -289,17 +289,9 @@ impl Meter {
         if self.streak == 0 || self.rest > 0 {
             return Advice::Nothing;
         }
-        // To give away the little that there is beside one flow would not help that one.
-        let helps = match help {
-            Help::None => false,
-            Help::Possible => {
-                let may = |flow| self.trials.may_begin(self.window, flow);
-                self.heaviest().is_some_and(may)
-            }
-            Help::Hired => true,
-        } && self.rate >= WORTH_A_PORTER
-            && self.is_one_flow();
+        let helps = self.is_for_a_porter(help);
         match others.min_by_key(|(_, load)| *load) {
+            // To give away the little that there is beside one flow would not help that one.
             Some((to, their)) if !helps && their + LIKE <= load && self.latest().flows > 0 => {
                 Advice::Give { to, share: (load - their) / 2 }
             }
@@ -311,6 +303,18 @@ impl Meter {
             _ if may_grow && self.is_shareable(load) => Advice::Grow,
             _ => Advice::Nothing,
         }
+    }
+
+    /// Whether the work is that of one upload, and a porter may do a part of it.
+    fn is_for_a_porter(&self, help: Help) -> bool {
+        let may = match help {
+            Help::None => false,
+            Help::Possible => {
+                self.heaviest().is_some_and(|flow| self.trials.may_begin(self.window, flow))
+            }
+            Help::Hired => true,
+        };
+        may && self.rate >= WORTH_A_PORTER && self.is_one_flow()
     }
 
     /// Whether a porter has no time to spare, and that not for others alone.
@@ -560,7 +564,9 @@ mod tests {
     #[test]
     fn little_beside_a_large_upload_is_not_given_away_in_place_of_a_porter() {
         let idle = || [(WorkerId(1), 0)].into_iter();
-        let mut meter = uploading(3, WORTH_A_PORTER);
+        let meter = uploading(4, WORTH_A_PORTER);
+        assert_eq!(meter.advice(1000, idle(), true, Help::Possible), Advice::Nothing);
+        let mut meter = uploading(5, WORTH_A_PORTER);
         assert_eq!(meter.advice(1000, idle(), true, Help::Possible), Advice::Hire);
         assert_eq!(meter.advice(1000, idle(), true, Help::Hired), Advice::Nothing);
         (0..9).for_each(|_| meter.note(flow(2)));
