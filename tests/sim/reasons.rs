@@ -220,7 +220,6 @@ fn ip_cases() -> Vec<Case> {
         dropped("from an IPv6 group", ForgedSource, from6("ff02::1")),
         dropped("to loopback", MartianDestination, to4("127.0.0.1")),
         dropped("to this network", MartianDestination, to4("0.0.0.1")),
-        dropped("to class E", MartianDestination, to4("250.1.2.3")),
         dropped("to a neighbour that is not there", MartianDestination, to4("10.0.2.77")),
         dropped("to broadcast", Broadcast, to4("255.255.255.255")),
         dropped("to the network's broadcast", Broadcast, to4("10.0.2.255")),

@@ -71,7 +71,7 @@ fn flows_that_change_hands_at_any_moment_are_complete_and_in_order() {
         porters.set(porters.get() + world.host.0.borrow().shares);
     });
     assert!(porters.get() > 40, "porters came {} times", porters.get());
-    assert!(adoptions.get() > 400, "flows changed hands {} times", adoptions.get());
+    assert!(adoptions.get() > 300, "flows changed hands {} times", adoptions.get());
 }
 
 /// A team of at most so many workers, of whom those who are called stay until they are sent away.
