@@ -40,7 +40,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let Ok(shared) = self.io.host.share(stream) else { return };
         self.io.host.no_delay(stream);
         team.hired = Some(Engaged { porter, flow: token, wanted: true });
-        team.meter.hires(token);
+        team.meter.rest();
         team.send(porter, Mail::Hire(team.id, token, shared));
     }
 
@@ -59,7 +59,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             team.send(porter, Mail::Return(team.id, token));
         } else {
             team.hired = None;
-            team.meter.lets_go();
+            team.meter.rest();
         }
     }
 
@@ -109,7 +109,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 What::LetGo => {
                     team.send(errand.porter, Mail::LetGo(team.id, errand.flow));
                     team.hired = None;
-                    team.meter.lets_go();
+                    team.meter.rest();
                     self.io.spare_frames = Vec::new();
                     continue;
                 }
@@ -133,7 +133,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
                 .take_if(|it| delivery.left.is_some() && it.flow == delivery.flow)
                 .is_some()
         {
-            team.meter.lets_go();
+            team.meter.rest();
             self.io.spare_frames = Vec::new();
         }
     }

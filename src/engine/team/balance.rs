@@ -3,8 +3,7 @@
 //! Each worker measures the share of time that it is at work, over windows of [`WINDOW`], and
 //! remembers which flows its latest work was for. One that has had no time to spare gives flows to
 //! one that has; if nobody has, another worker is called. Whole flows move, so one flow alone
-//! stays where it is; if it is an upload, it may get a [`porter`](super::porter),
-//! on [`trial`](super::trial).
+//! stays where it is; if it is an upload, it may get a [`porter`](super::porter).
 //!
 //! Only TCP flows can be given away. Datagrams, services and published ports are the lead's, and a
 //! datagram that comes by another worker's queue makes work for both. So a worker counts the pieces
@@ -16,7 +15,6 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::WorkerId;
-use super::trial::Trials;
 use crate::base::Instant;
 use crate::engine::token::{Kind, Token};
 
@@ -59,11 +57,7 @@ pub(super) const IDLE: Load = 100;
 /// has no time to spare below that has it from something else.
 const WORTH_A_PORTER: u64 = 5 << 20;
 
-/// Windows without time to spare before a porter is hired: what a worker does alone is measured in
-/// them.
-const ALONE: u32 = 5;
-
-/// Windows in a row with less than half of that rate, after which a flow does without its porter.
+/// Windows in a row with less than half of that, after which a flow does without its porter.
 const IDLE_PORTER: u64 = 10;
 
 /// From this share of the work on, in thousandths, a flow is nearly all of it: 7/8.
@@ -107,8 +101,6 @@ pub(in crate::engine) struct Meter {
     busy: Duration,
     /// Windows in a row without time to spare.
     streak: u32,
-    /// The sum of their [`Meter::rate`].
-    streak_rates: u64,
     /// Windows to wait before anything is done.
     rest: u32,
     /// Bytes of the guest passed on when the window began.
@@ -121,7 +113,6 @@ pub(in crate::engine) struct Meter {
     pieces: Pieces,
     /// Of the one before it.
     before: Pieces,
-    trials: Trials,
     recent: [Token; REMEMBERED],
     next: usize,
 }
@@ -195,14 +186,12 @@ impl Meter {
             window: now,
             busy: Duration::ZERO,
             streak: 0,
-            streak_rates: 0,
             rest: 0,
             passed_on: 0,
             rate: 0,
             idle: 0,
             pieces: Pieces::default(),
             before: Pieces::default(),
-            trials: Trials::new(now),
             recent,
             next: 0,
         }
@@ -236,7 +225,6 @@ impl Meter {
         let busy = std::mem::take(&mut self.busy);
         self.before = std::mem::take(&mut self.pieces);
         self.window = now;
-        let rests = self.rest > 0;
         self.rest = self.rest.saturating_sub(1);
         // At most 1000.
         let load = (busy.as_nanos() * 1000 / elapsed.as_nanos()).min(1000) as Load;
@@ -244,14 +232,8 @@ impl Meter {
         // A window that nobody was awake in counts for as many as it lasted.
         let windows = (elapsed.as_nanos() / WINDOW.as_nanos()).max(1) as u64;
         self.rate = bytes / windows;
-        (self.streak, self.streak_rates) = match load >= BUSY {
-            true => (self.streak + 1, self.streak_rates + self.rate),
-            false => (0, 0),
-        };
+        self.streak = if load >= BUSY { self.streak + 1 } else { 0 };
         self.idle = if self.rate < WORTH_A_PORTER / 2 { self.idle + windows } else { 0 };
-        if !rests {
-            self.trials.add(now, bytes, windows);
-        }
         // 500 years.
         let busy = busy.as_nanos() as u64;
         Some(Worked { load, busy, for_flows: self.before.for_flows(busy) })
@@ -259,19 +241,7 @@ impl Meter {
 
     /// Flows, or a porter, have come or gone: what that changes is to be seen first.
     pub(in crate::engine) fn rest(&mut self) {
-        (self.rest, self.streak, self.streak_rates, self.idle) = (REST, 0, 0, 0);
-    }
-
-    /// A porter is hired for `flow`.
-    pub(in crate::engine) fn hires(&mut self, flow: Token) {
-        self.trials.begin(flow, self.streak_rates / u64::from(self.streak.max(1)));
-        self.rest();
-    }
-
-    /// There is no porter any more.
-    pub(in crate::engine) fn lets_go(&mut self) {
-        self.trials.end();
-        self.rest();
+        (self.rest, self.streak, self.idle) = (REST, 0, 0);
     }
 
     /// What to do after a window. `others` are the loads of those at work, `may_grow` says whether
@@ -283,38 +253,26 @@ impl Meter {
         may_grow: bool,
         help: Help,
     ) -> Advice {
-        if help == Help::Hired && (self.idle >= IDLE_PORTER || self.trials.is_over(self.window)) {
+        if help == Help::Hired && self.idle >= IDLE_PORTER {
             return Advice::Dismiss;
         }
         if self.streak == 0 || self.rest > 0 {
             return Advice::Nothing;
         }
-        let helps = self.is_for_a_porter(help);
+        let helps = help != Help::None && self.rate >= WORTH_A_PORTER && self.is_one_flow();
         match others.min_by_key(|(_, load)| *load) {
             // To give away the little that there is beside one flow would not help that one.
             Some((to, their)) if !helps && their + LIKE <= load && self.latest().flows > 0 => {
                 Advice::Give { to, share: (load - their) / 2 }
             }
             _ if self.streak < PATIENCE => Advice::Nothing,
-            _ if helps => match help == Help::Possible && self.streak >= ALONE {
+            _ if helps => match help == Help::Possible {
                 true => Advice::Hire,
                 false => Advice::Nothing,
             },
             _ if may_grow && self.is_shareable(load) => Advice::Grow,
             _ => Advice::Nothing,
         }
-    }
-
-    /// Whether the work is that of one upload, and a porter may do a part of it.
-    fn is_for_a_porter(&self, help: Help) -> bool {
-        let may = match help {
-            Help::None => false,
-            Help::Possible => {
-                self.heaviest().is_some_and(|flow| self.trials.may_begin(self.window, flow))
-            }
-            Help::Hired => true,
-        };
-        may && self.rate >= WORTH_A_PORTER && self.is_one_flow()
     }
 
     /// Whether a porter has no time to spare, and that not for others alone.
@@ -543,17 +501,17 @@ mod tests {
 
     #[test]
     fn one_upload_that_takes_all_the_time_gets_a_porter_but_not_at_once() {
-        assert_eq!(alone(&uploading(4, WORTH_A_PORTER), Help::Possible), Advice::Nothing);
-        assert_eq!(alone(&uploading(5, WORTH_A_PORTER), Help::Possible), Advice::Hire);
-        assert_eq!(alone(&uploading(5, WORTH_A_PORTER), Help::None), Advice::Nothing);
-        assert_eq!(alone(&uploading(5, WORTH_A_PORTER), Help::Hired), Advice::Nothing);
+        assert_eq!(alone(&uploading(2, WORTH_A_PORTER), Help::Possible), Advice::Nothing);
+        assert_eq!(alone(&uploading(3, WORTH_A_PORTER), Help::Possible), Advice::Hire);
+        assert_eq!(alone(&uploading(3, WORTH_A_PORTER), Help::None), Advice::Nothing);
+        assert_eq!(alone(&uploading(3, WORTH_A_PORTER), Help::Hired), Advice::Nothing);
         // Its time goes into something else than bytes.
-        assert_eq!(alone(&uploading(5, WORTH_A_PORTER - 1), Help::Possible), Advice::Nothing);
+        assert_eq!(alone(&uploading(3, WORTH_A_PORTER - 1), Help::Possible), Advice::Nothing);
     }
 
     #[test]
     fn little_beside_a_large_upload_is_no_reason_to_call_another() {
-        let mut meter = uploading(5, WORTH_A_PORTER);
+        let mut meter = uploading(3, WORTH_A_PORTER);
         (0..8).for_each(|_| meter.note(flow(2)));
         assert_eq!(alone(&meter, Help::Possible), Advice::Hire);
         meter.note(flow(2));
@@ -564,9 +522,9 @@ mod tests {
     #[test]
     fn little_beside_a_large_upload_is_not_given_away_in_place_of_a_porter() {
         let idle = || [(WorkerId(1), 0)].into_iter();
-        let meter = uploading(4, WORTH_A_PORTER);
+        let meter = uploading(2, WORTH_A_PORTER);
         assert_eq!(meter.advice(1000, idle(), true, Help::Possible), Advice::Nothing);
-        let mut meter = uploading(5, WORTH_A_PORTER);
+        let mut meter = uploading(3, WORTH_A_PORTER);
         assert_eq!(meter.advice(1000, idle(), true, Help::Possible), Advice::Hire);
         assert_eq!(meter.advice(1000, idle(), true, Help::Hired), Advice::Nothing);
         (0..9).for_each(|_| meter.note(flow(2)));
@@ -595,29 +553,5 @@ mod tests {
         assert_eq!(alone(&meter, Help::Hired), Advice::Dismiss);
         meter.worked(at(140), Duration::ZERO, sent + 2 * WORTH_A_PORTER);
         assert_eq!(alone(&meter, Help::Hired), Advice::Nothing);
-    }
-
-    #[test]
-    fn a_porter_by_whom_nothing_is_gained_is_dismissed_and_not_hired_again_at_once() {
-        let mut meter = uploading(5, WORTH_A_PORTER);
-        meter.hires(flow(1));
-        let mut window = 5;
-        let mut pass = |meter: &mut Meter, windows: u64| {
-            for _ in 0..windows {
-                window += 1;
-                meter.note(flow(1));
-                meter.worked(at(10 * window), WORK, WORTH_A_PORTER * window);
-            }
-        };
-        // What changes by the hiring itself is not looked at.
-        pass(&mut meter, u64::from(REST) + 14);
-        assert_eq!(alone(&meter, Help::Hired), Advice::Nothing);
-        pass(&mut meter, 1);
-        assert_eq!(alone(&meter, Help::Hired), Advice::Dismiss);
-        meter.lets_go();
-        pass(&mut meter, 99);
-        assert_eq!(alone(&meter, Help::Possible), Advice::Nothing);
-        pass(&mut meter, 1);
-        assert_eq!(alone(&meter, Help::Possible), Advice::Hire);
     }
 }

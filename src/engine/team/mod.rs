@@ -36,7 +36,6 @@ mod directory;
 pub(super) mod mail;
 pub(super) mod porter;
 pub(super) mod quota;
-mod trial;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
