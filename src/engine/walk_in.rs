@@ -295,7 +295,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         let most =
             self.limits.inbound_tcp_flows().saturating_sub(2 * self.inbound_spliced.in_use());
         let fits = self.inbound_tcp.take(most);
-        let Some(key) = fits.then(|| self.inbound_key(rule, client, attempt)).flatten() else {
+        let Some(key) = fits.then(|| self.inbound_key(now, rule, client, attempt)).flatten() else {
             if fits {
                 self.inbound_tcp.give_back();
             }
@@ -322,9 +322,10 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     }
 
     /// The ends of a client's connection: its own port if no other flow has it, and `first` is 0.
-    /// They are claimed.
+    /// They are claimed. A port that is not its own may be that of somebody who went the short way.
     fn inbound_key(
         &self,
+        now: Instant,
         rule: Published,
         client: Option<SocketAddr>,
         first: u32,
@@ -334,8 +335,11 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         (first..PORT_ATTEMPTS)
             .map(|attempt| {
                 let port = self.client_port(client, guest, attempt);
-                TcpKey::new(guest, SocketAddr::new(ends.client, port))
+                let own = client.is_some() && attempt == 0;
+                (own, TcpKey::new(guest, SocketAddr::new(ends.client, port)))
             })
+            .filter(|(own, key)| *own || !self.trail.is_known(now, key))
+            .map(|(_, key)| key)
             .find(|key| self.tcp.find(key).is_none() && self.claim_key(*key).is_ok())
     }
 

@@ -296,6 +296,7 @@ fn guest(
     let diag = Handover::open_diag();
 
     allow_ping(early.map_or_else(|| mapped(channel), Ok)?);
+    allow_low_ports();
     confine(isolation);
     let resolv_conf = match options.files {
         Some(files) => mount_private(files)?,
@@ -357,5 +358,13 @@ fn order(channel: &Channel) -> Result<Order, GuestError> {
 fn allow_ping((low, high): (u32, u32)) {
     if let Err(e) = fs::write("/proc/sys/net/ipv4/ping_group_range", format!("{low} {high}")) {
         tracing::debug!("ping inside needs privilege: ping_group_range stays as it is: {e}");
+    }
+}
+
+/// Lets every user inside listen at any port, as docker and podman do (ip(7),
+/// `ip_unprivileged_port_start`): ports below 1024 are nobody's in a namespace of one's own.
+fn allow_low_ports() {
+    if let Err(e) = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0") {
+        tracing::debug!("ports below 1024 need privilege inside: {e}");
     }
 }

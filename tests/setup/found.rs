@@ -62,6 +62,8 @@ fn the_command_is_root_inside_or_oneself() {
         let numbers: Vec<u32> = range.split_whitespace().map(|n| n.parse().unwrap()).collect();
         let [low, high, group] = numbers[..] else { panic!("{range}") };
         assert!((low..=high).contains(&group), "{range}");
+        let lowest = inside(options, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start");
+        assert_eq!(lowest, "0\n", "who is not root serves at low ports too");
     }
 }
 

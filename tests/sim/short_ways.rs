@@ -155,6 +155,30 @@ fn who_went_the_short_way_is_another_on_the_link_for_a_minute() {
     }
 }
 
+/// Under which port a client is seen that goes by the link after it went the short way, as did
+/// those with the ports `others`.
+fn second_port(others: &[u16]) -> u16 {
+    let (mut bench, listener) = bench(PublishPath::Short);
+    serve(&bench, Script { connect_delay: 0, ..Script::default() });
+    for port in others.iter().chain(&[5000]) {
+        come(&bench, listener, &format!("192.0.2.7:{port}"), patient());
+        bench.pass(SECOND);
+    }
+    assert_eq!(bench.host.0.borrow().short_ways.len(), others.len() + 1);
+    let refuses = Some((Errno::ECONNREFUSED, false));
+    serve(&bench, Script { connect_error: refuses, connect_delay: 0, ..patient() });
+    come(&bench, listener, "192.0.2.7:5000", patient());
+    *syns(&bench.pass(SECOND / 2)).first().expect("it goes by the link")
+}
+
+#[test]
+fn nobody_is_given_the_port_of_another_who_went_the_short_way() {
+    let first = second_port(&[]);
+    let second = second_port(&[first]);
+    let third = second_port(&[first, second]);
+    assert!(first != second && second != third && third != first, "{first} {second} {third}");
+}
+
 #[test]
 fn where_there_is_no_short_way_nobody_waits_for_it() {
     let (mut bench, listener) = bench(PublishPath::Short);
