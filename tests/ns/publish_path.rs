@@ -119,8 +119,9 @@ fn a_client_that_comes_back_from_its_port_is_heard_at_once_whichever_way_it_came
         }
         assert!(went_short >= 8, "{port}: {went_short} times");
     }
-    // A SYN some microseconds after the last one's end may meet a socket that is not in TIME-WAIT
-    // yet, with which the guest's kernel does nothing: seen once in some thousand, on any way.
+    // One in 5,000 to 40,000 that come back within microseconds is heard a second late, by the link
+    // alone as well. Not explained: in one capture the guest does not answer the SYN, in another its
+    // SYN-ACK has no effect.
     assert!(late <= 3, "{late} were heard late");
 }
 

@@ -26,13 +26,15 @@
 //! Of a flow that is over nothing has to come back: `LetGo` takes the place of `Return`. Mail between
 //! two workers keeps its order, so whatever belongs to a porter's last flow is in front of the next.
 //!
-//! **Processor time.** Each byte visits the caches of two processors instead of one: one stream to a
-//! veth takes 0.50 s for a gigabyte instead of 0.40 s of one worker, of which a client without any
-//! helper takes 0.27 s. What that gives is throughput, 24 instead of 19 Gbit/s. To hire on trial,
-//! and do without a porter by whom less than an eighth was gained, took as much time and gave a
-//! sixth less throughput on a machine with other work, whose rates say little (4-core VM, Linux
-//! 6.18, medians of runs in turn). One copy less is not to be had: a TAP neither gives nor takes
-//! pages (`splice` fails with `EINVAL`), and zero-copy sends are copied by a veth.
+//! **Processor time.** Each byte visits the caches of two processors instead of one. One stream to a
+//! veth, a gigabyte of it, on a noisy 4-core VM (Linux 6.18), from several sets of runs and different
+//! builds, so no more than roughly comparable: 0.38 to 0.44 s and 18 to 20 Gbit/s alone, 0.47 to
+//! 0.56 s and 24 Gbit/s with a porter, and 0.27 s for a client without any helper. To hire on trial,
+//! and do without a porter by whom less than an eighth was gained, is not done: on a machine whose
+//! processors were taken away for an eighth of the time, single runs gave about a fifth less than
+//! runs without trial, and where they were not, nothing that could be told. One copy less is not to
+//! be had: a TAP neither gives nor takes pages (`splice` fails with `EINVAL`), and zero-copy sends
+//! are copied by a veth.
 //!
 //! **Memory.** What the guest has under way is bounded by its window, which says nothing of how many
 //! parcels that makes: a parcel is a whole frame's buffer only if much of it is used, else a copy,
