@@ -28,13 +28,12 @@
 //!
 //! **Processor time.** Each byte visits the caches of two processors instead of one. One stream to a
 //! veth, a gigabyte of it, on a noisy 4-core VM (Linux 6.18), from several sets of runs and different
-//! builds, so no more than roughly comparable: 0.38 to 0.44 s and 18 to 20 Gbit/s alone, 0.47 to
-//! 0.56 s and 24 Gbit/s with a porter, and 0.27 s for a client without any helper. To hire on trial,
-//! and do without a porter by whom less than an eighth was gained, is not done: on a machine whose
-//! processors were taken away for an eighth of the time, single runs gave about a fifth less than
-//! runs without trial, and where they were not, nothing that could be told. One copy less is not to
-//! be had: a TAP neither gives nor takes pages (`splice` fails with `EINVAL`), and zero-copy sends
-//! are copied by a veth.
+//! builds, so roughly comparable at best: 0.38 to 0.44 s and 18 to 20 Gbit/s alone, 0.47 to 0.56 s
+//! and 24 Gbit/s with a porter, and 0.27 s for a client without any helper. To hire on trial, and do
+//! without a porter by whom less than an eighth was gained, is not done: while a tenth to a fifth of
+//! the processors' time was taken away, single runs gave about a fifth less than runs without trial,
+//! and otherwise nothing that could be told. One copy less is not to be had: a TAP neither gives nor
+//! takes pages (`splice` fails with `EINVAL`), and zero-copy sends are copied by a veth.
 //!
 //! **Memory.** What the guest has under way is bounded by its window, which says nothing of how many
 //! parcels that makes: a parcel is a whole frame's buffer only if much of it is used, else a copy,
