@@ -68,6 +68,8 @@ reasons! {
     UnacceptableSegment => "unacceptable_segment",
     /// The per-guest limit of flows is reached.
     FlowLimit => "flow_limit",
+    /// More connections are being begun than can wait to be opened.
+    SynBacklog => "syn_backlog",
     /// No file descriptor or host port left for a new flow.
     HostResources => "host_resources",
     /// The host's kernel refused the datagram.

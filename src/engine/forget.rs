@@ -9,6 +9,7 @@ use crate::stack::ip::reassembly::Reassembly;
 use crate::stack::tcp::State;
 
 use super::ports::{FramePort, SocketPort};
+use super::syn_backlog::SynBacklog;
 use super::tcp_flow::TcpFlow;
 use super::token::Token;
 use super::worker::Worker;
@@ -39,6 +40,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         for token in sessions {
             self.end_session(token);
         }
+        self.syn_backlog = SynBacklog::default();
         self.dns_queries.forget();
         self.reassembly = Reassembly::new();
         self.services.forget_guest(now);

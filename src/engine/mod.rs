@@ -35,6 +35,7 @@ mod short_way;
 mod spin;
 mod splice;
 pub mod stream_link;
+mod syn_backlog;
 pub mod tap;
 mod tcp_flow;
 mod team;

@@ -156,7 +156,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
         }
     }
 
-    fn on_packet_from(
+    pub(super) fn on_packet_from(
         &mut self,
         now: Instant,
         source_mac: Mac,

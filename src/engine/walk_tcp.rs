@@ -64,6 +64,9 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.answer_reset(source_mac, &key, &segment);
             return Err(DropReason::NoFlow);
         }
+        if !self.syn_backlog.admits() {
+            return self.syn_backlog.put_aside(source_mac, packet);
+        }
         self.open(now, source_mac, packet, key, &segment, destination)
     }
 

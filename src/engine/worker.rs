@@ -34,6 +34,7 @@ use super::published::{DatagramPort, Listener, Session, SessionKey};
 use super::reading::Reading;
 use super::room::{self, Resting};
 use super::splice::{End, Pipes, RelayKey, Relayed, Spliced};
+use super::syn_backlog::SynBacklog;
 use super::tcp_flow::{TcpFlow, TcpKey};
 use super::team::porter::Load;
 use super::team::quota::Quota;
@@ -97,6 +98,8 @@ pub struct Held {
     /// Entries of the lists of flows whose turn is still to come, or that remember connections that
     /// are over; flows that are gone meanwhile included.
     pub queued: usize,
+    /// Bytes of SYNs whose turn is still to come, bookkeeping included.
+    pub syn_bytes: usize,
     /// Bytes of packets that other workers have handed over, bookkeeping included.
     pub mail_bytes: usize,
     /// TCP flows of all workers in the directory that these share; none while one worker has all.
@@ -115,6 +118,7 @@ pub struct Worker<F: FramePort, S: SocketPort> {
     /// How many of these, and of the other workers', began outside.
     pub(super) inbound_tcp: Quota,
     pub(super) resting: Resting,
+    pub(super) syn_backlog: SynBacklog,
     pub(super) reassembly: Reassembly,
     pub(super) dns_queries: PendingQueries,
     /// The host's resolvers, if their encrypted service is there for the guest.
@@ -223,6 +227,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             tcp: FlowTable::new(Kind::Tcp, limits.tcp_flows),
             inbound_tcp: Quota::default(),
             resting: Resting::default(),
+            syn_backlog: SynBacklog::default(),
             udp: FlowTable::new(Kind::Udp, limits.udp_flows),
             echo: FlowTable::new(Kind::Echo, limits.echo_flows),
             listeners: FlowTable::new(Kind::Listener, MAX_PUBLISHED),
@@ -302,6 +307,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             reassembly_bytes: self.reassembly.bytes(),
             timers: self.wheel.len(),
             queued: self.run_list.len() + self.read_list.len() + self.resting.len(),
+            syn_bytes: self.syn_backlog.bytes(),
             mail_bytes: self.team.as_ref().map_or(0, Member::waiting),
             listed: self.team.as_ref().and_then(Member::directory).map_or(0, Directory::len),
         }
@@ -322,7 +328,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     pub fn timeout(&self, now: Instant) -> Option<Duration> {
         let can_read = !self.read_list.is_empty() && !self.io.pool.is_exhausted();
         let can_run = (can_read || !self.run_list.is_empty()) && !self.io.frames.is_congested();
-        if can_run || self.io.frames.has_frame() {
+        if can_run || !self.syn_backlog.is_empty() || self.io.frames.has_frame() {
             return Some(Duration::ZERO);
         }
         let next = [self.wheel.next(), self.trim_at].into_iter().flatten().min()?;
@@ -341,6 +347,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// One turn: everything that `events` and `now` ask for. `Err` if the guest link is gone,
     /// `UnexpectedEof` if the guest has closed it.
     pub fn turn(&mut self, now: Instant, events: &[Event]) -> std::io::Result<()> {
+        self.syn_backlog.begin_turn();
         for event in events {
             if !matches!(event.token.kind, Kind::Tap | Kind::Tcp | Kind::Mail) {
                 self.note_other();
@@ -378,6 +385,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             self.tap_ready = false;
             self.read_frames(now)?;
         }
+        self.open_waiting(now);
         self.run_flows(now);
         // A worker that never has to wait would keep them for ever.
         let late = self.acks_since.is_some_and(|since| now.since(since) >= ACK_DELAY);

@@ -457,6 +457,7 @@ impl Crew {
             all.reassembly_bytes += held.reassembly_bytes;
             all.timers += held.timers;
             all.queued += held.queued;
+            all.syn_bytes += held.syn_bytes;
             all.mail_bytes += held.mail_bytes;
             // It is one directory.
             all.listed = all.listed.max(held.listed);

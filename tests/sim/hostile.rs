@@ -2,9 +2,10 @@
 //! the limits allow.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use proptest::prelude::*;
-use tapway::base::DropReason;
+use tapway::base::{DropReason, Instant};
 
 use crate::bench::{Bench, small_limits};
 use crate::frames::{
@@ -104,12 +105,51 @@ fn a_syn_flood_stays_within_the_limit() {
             assert!(bench.flow_count() <= 500);
         }
     }
-    while !bench.tap.0.borrow().inbound.is_empty() {
+    assert!(bench.held().syn_bytes <= 4 << 20);
+    while !bench.tap.0.borrow().inbound.is_empty() || bench.held().syn_bytes > 0 {
         bench.turn();
     }
     assert_eq!(bench.flow_count(), 500);
-    assert!(bench.dropped(DropReason::FlowLimit) > 50_000);
+    let (late, many) = (DropReason::SynBacklog, DropReason::FlowLimit);
+    assert!(bench.dropped(late) > 10_000 && bench.dropped(many) > 10_000, "{:?}", bench.drops());
+
     assert!(bench.held().timers < 10_000);
+}
+
+#[test]
+fn what_is_established_does_not_wait_for_what_is_begun() {
+    let mut bench = Bench::new(false, small_limits());
+    let slow = Script { connect_delay: u64::MAX / 2, ..Script::default() };
+    bench.host.0.borrow_mut().serve(81, slow);
+    bench
+        .host
+        .0
+        .borrow_mut()
+        .serve(80, Script { connect_delay: 0, waits_for_end: true, ..Script::default() });
+    let (ports, ip) = ((1000, 80), Ip::v4(TCP));
+    bench.feed(&Tcp { ports, ..Tcp::new(SYN) }.frame(ip));
+    let [syn_ack] = &bench.turn()[..] else { panic!("no SYN-ACK") };
+    let iss = u32::from_be_bytes(syn_ack[38..42].try_into().unwrap());
+    let ack = Tcp { ports, seq: 1001, ack: iss + 1, ..Tcp::new(ACK) };
+    bench.feed(&ack.frame(ip));
+
+    // All of it in one turn.
+    for number in 0..60 {
+        bench.queue(&Tcp { ports: (2000 + number, 81), ..Tcp::new(SYN) }.frame(ip));
+    }
+    bench.feed(&Tcp { payload: b"question".to_vec(), ..ack }.frame(ip));
+    assert_eq!(bench.host.0.borrow().passed_on(80), 8);
+    assert_eq!(bench.flow_count(), 1 + 8);
+    assert!(bench.worker.timeout(Instant::from_nanos(bench.now)) == Some(Duration::ZERO));
+
+    // The others follow in order, and are opened once, however often they ask.
+    bench.feed(&Tcp { ports: (2059, 81), ..Tcp::new(SYN) }.frame(ip));
+    assert_eq!(bench.flow_count(), 1 + 16);
+    while bench.held().syn_bytes > 0 {
+        bench.turn();
+    }
+    assert_eq!(bench.flow_count(), 1 + 60);
+    assert_eq!(bench.drops(), []);
 }
 
 #[test]

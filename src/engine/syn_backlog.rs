@@ -1,0 +1,115 @@
+//! SYNs that wait until it is their turn.
+//!
+//! A new connection costs its worker a socket of the host, a hundred times what a segment of an old
+//! one costs. A guest that begins thousands at once, to scan a network or to do harm, would have all
+//! its other connections wait behind them. So a turn opens a few, and the others wait here, in
+//! order; what has been established goes on between two turns. A SYN that finds no room is lost, and
+//! repeated after a second (RFC 6298 §2.1), as one that finds a listener's backlog full.
+
+use std::collections::VecDeque;
+
+use crate::base::{DropReason, Instant, Mac};
+use crate::stack::ip::Packet;
+
+use super::ports::{FramePort, SocketPort};
+use super::worker::Worker;
+
+/// Connections that the guest begins, and that one turn opens. Each takes 40 µs or more, and a
+/// client that opens them one after the other never has as many at once.
+const OPENED: u32 = 8;
+
+/// Bytes of the packets that wait, with what it takes to keep them: some 30,000 SYNs.
+const MOST_BYTES: usize = 4 << 20;
+
+struct Waiting {
+    source_mac: Mac,
+    /// The whole packet.
+    bytes: Box<[u8]>,
+}
+
+impl Waiting {
+    /// Allocators round up.
+    fn cost(&self) -> usize {
+        size_of::<Waiting>() + self.bytes.len() + 16
+    }
+}
+
+/// SYNs in the order of their arrival.
+#[derive(Default)]
+pub(super) struct SynBacklog {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    /// In this turn.
+    opened: u32,
+    /// The one that is looked at has waited.
+    resuming: bool,
+}
+
+impl SynBacklog {
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Bytes that are held.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Another turn begins.
+    pub(super) fn begin_turn(&mut self) {
+        self.opened = 0;
+    }
+
+    /// Whether a SYN that has just been read opens its connection now. If so, that is one more.
+    pub(super) fn admits(&mut self) -> bool {
+        let admits = self.resuming || (self.opened < OPENED && self.waiting.is_empty());
+        self.opened += u32::from(admits);
+        admits
+    }
+
+    /// Has a SYN wait.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub(super) fn put_aside(
+        &mut self,
+        source_mac: Mac,
+        packet: &Packet<'_>,
+    ) -> Result<(), DropReason> {
+        let waiting = Waiting { source_mac, bytes: packet.bytes.into() };
+        let bytes = self.bytes + waiting.cost();
+        if bytes > MOST_BYTES {
+            return Err(DropReason::SynBacklog);
+        }
+        self.bytes = bytes;
+        self.waiting.push_back(waiting);
+        Ok(())
+    }
+
+    /// The next one whose turn it is.
+    fn next(&mut self) -> Option<Waiting> {
+        if self.opened >= OPENED {
+            return None;
+        }
+        let next = self.waiting.pop_front()?;
+        self.bytes -= next.cost();
+        if self.waiting.is_empty() {
+            self.waiting = VecDeque::new();
+        }
+        Some(next)
+    }
+}
+
+impl<F: FramePort, S: SocketPort> Worker<F, S> {
+    /// Opens the connections whose SYNs have waited longest, as many as this turn has left.
+    pub(super) fn open_waiting(&mut self, now: Instant) {
+        while let Some(Waiting { source_mac, bytes }) = self.syn_backlog.next() {
+            self.syn_backlog.resuming = true;
+            if let Err(reason) = self.on_packet_from(now, source_mac, &bytes) {
+                self.io.drop_frame(reason);
+            }
+            self.syn_backlog.resuming = false;
+        }
+    }
+}
