@@ -73,5 +73,6 @@ if [ ! -e /dev/net/tun ]; then
     mknod /dev/net/tun c 10 200
 fi
 chmod 0666 /dev/net/tun
-# With TAPWAY_ENGINES_TRIXIE=1 also podman 5, in a root directory of Debian 13.
-step cargo test --no-fail-fast
+# With TAPWAY_ENGINES_TRIXIE=1 also podman 5, in a root directory of Debian 13. Tests send signals, which
+# whoever starts this with nohup, or in the background, has all its descendants ignore.
+step env --default-signal=HUP,INT,QUIT cargo test --no-fail-fast
