@@ -97,6 +97,9 @@ fn markdown(machine: &Machine, results: &Results) -> String {
     if contenders.iter().any(|c| results.keeps_address(*c) == Some(false)) {
         let _ = writeln!(out, "\n\\* The address of a published port's client is lost.");
     }
+    if let Some(line) = results.calm.line() {
+        let _ = writeln!(out, "\n{line}");
+    }
     let judged = criteria(results);
     let known = judged.iter().filter(|c| c.met.is_some()).count();
     let short: Vec<_> = judged.iter().filter(|c| c.met == Some(false)).collect();

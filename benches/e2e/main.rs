@@ -41,6 +41,9 @@
 //! table without a WAN tells. `--wan-rate 0` takes the limit away; with little delay the ratios are
 //! then those of processor time.
 //!
+//! A measurement from which the hypervisor takes processors is repeated ([`calm`]); the report says
+//! how often that was, and what was taken from those that it shows.
+//!
 //! Where the two ends keep a core each busy (QUIC above all, of which neither end loses a datagram in
 //! these cells), a helper needs a third. On a machine that has other work at the same time, it gets
 //! less of it than it needs, and the ratio to "direct" is lower without a cause in the helper: the
@@ -58,6 +61,7 @@
 
 mod agent;
 mod base;
+mod calm;
 mod chart;
 mod contenders;
 mod criteria;
@@ -352,11 +356,15 @@ impl Run<'_> {
                 continue;
             }
             let (lab, programs) = (&self.lab, &self.programs);
+            let what = format!("round {round}  {:<16} {:<12}", workload.id(), contender.name());
             let figures = match workload {
+                // The ports of the first attempt would be in TIME_WAIT at the second.
                 Workload::PublishedPorts => {
                     published::many(lab, programs, contender, host, self.options.seconds)
                 }
-                _ => workloads::start(lab, programs, contender, host),
+                _ => self.results.calm.measure(&what, calm::STOLEN, || {
+                    workloads::start(lab, programs, contender, host)
+                }),
             };
             self.record(round, workload, contender, figures);
         }
@@ -412,14 +420,21 @@ impl Run<'_> {
                 let contender = guest.contender;
                 let (lab, programs) = (&self.lab, &self.programs);
                 let seconds = self.options.seconds;
-                let outcome = workloads::measure(lab, programs, guest, workload, seconds);
-                let figures = outcome.map(|Outcome { figures, dropped, lacking }| {
+                let what = format!("round {round}  {:<16} {:<12}", workload.id(), contender.name());
+                let mut dropped = 0;
+                let outcome = self.results.calm.measure(&what, calm::STOLEN, || {
+                    let outcome = workloads::measure(lab, programs, guest, workload, seconds);
+                    // A frame that an attempt lost is lost, whether its figures count or not.
+                    dropped += outcome.as_ref().map_or(0, |outcome| outcome.dropped);
+                    outcome
+                });
+                if dropped > 0 {
+                    let (workload, frames) = (workload.id(), dropped);
+                    self.results.dropped.push(Dropped { contender, workload, round, frames });
+                }
+                let figures = outcome.map(|Outcome { figures, lacking, .. }| {
                     if let Some(why) = lacking {
                         self.tell_missing(round, workload, contender, why);
-                    }
-                    if dropped > 0 {
-                        let (workload, frames) = (workload.id(), dropped);
-                        self.results.dropped.push(Dropped { contender, workload, round, frames });
                     }
                     figures
                 });

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
+use crate::calm::Calm;
 use crate::contenders::Contender;
 use crate::criteria::{Criterion, criteria, verdicts};
 use crate::lab::SERVER;
@@ -227,6 +228,8 @@ pub struct Results {
     pub missing: Vec<Missing>,
     /// The cells of the WAN grid.
     pub wan: wan::table::Table,
+    /// What others took of the processors meanwhile.
+    pub calm: Calm,
 }
 
 /// The summary of one cell.
@@ -372,6 +375,9 @@ pub fn text(machine: &Machine, results: &Results) -> String {
             ),
         };
     }
+    if let Some(line) = results.calm.line() {
+        let _ = writeln!(out, "{line}");
+    }
     for missing in &results.missing {
         let Missing { contender, workload, round, why } = missing;
         let _ = writeln!(out, "no figure: {} {workload}, round {round}: {why}", contender.name());
@@ -501,6 +507,7 @@ pub fn json(machine: &Machine, results: &Results) -> Value {
         "wan": results.wan.json(),
         "dropped": results.dropped.iter().map(dropped).collect::<Vec<_>>(),
         "published_client_seen_as": Value::Object(clients),
+        "calm": results.calm.json(),
         "missing": results.missing.iter().map(missing).collect::<Vec<_>>(),
         "criteria": criteria(results).iter().map(criterion).collect::<Vec<_>>(),
     })
