@@ -222,6 +222,11 @@ impl Workload {
         beside + f64::from(measured)
     }
 
+    /// Whether a second time on the same guest is like the first: nothing is filled or published.
+    pub fn leaves_no_trace(self) -> bool {
+        !matches!(self, Self::Connections | Self::Crowd | Self::PublishAdd)
+    }
+
     /// Whether it needs guests whose servers are reached from outside.
     pub fn needs_published(self) -> bool {
         self.has_clients() || self == Self::PublishAdd
