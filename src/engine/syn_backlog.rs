@@ -1,14 +1,18 @@
 //! SYNs that wait until it is their turn.
 //!
-//! A new connection costs its worker a socket of the host, a hundred times what a segment of an old
-//! one costs. A guest that begins thousands at once, to scan a network or to do harm, would have all
-//! its other connections wait behind them. So a turn opens a few, and the others wait here, in
-//! order; what has been established goes on between two turns. A SYN that finds no room is lost, and
-//! repeated after a second (RFC 6298 §2.1), as one that finds a listener's backlog full.
+//! A new connection costs its worker a socket of the host and half a dozen system calls, where a
+//! segment of an old one costs one at most. A guest that begins thousands at once, to scan a network
+//! or to do harm, would have all its other connections wait behind them. So a turn opens a few, and
+//! the others wait here, in order; what has been established goes on between two turns. A SYN that
+//! finds no room is lost, as one that finds a listener's backlog full, and repeated after a second
+//! (RFC 6298 §2.1). So one that has waited for that long is not opened either: its repetition is
+//! behind it, and would open the connection a second time if the first were over by then.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::base::{DropReason, Instant, Mac};
+use crate::observe::FlowTransport;
 use crate::stack::ip::Packet;
 
 use super::ports::{FramePort, SocketPort};
@@ -18,11 +22,19 @@ use super::worker::Worker;
 /// client that opens them one after the other never has as many at once.
 const OPENED: u32 = 8;
 
-/// Bytes of the packets that wait, with what it takes to keep them: some 30,000 SYNs.
+/// Waiting SYNs that a turn looks at: those that are late, or whose connection is there already, cost
+/// little, but not nothing.
+const RESUMED: u32 = 64;
+
+/// How long a SYN may wait.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Bytes of the packets that wait, with what it takes to keep them: some 35,000 SYNs.
 const MOST_BYTES: usize = 4 << 20;
 
 struct Waiting {
     source_mac: Mac,
+    since: Instant,
     /// The whole packet.
     bytes: Box<[u8]>,
 }
@@ -41,6 +53,8 @@ pub(super) struct SynBacklog {
     bytes: usize,
     /// In this turn.
     opened: u32,
+    /// Looked at again in this turn.
+    resumed: u32,
     /// The one that is looked at has waited.
     resuming: bool,
 }
@@ -58,7 +72,7 @@ impl SynBacklog {
 
     /// Another turn begins.
     pub(super) fn begin_turn(&mut self) {
-        self.opened = 0;
+        (self.opened, self.resumed) = (0, 0);
     }
 
     /// Whether a SYN that has just been read opens its connection now. If so, that is one more.
@@ -72,12 +86,13 @@ impl SynBacklog {
     ///
     /// # Errors
     /// There are too many.
-    pub(super) fn put_aside(
+    fn put_aside(
         &mut self,
+        now: Instant,
         source_mac: Mac,
         packet: &Packet<'_>,
     ) -> Result<(), DropReason> {
-        let waiting = Waiting { source_mac, bytes: packet.bytes.into() };
+        let waiting = Waiting { source_mac, since: now, bytes: packet.bytes.into() };
         let bytes = self.bytes + waiting.cost();
         if bytes > MOST_BYTES {
             return Err(DropReason::SynBacklog);
@@ -89,10 +104,11 @@ impl SynBacklog {
 
     /// The next one whose turn it is.
     fn next(&mut self) -> Option<Waiting> {
-        if self.opened >= OPENED {
+        if self.opened >= OPENED || self.resumed >= RESUMED {
             return None;
         }
         let next = self.waiting.pop_front()?;
+        self.resumed += 1;
         self.bytes -= next.cost();
         if self.waiting.is_empty() {
             self.waiting = VecDeque::new();
@@ -104,12 +120,28 @@ impl SynBacklog {
 impl<F: FramePort, S: SocketPort> Worker<F, S> {
     /// Opens the connections whose SYNs have waited longest, as many as this turn has left.
     pub(super) fn open_waiting(&mut self, now: Instant) {
-        while let Some(Waiting { source_mac, bytes }) = self.syn_backlog.next() {
+        while let Some(Waiting { source_mac, since, bytes }) = self.syn_backlog.next() {
+            if now.since(since) >= PATIENCE {
+                self.ledger.refuse(FlowTransport::Tcp);
+                self.io.drop_frame(DropReason::SynBacklog);
+                continue;
+            }
             self.syn_backlog.resuming = true;
             if let Err(reason) = self.on_packet_from(now, source_mac, &bytes) {
                 self.io.drop_frame(reason);
             }
             self.syn_backlog.resuming = false;
         }
+    }
+
+    /// Has a SYN wait for its turn.
+    pub(super) fn delay(
+        &mut self,
+        now: Instant,
+        source_mac: Mac,
+        packet: &Packet<'_>,
+    ) -> Result<(), DropReason> {
+        let put_aside = self.syn_backlog.put_aside(now, source_mac, packet);
+        put_aside.inspect_err(|_| self.ledger.refuse(FlowTransport::Tcp))
     }
 }

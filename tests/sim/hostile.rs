@@ -106,26 +106,41 @@ fn a_syn_flood_stays_within_the_limit() {
         }
     }
     assert!(bench.held().syn_bytes <= 4 << 20);
-    while !bench.tap.0.borrow().inbound.is_empty() || bench.held().syn_bytes > 0 {
+    while !bench.tap.0.borrow().inbound.is_empty() {
         bench.turn();
     }
+    open_all(&mut bench);
     assert_eq!(bench.flow_count(), 500);
     let (late, many) = (DropReason::SynBacklog, DropReason::FlowLimit);
     assert!(bench.dropped(late) > 10_000 && bench.dropped(many) > 10_000, "{:?}", bench.drops());
-
     assert!(bench.held().timers < 10_000);
+}
+
+/// Turns until no SYN waits; what the guest sees of it.
+fn open_all(bench: &mut Bench) -> Vec<Vec<u8>> {
+    let mut answers = vec![];
+    for _ in 0..10_000 {
+        answers.extend(bench.turn());
+        if bench.held().syn_bytes == 0 {
+            // What was opened last is connected.
+            answers.extend(bench.turn());
+            return answers;
+        }
+    }
+    panic!("SYNs wait for ever");
+}
+
+/// A SYN from this port of the guest's.
+fn syn(port: u16) -> Vec<u8> {
+    Tcp { ports: (port, 81), ..Tcp::new(SYN) }.frame(Ip::v4(TCP))
 }
 
 #[test]
 fn what_is_established_does_not_wait_for_what_is_begun() {
     let mut bench = Bench::new(false, small_limits());
-    let slow = Script { connect_delay: u64::MAX / 2, ..Script::default() };
-    bench.host.0.borrow_mut().serve(81, slow);
-    bench
-        .host
-        .0
-        .borrow_mut()
-        .serve(80, Script { connect_delay: 0, waits_for_end: true, ..Script::default() });
+    let script = |waits_for_end| Script { connect_delay: 0, waits_for_end, ..Script::default() };
+    bench.host.0.borrow_mut().serve(80, script(true));
+    bench.host.0.borrow_mut().serve(81, script(true));
     let (ports, ip) = ((1000, 80), Ip::v4(TCP));
     bench.feed(&Tcp { ports, ..Tcp::new(SYN) }.frame(ip));
     let [syn_ack] = &bench.turn()[..] else { panic!("no SYN-ACK") };
@@ -133,23 +148,66 @@ fn what_is_established_does_not_wait_for_what_is_begun() {
     let ack = Tcp { ports, seq: 1001, ack: iss + 1, ..Tcp::new(ACK) };
     bench.feed(&ack.frame(ip));
 
-    // All of it in one turn.
-    for number in 0..60 {
-        bench.queue(&Tcp { ports: (2000 + number, 81), ..Tcp::new(SYN) }.frame(ip));
-    }
-    bench.feed(&Tcp { payload: b"question".to_vec(), ..ack }.frame(ip));
+    // A turn reads 64 frames.
+    (0..200).for_each(|number| bench.queue(&syn(2000 + number)));
+    bench.queue(&Tcp { payload: b"question".to_vec(), ..ack }.frame(ip));
+    let mut answers: Vec<Vec<u8>> = (0..4).flat_map(|_| bench.turn()).collect();
     assert_eq!(bench.host.0.borrow().passed_on(80), 8);
-    assert_eq!(bench.flow_count(), 1 + 8);
+    assert_eq!(bench.flow_count(), 1 + 4 * 8);
     assert!(bench.worker.timeout(Instant::from_nanos(bench.now)) == Some(Duration::ZERO));
 
-    // The others follow in order, and are opened once, however often they ask.
-    bench.feed(&Tcp { ports: (2059, 81), ..Tcp::new(SYN) }.frame(ip));
-    assert_eq!(bench.flow_count(), 1 + 16);
-    while bench.held().syn_bytes > 0 {
-        bench.turn();
-    }
-    assert_eq!(bench.flow_count(), 1 + 60);
+    // The others follow in order, each once, however often they ask.
+    (0..200).for_each(|number| bench.queue(&syn(2000 + number)));
+    answers.extend(open_all(&mut bench));
+    let guest_port = |frame: &Vec<u8>| u16::from_be_bytes(frame[36..38].try_into().unwrap());
+    let mut ports: Vec<u16> = answers.iter().map(guest_port).filter(|&port| port >= 2000).collect();
+    ports.dedup();
+    let mut first = vec![];
+    ports.retain(|port| {
+        !first.contains(port) && {
+            first.push(*port);
+            true
+        }
+    });
+    assert_eq!(ports, (2000..2200).collect::<Vec<u16>>());
+    assert_eq!((bench.flow_count(), bench.host.0.borrow().connects), (201, 201));
     assert_eq!(bench.drops(), []);
+}
+
+#[test]
+fn a_syn_that_has_been_repeated_while_it_waited_opens_once() {
+    let mut bench = Bench::new(false, small_limits());
+    // Refused at once, so nothing remembers the first.
+    (0..60).for_each(|number| bench.queue(&syn(2000 + number)));
+    bench.turn();
+    assert_eq!(bench.host.0.borrow().connects, 8);
+    bench.now += 1_000_000_000;
+    (8..60).for_each(|number| bench.queue(&syn(2000 + number)));
+    open_all(&mut bench);
+    assert_eq!(bench.host.0.borrow().connects, 60);
+    assert_eq!(bench.drops(), [(DropReason::SynBacklog, 52)]);
+}
+
+#[test]
+fn repetitions_of_a_syn_do_not_have_a_turn_to_themselves() {
+    let mut bench = Bench::new(false, small_limits());
+    let slow = Script { connect_delay: u64::MAX / 2, ..Script::default() };
+    bench.host.0.borrow_mut().serve(81, slow);
+    (0..100).for_each(|number| bench.queue(&syn(2000 + number)));
+    (0..300).for_each(|_| bench.queue(&syn(2099)));
+    for turn in 0.. {
+        bench.turn();
+        if bench.host.0.borrow().connects == 100 {
+            break;
+        }
+        assert!(turn < 100, "some are not opened");
+    }
+    let before = bench.held().syn_bytes;
+    bench.turn();
+    let taken = before - bench.held().syn_bytes;
+    assert!(bench.held().syn_bytes > 0 && (64 * 80..64 * 200).contains(&taken), "{taken} bytes");
+    open_all(&mut bench);
+    assert_eq!(bench.host.0.borrow().connects, 100);
 }
 
 #[test]
