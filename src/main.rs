@@ -162,7 +162,7 @@ fn status_of(failure: &Failure, is_run: bool) -> u8 {
         Failure::Setup(SetupError::NoInterpreter(_) | SetupError::NotExecutable { .. }) => {
             exit::NOT_EXECUTABLE
         }
-        Failure::Usage(_) | Failure::Config(_) => exit::USAGE,
+        Failure::Usage(_) | Failure::Config(_) | Failure::Show(ShowError::Spec(_)) => exit::USAGE,
         _ if is_run => exit::RUN_FAILED,
         _ => exit::FAILED,
     }

@@ -51,6 +51,9 @@ pub enum ShowError {
     /// The instance could not be asked, or refused.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A port to be added that is none.
+    #[error("{0}")]
+    Spec(String),
     /// Standard output.
     #[error("write to standard output")]
     Output(#[source] io::Error),
@@ -65,6 +68,7 @@ impl ShowError {
         match self {
             ShowError::Select(error) => Some(error.hint().to_owned()),
             ShowError::Client(error) => error.hint(),
+            ShowError::Spec(_) => Some("`tapway port add --help` has examples".to_owned()),
             ShowError::Output(_) | ShowError::Json(_) => None,
         }
     }

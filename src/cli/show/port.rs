@@ -8,6 +8,7 @@ use super::instances::Candidate;
 use super::table::{Align, Table};
 use super::{Instances, ShowError, print, print_json};
 use crate::cli::complete;
+use crate::cli::publish::parse_rules;
 use crate::control::api::ClientError;
 use crate::gate::forward::ForwardId;
 use crate::observe::{HostEnd, PortKind, PortRecord};
@@ -30,7 +31,7 @@ pub(super) const ABOUT: &str = "\
         EXIT STATUS\n  \
         0  done\n  \
         1  failed; ports named before the one that failed stay added or removed\n  \
-        2  bad command line")]
+        2  bad command line, or a SPEC that is none")]
 pub struct PortArguments {
     #[command(subcommand)]
     verb: PortVerb,
@@ -103,14 +104,26 @@ pub(super) fn run(
         PortVerb::Add { words, expose_host, when_listening, json } => {
             let kind = kind(*expose_host);
             let add = |of: Candidate<'_>, spec: &str| of.client().add(kind, spec, *when_listening);
-            each(words, instances, *json, out, add)
+            // None is added if one is mistaken.
+            let check = |spec: &str| match parse_rules(kind, spec) {
+                Ok(_) => Ok(()),
+                Err(why) => Err(ShowError::Spec(why)),
+            };
+            each(words, instances, *json, out, check, add)
         }
         PortVerb::Rm { words, expose_host, json } => {
             let kind = kind(*expose_host);
-            each(words, instances, *json, out, |of, word| match word.parse() {
-                Ok(id) => of.client().remove(ForwardId(id)),
-                Err(_) => of.client().remove_spec(kind, word),
-            })
+            each(
+                words,
+                instances,
+                *json,
+                out,
+                |_| Ok(()),
+                |of, word| match word.parse() {
+                    Ok(id) => of.client().remove(ForwardId(id)),
+                    Err(_) => of.client().remove_spec(kind, word),
+                },
+            )
         }
         PortVerb::List { instance, json } => {
             let records = instances.with(instance.as_deref(), |of| of.client().forwards())??;
@@ -122,15 +135,17 @@ pub(super) fn run(
     }
 }
 
-/// Does `perform` for each port that `words` name, and prints what it concerned.
+/// Does `perform` for each port that `words` name, if all pass `check`, and prints what it concerned.
 fn each(
     words: &[String],
     instances: &Instances,
     json: bool,
     out: &mut dyn Write,
+    check: impl Fn(&str) -> Result<(), ShowError>,
     perform: impl Fn(Candidate<'_>, &str) -> Result<Vec<PortRecord>, ClientError>,
 ) -> Result<(), ShowError> {
     let (instance, ports) = split(words, |name| instances.is_up(name));
+    ports.iter().try_for_each(|port| check(port))?;
     instances.with(instance, |of| {
         for port in ports {
             for record in perform(of, port)? {
