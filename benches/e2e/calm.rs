@@ -12,7 +12,7 @@ use crate::base::{Processors, pause};
 use crate::report::median;
 
 /// Share of all processors' time that may be taken from a measurement. Loads keep two to four of
-/// four busy, so it is less than a twentieth of what they have.
+/// four busy, so it is a sixteenth of what they have at most.
 pub const STOLEN: f64 = 0.03;
 
 /// How often a measurement is done before the one from which least was taken has to do.
@@ -43,7 +43,10 @@ impl Calm {
             if best.0 <= limit {
                 break;
             }
-            eprintln!("{what}: others took {:.0} % of the processors' time: again", 100.0 * best.0);
+            eprintln!(
+                "{what}: others took {:.0} % or more of the processors' time: again",
+                100.0 * best.0
+            );
             self.again += 1;
             pause(number * WAIT);
             let next = attempt();

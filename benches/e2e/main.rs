@@ -42,7 +42,8 @@
 //! then those of processor time.
 //!
 //! A measurement from which the hypervisor takes processors is repeated ([`calm`]); the report says
-//! how often that was, and what was taken from those that it shows.
+//! how often that was, and what was taken from those that it shows. What fills a guest or publishes
+//! in it is done once.
 //!
 //! Where the two ends keep a core each busy (QUIC above all, of which neither end loses a datagram in
 //! these cells), a helper needs a third. On a machine that has other work at the same time, it gets
@@ -252,6 +253,11 @@ fn run(options: &Options, premises: Premises) -> Result<u8, Failure> {
     Ok(u8::from(options.check && unmet))
 }
 
+/// How the lines on stderr begin.
+fn label(round: u32, workload: Workload, contender: Contender) -> String {
+    format!("round {round}  {:<16} {:<12}", workload.id(), contender.name())
+}
+
 /// How guests are set up.
 #[derive(Clone, Copy)]
 enum Setting {
@@ -356,7 +362,7 @@ impl Run<'_> {
                 continue;
             }
             let (lab, programs) = (&self.lab, &self.programs);
-            let what = format!("round {round}  {:<16} {:<12}", workload.id(), contender.name());
+            let what = label(round, workload, contender);
             let figures = match workload {
                 // The ports of the first attempt would be in TIME_WAIT at the second.
                 Workload::PublishedPorts => {
@@ -420,7 +426,7 @@ impl Run<'_> {
                 let contender = guest.contender;
                 let (lab, programs) = (&self.lab, &self.programs);
                 let seconds = self.options.seconds;
-                let what = format!("round {round}  {:<16} {:<12}", workload.id(), contender.name());
+                let what = label(round, workload, contender);
                 let mut dropped = 0;
                 let limit = if workload.leaves_no_trace() { calm::STOLEN } else { 1.0 };
                 let outcome = self.results.calm.measure(&what, limit, || {
@@ -452,11 +458,10 @@ impl Run<'_> {
         contender: Contender,
         figures: Result<Vec<Figure>, Failure>,
     ) {
-        let (id, name) = (workload.id(), contender.name());
         match figures {
             Ok(figures) => {
                 let first = figures.first().map_or(f64::NAN, |(_, value)| *value);
-                eprintln!("round {round}  {id:<16} {name:<12} {first:.2}");
+                eprintln!("{} {first:.2}", label(round, workload, contender));
                 for (row, value) in figures {
                     self.results.add(&row, contender, value);
                 }
@@ -473,8 +478,8 @@ impl Run<'_> {
         contender: Contender,
         Failure(why): Failure,
     ) {
-        let (workload, name) = (workload.id(), contender.name());
-        eprintln!("round {round}  {workload:<16} {name:<12} no figure: {why}");
+        eprintln!("{} no figure: {why}", label(round, workload, contender));
+        let workload = workload.id();
         self.results.missing.push(Missing { contender, workload, round, why });
     }
 }
