@@ -168,7 +168,7 @@ fn split(words: &[String], is_up: impl Fn(&str) -> bool) -> (Option<&str>, &[Str
         [first, rest @ ..] if !rest.is_empty() && (is_up(first) || !like_port(first)) => {
             (Some(first), rest)
         }
-        // A word alone is a port. If it is none, the instance says so.
+        // A word alone is a port. If it is none, that is what is told.
         _ => (None, words),
     }
 }
