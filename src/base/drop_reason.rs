@@ -68,7 +68,7 @@ reasons! {
     UnacceptableSegment => "unacceptable_segment",
     /// The per-guest limit of flows is reached.
     FlowLimit => "flow_limit",
-    /// More connections are being begun than can wait to be opened.
+    /// More connections are being begun than can wait to be opened, or than are opened in a second.
     SynBacklog => "syn_backlog",
     /// No file descriptor or host port left for a new flow.
     HostResources => "host_resources",

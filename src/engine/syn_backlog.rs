@@ -18,8 +18,9 @@ use crate::stack::ip::Packet;
 use super::ports::{FramePort, SocketPort};
 use super::worker::Worker;
 
-/// Connections that the guest begins, and that one turn opens. Each takes 40 µs or more, and a
-/// client that opens them one after the other never has as many at once.
+/// Connections that the guest begins, and that one turn opens: 15,000 at once took 18 µs each (Linux
+/// 6.18, a closed port of a veth's other end). A client that opens them one after the other never has
+/// as many at once.
 const OPENED: u32 = 8;
 
 /// Waiting SYNs that a turn looks at: those that are late, or whose connection is there already, cost
@@ -39,11 +40,9 @@ struct Waiting {
     bytes: Box<[u8]>,
 }
 
-impl Waiting {
-    /// Allocators round up.
-    fn cost(&self) -> usize {
-        size_of::<Waiting>() + self.bytes.len() + 16
-    }
+/// Bytes that a packet takes while it waits. Allocators round up.
+fn cost(bytes: &[u8]) -> usize {
+    size_of::<Waiting>() + bytes.len() + 16
 }
 
 /// SYNs in the order of their arrival.
@@ -75,7 +74,7 @@ impl SynBacklog {
         (self.opened, self.resumed) = (0, 0);
     }
 
-    /// Whether a SYN that has just been read opens its connection now. If so, that is one more.
+    /// Whether the SYN that is looked at opens its connection now. If so, that is one more.
     pub(super) fn admits(&mut self) -> bool {
         let admits = self.resuming || (self.opened < OPENED && self.waiting.is_empty());
         self.opened += u32::from(admits);
@@ -92,13 +91,12 @@ impl SynBacklog {
         source_mac: Mac,
         packet: &Packet<'_>,
     ) -> Result<(), DropReason> {
-        let waiting = Waiting { source_mac, since: now, bytes: packet.bytes.into() };
-        let bytes = self.bytes + waiting.cost();
+        let bytes = self.bytes + cost(packet.bytes);
         if bytes > MOST_BYTES {
             return Err(DropReason::SynBacklog);
         }
         self.bytes = bytes;
-        self.waiting.push_back(waiting);
+        self.waiting.push_back(Waiting { source_mac, since: now, bytes: packet.bytes.into() });
         Ok(())
     }
 
@@ -109,7 +107,7 @@ impl SynBacklog {
         }
         let next = self.waiting.pop_front()?;
         self.resumed += 1;
-        self.bytes -= next.cost();
+        self.bytes -= cost(&next.bytes);
         if self.waiting.is_empty() {
             self.waiting = VecDeque::new();
         }
@@ -135,7 +133,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
     }
 
     /// Has a SYN wait for its turn.
-    pub(super) fn delay(
+    pub(super) fn delay_syn(
         &mut self,
         now: Instant,
         source_mac: Mac,

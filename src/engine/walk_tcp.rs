@@ -65,7 +65,7 @@ impl<F: FramePort, S: SocketPort> Worker<F, S> {
             return Err(DropReason::NoFlow);
         }
         if !self.syn_backlog.admits() {
-            return self.delay(now, source_mac, packet);
+            return self.delay_syn(now, source_mac, packet);
         }
         self.open(now, source_mac, packet, key, &segment, destination)
     }

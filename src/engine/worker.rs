@@ -1,8 +1,8 @@
 //! A worker: one thread, one TAP queue, one epoll instance, and the flows that it owns (D5).
 //!
 //! ```text
-//!   wait ─▶ turn(now): events ─▶ frames from the guest ─▶ SYNs that waited ─▶ flows with more to read
-//!                      ─▶ acknowledgments of the batch ─▶ timers ─▶ wait
+//!   wait ─▶ turn(now): events ─▶ frames from the guest ─▶ SYNs that waited
+//!                      ─▶ flows with more to read ─▶ acknowledgments of the batch ─▶ timers ─▶ wait
 //! ```
 //! One clock reading per turn. Every list is worked off in bounded batches, so that neither a
 //! busy guest nor a busy host starves the other. Nothing here is shared or locked; how workers work

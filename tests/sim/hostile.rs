@@ -1,6 +1,7 @@
 //! Frames that no decent guest sends, many of them: never a reason to panic or to hold more than
 //! the limits allow.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -161,14 +162,8 @@ fn what_is_established_does_not_wait_for_what_is_begun() {
     answers.extend(open_all(&mut bench));
     let guest_port = |frame: &Vec<u8>| u16::from_be_bytes(frame[36..38].try_into().unwrap());
     let mut ports: Vec<u16> = answers.iter().map(guest_port).filter(|&port| port >= 2000).collect();
-    ports.dedup();
-    let mut first = vec![];
-    ports.retain(|port| {
-        !first.contains(port) && {
-            first.push(*port);
-            true
-        }
-    });
+    let mut seen = BTreeSet::new();
+    ports.retain(|port| seen.insert(*port));
     assert_eq!(ports, (2000..2200).collect::<Vec<u16>>());
     assert_eq!((bench.flow_count(), bench.host.0.borrow().connects), (201, 201));
     assert_eq!(bench.drops(), []);
