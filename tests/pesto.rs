@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -303,9 +303,13 @@ fn auto_may_come_and_go_while_the_guest_runs() {
     // The servers' own ports may be another's on the host: at an address that nobody else has.
     let address = format!("127.{}.{}.9", std::process::id() >> 8 & 0xff, std::process::id() & 0xff);
     let heard = |port: u16| {
+        let Ok(mut stream) = TcpStream::connect((address.as_str(), port)) else { return false };
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut text = String::new();
-        let stream = TcpStream::connect((address.as_str(), port));
-        stream.is_ok_and(|mut stream| stream.read_to_string(&mut text).is_ok() && !text.is_empty())
+        let read = stream.read_to_string(&mut text);
+        let waits = read.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        assert!(!waits, "a client of port {port} gets neither an answer nor an end");
+        read.is_ok() && !text.is_empty()
     };
     assert_eq!(lab.pesto(&["-t", &format!("{address}/4080,auto")]).status, Some(0));
     lab.guest.until("a port that has a server", || heard(4080));
